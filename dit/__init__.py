@@ -1,0 +1,1 @@
+"""The real thing: a diffusion transformer on the same trunk (not built yet)."""

@@ -1,0 +1,148 @@
+"""Residual merges: how a branch output joins the trunk before the Post-Norm RMSNorm."""
+
+# B batch, T tokens, D width
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm
+
+from theory import MERGES, Gains
+
+MERGE_EPS = 1e-5
+Segments = tuple[int, ...]
+
+
+def segment_mean(x: Float[Tensor, "B T D"], segments: Segments) -> Float[Tensor, "B T D"]:
+    """J_seg X: every token replaced by the mean of its segment (arXiv:2605.06169 App. E); empty segments are skipped.
+
+    Raises:
+        ValueError: the segments do not add up to the tokens.
+    """
+    if sum(segments) != x.shape[-2]:
+        raise ValueError(f"segments {segments} hold {sum(segments)} tokens, the trunk has {x.shape[-2]}")
+    parts = x.split([length for length in segments if length], dim=-2)
+    return torch.cat([part.mean(-2, keepdim=True).expand_as(part) for part in parts], dim=-2)
+
+
+class Merge(nn.Module):
+    """A residual merge followed by a non-affine RMSNorm: X' = RMSNorm(Z(X, F)).
+
+    Args:
+        width: features of a token.
+        eps: added to the mean square in the norm.
+    """
+
+    def __init__(self, width: int, *, eps: float = MERGE_EPS) -> None:
+        super().__init__()
+        self.width = width
+        self.eps = eps
+
+    def combine(self, trunk: Tensor, branch: Tensor, segments: Segments) -> Tensor:
+        """Z, the merged trunk before the norm."""
+        return trunk + branch
+
+    def forward(
+        self, trunk: Float[Tensor, "B T D"], branch: Float[Tensor, "B T D"], segments: Segments
+    ) -> Float[Tensor, "B T D"]:
+        """The normalised merge of trunk and branch; `segments` are the token counts of image and text."""
+        return rms_norm(self.combine(trunk, branch, segments), (self.width,), eps=self.eps)
+
+    def gains(self) -> Gains:
+        """What the merge multiplies mean and centered part by now, for the theory (rms over features)."""
+        return Gains(mean_skip=1.0, mean_write=1.0, centered_skip=1.0, centered_write=1.0)
+
+
+class Plain(Merge):
+    """Z = X + F, the baseline."""
+
+
+def _rms(gain: Tensor) -> float:
+    return float(gain.detach().double().square().mean().sqrt())
+
+
+class LayerScale(Merge):
+    """Z = X + lambda * F with a learned lambda per feature (arXiv:2605.06169 App. D, Eq. 40)."""
+
+    def __init__(self, width: int, gain: float, *, eps: float = MERGE_EPS) -> None:
+        super().__init__(width, eps=eps)
+        self.gain = nn.Parameter(torch.full((width,), float(gain)))
+
+    def combine(self, trunk: Tensor, branch: Tensor, segments: Segments) -> Tensor:
+        return trunk + self.gain * branch
+
+    def gains(self) -> Gains:
+        gain = _rms(self.gain)
+        return Gains(mean_skip=1.0, mean_write=gain, centered_skip=1.0, centered_write=gain)
+
+
+class ReZero(LayerScale):
+    """Z = X + lambda F with one learned scalar."""
+
+    def __init__(self, width: int, gain: float, *, eps: float = MERGE_EPS) -> None:
+        super().__init__(width, gain, eps=eps)
+        self.gain = nn.Parameter(torch.tensor([float(gain)]))
+
+
+class DeepNorm(Merge):
+    """Z = a X + F with a constant a."""
+
+    def __init__(self, width: int, gain: float, *, eps: float = MERGE_EPS) -> None:
+        super().__init__(width, eps=eps)
+        self.gain = float(gain)
+
+    def combine(self, trunk: Tensor, branch: Tensor, segments: Segments) -> Tensor:
+        return self.gain * trunk + branch
+
+    def gains(self) -> Gains:
+        return Gains(mean_skip=self.gain, mean_write=1.0, centered_skip=self.gain, centered_write=1.0)
+
+
+class MVSplit(Merge):
+    """Z = X + beta * (P F) + alpha * J (F - X), J and P segment-wise (R1, arXiv:2605.06169 Eq. 7-8).
+
+    alpha, the gain on the mean, makes it a leaky integrator; beta is the gain on the centered part. Both are learned per
+    feature.
+    """
+
+    def __init__(self, width: int, alpha: float = 0.0, beta: float = 1.0, *, eps: float = MERGE_EPS) -> None:
+        super().__init__(width, eps=eps)
+        self.alpha = nn.Parameter(torch.full((width,), float(alpha)))
+        self.beta = nn.Parameter(torch.full((width,), float(beta)))
+
+    def combine(self, trunk: Tensor, branch: Tensor, segments: Segments) -> Tensor:
+        branch_mean = segment_mean(branch, segments)
+        shift = self.alpha * (branch_mean - segment_mean(trunk, segments))
+        return trunk + self.beta * (branch - branch_mean) + shift
+
+    def gains(self) -> Gains:
+        alpha = self.alpha.detach().double()
+        return Gains(
+            mean_skip=_rms(1 - alpha), mean_write=_rms(alpha), centered_skip=1.0, centered_write=_rms(self.beta)
+        )
+
+
+def make_merge(
+    name: str, width: int, *, residual_gain: float = 1.0, alpha: float = 0.0, beta: float = 1.0, eps: float = MERGE_EPS
+) -> Merge:
+    """The merge of a name: plain, layerscale, rezero, deepnorm or mv_split.
+
+    Args:
+        name: one of `theory.MERGES`.
+        width: features of a token.
+        residual_gain: lambda of layerscale and rezero, a of deepnorm.
+        alpha: mean gain of mv_split.
+        beta: centered gain of mv_split.
+        eps: of the RMSNorm.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name == "plain":
+        return Plain(width, eps=eps)
+    if name == "mv_split":
+        return MVSplit(width, alpha, beta, eps=eps)
+    scaled = {"layerscale": LayerScale, "rezero": ReZero, "deepnorm": DeepNorm}
+    if name not in scaled:
+        raise ValueError(f"unknown merge {name!r}: choose one of {', '.join(MERGES)}")
+    return scaled[name](width, residual_gain, eps=eps)

@@ -1,0 +1,161 @@
+"""The forward observables of arXiv:2605.06169 App. A, exact and over the whole batch, one value per sample."""
+
+# B batch, T tokens, D width, H heads, K Krylov vectors
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+EPS = 1e-12
+"""Keeps ratios finite where a centered part is exactly zero; far below every norm of a trunk after its RMSNorm."""
+
+
+def _need_pair(x: Tensor) -> None:
+    if x.shape[-2] < 2:
+        raise ValueError(f"a token pair is needed: tokens must be at least 2, got {x.shape[-2]}")
+
+
+def centered(x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
+    """c(X) = P X: every token less the token mean (Eq. 3).
+
+    The mean is taken twice, so that nearly equal tokens keep a centered part accurate to its own size: P P = P.
+    """
+    first = x - x.mean(-2, keepdim=True)
+    return first - first.mean(-2, keepdim=True)
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=(-2, -1))
+
+
+def _mean_norm(x: Tensor) -> Tensor:
+    """|mu(X)|_F = sqrt(T) |token mean|."""
+    return x.shape[-2] ** 0.5 * torch.linalg.vector_norm(x.mean(-2), dim=-1)
+
+
+def zero_tokens(x: Float[Tensor, "B T D"]) -> Int[Tensor, " B"]:
+    """How many tokens vanish: they have no direction and are left out of every cosine."""
+    return (x.abs().amax(-1) == 0).sum(-1)
+
+
+def tcs_deficit(x: Float[Tensor, "B T D"]) -> Float[Tensor, " B"]:
+    """1 - TCS, from the centered unit tokens, so that it stays accurate where all tokens nearly agree.
+
+    With n unit tokens u_t, sum_{s != t} u_s . u_t = |sum u|^2 - n, hence 1 - TCS = sum_t |u_t - ubar|^2 / (n - 1).
+    NaN where fewer than two tokens have a direction.
+
+    Raises:
+        ValueError: fewer than two tokens.
+    """
+    _need_pair(x)
+    scaled = x / x.abs().amax(-1, keepdim=True)
+    directed = torch.isfinite(scaled).all(-1, keepdim=True) | ~torch.isfinite(x).all(-1, keepdim=True)
+    unit = torch.where(directed, scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True), 0.0)
+    count = directed.sum(-2, keepdim=True)
+    spread = torch.where(directed, unit - unit.sum(-2, keepdim=True) / count, 0.0)
+    spread = torch.where(directed, spread - spread.sum(-2, keepdim=True) / count, 0.0)
+    pairs = count[:, 0, 0] - 1
+    return torch.where(pairs > 0, spread.square().sum((-2, -1)) / pairs, torch.nan)
+
+
+def tcs(x: Float[Tensor, "B T D"]) -> Float[Tensor, " B"]:
+    """Mean cosine similarity over ordered pairs of distinct tokens (TCS, App. A); 1 is full homogenisation.
+
+    Exact, in O(T D). Zero tokens are left out; NaN where fewer than two tokens have a direction.
+
+    Raises:
+        ValueError: fewer than two tokens.
+    """
+    return 1 - tcs_deficit(x)
+
+
+def rho(x: Float[Tensor, "B T D"]) -> Float[Tensor, " B"]:
+    """|mu(X)|_F / (|c(X)|_F + eps), the paper's energy ratio (a ratio of norms)."""
+    return _mean_norm(x) / (_norm(centered(x)) + EPS)
+
+
+def r_tr(trunk: Float[Tensor, "B T D"], branch: Float[Tensor, "B T D"]) -> Float[Tensor, " B"]:
+    """|U(X)|_F / (|X|_F + eps): the branch output against the trunk it is added to."""
+    return _norm(branch) / (_norm(trunk) + EPS)
+
+
+def var_gain(trunk: Float[Tensor, "B T D"], branch: Float[Tensor, "B T D"]) -> Float[Tensor, " B"]:
+    """|c(U(X))|_F / (|c(X)|_F + eps): the centered part a branch returns for the centered part it reads."""
+    return _norm(centered(branch)) / (_norm(centered(trunk)) + EPS)
+
+
+def row_div(attention: Float[Tensor, "B H T T"]) -> Float[Tensor, " B"]:
+    """|A - J A|_F / |A|_F: how far the rows of the attention matrix differ, mean over heads."""
+    return (_norm(centered(attention)) / _norm(attention)).mean(1)
+
+
+def retention(attention: Float[Tensor, "B H T T"], x: Float[Tensor, "B T D"]) -> Float[Tensor, " B"]:
+    """Ret(c<-c) = |c(A c(X))|_F / (|c(X)|_F + eps), mean over heads."""
+    part = centered(x)
+    mixed = attention @ part[:, None]
+    return (_norm(centered(mixed)) / (_norm(part)[:, None] + EPS)).mean(1)
+
+
+def leakage(attention: Float[Tensor, "B H T T"], x: Float[Tensor, "B T D"]) -> Float[Tensor, " B"]:
+    """Leakage(mu<-c) = |mu(A c(X))|_F / (|c(X)|_F + eps), mean over heads (law P1's leakage term)."""
+    part = centered(x)
+    column_means = attention.mean(-2)
+    leaked = x.shape[-2] ** 0.5 * torch.linalg.vector_norm(column_means @ part, dim=-1)
+    return (leaked / (_norm(part)[:, None] + EPS)).mean(1)
+
+
+def mu_eff(attention: Float[Tensor, "B H T T"], *, tolerance: float | None = None) -> Float[Tensor, " B"]:
+    """|P A P|_2, the operator norm on the centered part (law P2, Eq. 4), mean over heads.
+
+    Golub-Kahan-Lanczos with full re-orthogonalisation, stopped when the residual of every head's leading singular pair
+    is below `tolerance` times its value; at most T steps, where it is exact.
+
+    Args:
+        attention: attention matrices.
+        tolerance: relative residual; None takes the square root of the dtype's resolution, so that the value (its error
+            is of the order of the residual squared) is good to the resolution.
+
+    Raises:
+        ValueError: fewer than two tokens.
+    """
+    _need_pair(attention)
+    tolerance = torch.finfo(attention.dtype).eps ** 0.5 if tolerance is None else tolerance
+    operator = centered(centered(attention).transpose(-1, -2)).flatten(0, 1)
+    return _leading_singular_value(operator, tolerance).unflatten(0, attention.shape[:2]).mean(1)
+
+
+def _orthogonal(vector: Tensor, basis: list[Tensor]) -> Tensor:
+    """The vector less its components along the basis, twice for safety."""
+    if basis:
+        columns = torch.stack(basis, -1)
+        for _ in range(2):
+            vector = vector - (columns @ (columns.transpose(-1, -2) @ vector[..., None]))[..., 0]
+    return vector
+
+
+def _leading_singular_value(matrix: Float[Tensor, "N T T"], tolerance: float) -> Float[Tensor, " N"]:
+    """Largest singular value of each matrix by Golub-Kahan-Lanczos bidiagonalisation."""
+    tokens = matrix.shape[-1]
+    tiny = torch.finfo(matrix.dtype).tiny
+    start = torch.linspace(-1.0, 1.0, tokens, dtype=matrix.dtype, device=matrix.device).sin()
+    right = (start - start.mean()).expand(len(matrix), tokens)
+    right = right / torch.linalg.vector_norm(right, dim=-1, keepdim=True)
+    rights, lefts, diagonal, upper = [right], [], [], []
+    value = matrix.new_zeros(len(matrix))
+    for step in range(tokens):
+        left = _orthogonal((matrix @ rights[-1][..., None])[..., 0], lefts)
+        diagonal.append(torch.linalg.vector_norm(left, dim=-1))
+        lefts.append(left / diagonal[-1].clamp_min(tiny)[:, None])
+        right = _orthogonal((lefts[-1][:, None] @ matrix)[:, 0], rights)
+        upper.append(torch.linalg.vector_norm(right, dim=-1))
+        rights.append(right / upper[-1].clamp_min(tiny)[:, None])
+        if step % 4 == 3 or step == tokens - 1:
+            core = torch.diag_embed(torch.stack(diagonal, -1))
+            if step:
+                core = core + torch.diag_embed(torch.stack(upper[:-1], -1), offset=1)
+            left_vectors, values, _ = torch.linalg.svd(core)
+            value = values[:, 0]
+            residual = upper[-1] * left_vectors[:, -1, 0].abs()
+            if bool((residual <= tolerance * value + tiny).all()):
+                break
+    return value

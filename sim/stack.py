@@ -1,0 +1,91 @@
+"""The trunk: Post-Norm blocks of attention and SwiGLU, each sub-layer joined by its own residual merge."""
+
+# B batch, T tokens, D width, H heads
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm, silu
+
+from sim.attention import SoftmaxAttention
+from sim.merges import MERGE_EPS, Segments, make_merge
+from theory import Setting
+
+
+class SwiGLU(nn.Module):
+    """F = W2 (SiLU(g) * v) with [g, v] = W13 x, no biases (REFERENCE section 1)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.w13 = nn.Linear(width, 2 * hidden, bias=False)
+        self.w2 = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """The branch output."""
+        gate, value = self.w13(x).chunk(2, dim=-1)
+        return self.w2(silu(gate) * value)
+
+
+class Block(nn.Module):
+    """One block: X <- merge(X, attention(X)), then X <- merge(X, SwiGLU(X)); each merge ends in an RMSNorm.
+
+    Sub-module names follow the published checkpoint (`operator.{q,k,v}_proj`, `operator.proj`, `ffn.w13`, `ffn.w2`). The
+    residual writers are `operator.proj` (label `attn`) and `ffn.w2` (label `ffn`).
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.setting = setting
+        self.operator = SoftmaxAttention(setting.width, setting.heads, rope=setting.rope)
+        self.ffn = SwiGLU(setting.width, setting.ffn_width)
+        self.merge_attn, self.merge_ffn = (
+            make_merge(
+                setting.merge,
+                setting.width,
+                residual_gain=setting.residual_gain,
+                alpha=setting.alpha,
+                beta=setting.beta,
+            )
+            for _ in range(2)
+        )
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Draw all weights afresh, in a fixed order: N(0, weight_std^2), the writers N(0, writer_std^2)."""
+        writer_std = self.setting.weight_std if self.setting.writer_std is None else self.setting.writer_std
+        readers = (self.operator.q_proj, self.operator.k_proj, self.operator.v_proj, self.ffn.w13)
+        for layers, std in ((readers, self.setting.weight_std), ((self.operator.proj, self.ffn.w2), writer_std)):
+            for layer in layers:
+                drawn = torch.randn(layer.weight.shape, generator=generator, device=generator.device)
+                layer.weight.detach().copy_(drawn.mul_(std))
+
+    def forward(self, x: Float[Tensor, "B T D"], segments: Segments) -> Float[Tensor, "B T D"]:
+        """The trunk after the block."""
+        x = self.merge_attn(x, self.operator(x, segments), segments)
+        return self.merge_ffn(x, self.ffn(x), segments)
+
+
+class Stack(nn.Module):
+    """`depth` blocks in a row, all resident; `sim.simulate` streams them instead."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.setting = setting
+        self.blocks = nn.ModuleList(Block(setting) for _ in range(setting.depth))
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """The final trunk."""
+        for block in self.blocks:
+            x = block(x, self.setting.segments)
+        return x
+
+
+def synthetic_input(setting: Setting, generator: torch.Generator) -> Float[Tensor, "B T D"]:
+    """X_0 = RMSNorm(sqrt(c0) 1 u^T + sqrt(1 - c0) E), u and E standard normal and fresh for every sample.
+
+    c0 is `input_cosine`: the pair cosine of the tokens up to O(1 / width). Text tokens, if any, share u.
+    """
+    tokens = sum(setting.segments)
+    common = torch.randn(setting.batch, 1, setting.width, generator=generator)
+    own = torch.randn(setting.batch, tokens, setting.width, generator=generator)
+    cosine = setting.input_cosine
+    return rms_norm(cosine**0.5 * common + (1 - cosine) ** 0.5 * own, (setting.width,), eps=MERGE_EPS)

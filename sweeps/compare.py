@@ -1,0 +1,107 @@
+"""Predicted against measured: the forecast a store was created with, beside the fronts its cells show."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from sim.store import DIVERGED, DONE, TODO, open_cells
+
+Row = dict[str, Any]
+
+
+def cell_depths(data: xr.Dataset) -> np.ndarray:
+    """Blocks of every cell, whether depth is an axis or fixed."""
+    if "depth" in data.coords:
+        return data["depth"].values.astype(int)
+    return np.full(data.sizes["cell"], json.loads(data.attrs["configuration"])["base"]["depth"])
+
+
+def onset_cells(path: Path) -> list[Row]:
+    """Every finished cell's coordinates with its measured front, None where there is none within the depth."""
+    data = open_cells(path)
+    done = np.flatnonzero(data["status"].values == DONE)
+    fronts = data["front"].values.astype(float)
+    return [
+        {**_coordinates(data, index), "front": None if math.isnan(fronts[index]) else fronts[index]} for index in done
+    ]
+
+
+def _coordinates(data: xr.Dataset, index: int) -> Row:
+    return {axis: data[axis][index].item() for axis in json.loads(data.attrs["axes"])}
+
+
+def compare_store(path: Path) -> list[Row]:
+    """One row per setting: predicted and measured front, over the seeds that finished.
+
+    The statistic is the mean over seeds. Where some seeds show no front within the depth, both sides are the restricted
+    mean of min(front, depth), which censoring does not bias (`front_restricted`); where neither side has a front,
+    `predicted` and `measured` are None (`no_front`). `z` counts measured standard errors.
+
+    Raises:
+        StoreError: no readable sweep.
+    """
+    data = open_cells(path)
+    depths, fronts, status = cell_depths(data), data["front"].values.astype(float), data["status"].values
+    settings: dict[tuple[Any, ...], list[int]] = {}
+    for index in range(data.sizes["cell"]):
+        coordinates = _coordinates(data, index)
+        del coordinates["seed"]
+        settings.setdefault(tuple(coordinates.items()), []).append(index)
+    rows = []
+    for coordinates, members in settings.items():
+        done = [index for index in members if status[index] == DONE]
+        forecast = {name: float(data[name].values[members[0]]) for name in data.data_vars if name.startswith("predicted")}
+        row = {**dict(coordinates), **_compared(forecast, fronts[done], int(depths[members[0]]))}
+        row["n_to_do"] = sum(status[index] == TODO for index in members).item()
+        row["n_diverged"] = sum(status[index] == DIVERGED for index in members).item()
+        rows.append(row)
+    return rows
+
+
+def _compared(forecast: dict[str, float], fronts: np.ndarray, depth: int) -> Row:
+    count, collapsed = len(fronts), int(np.isfinite(fronts).sum())
+    fraction = forecast["predicted_fraction"]
+    quantity, predicted, spread = "front", forecast["predicted_front"], forecast["predicted_front_std"]
+    if math.isnan(fraction) or not count:
+        predicted, spread = math.nan, math.nan
+    elif collapsed == 0 and fraction < 0.5:
+        quantity, predicted, spread = "no_front", math.nan, math.nan
+    elif collapsed < count or fraction < 1:
+        quantity = "front_restricted"
+        predicted, spread = forecast["predicted_restricted"], forecast["predicted_restricted_std"]
+    measured, deviation = math.nan, math.nan
+    if count and quantity != "no_front":
+        seen = np.where(np.isnan(fronts), depth, fronts)
+        measured, deviation = float(seen.mean()), float(seen.std(ddof=1)) if count > 1 else math.nan
+    error = deviation / math.sqrt(count) if count else math.nan
+    row = {
+        "quantity": quantity,
+        "predicted": predicted,
+        "predicted_std": spread,
+        "measured": measured,
+        "measured_std": deviation,
+        "measured_sem": error,
+        "n": count,
+        "n_collapsed": collapsed,
+        "predicted_fraction": fraction,
+        "z": (measured - predicted) / error if error > 0 else math.nan,
+        "relative_error": (predicted - measured) / measured if measured else math.nan,
+        "spread_ratio": spread / deviation if deviation > 0 else math.nan,
+    }
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+
+
+def compare(paths: list[Path]) -> dict[str, Any]:
+    """Rows of all stores, and the median and mean of |relative error| over those with a number on both sides."""
+    rows = [row for path in paths for row in compare_store(path)]
+    errors = [abs(row["relative_error"]) for row in rows if row["relative_error"] is not None]
+    return {
+        "rows": rows,
+        "median_abs_relative_error": float(np.median(errors)) if errors else None,
+        "mean_abs_relative_error": float(np.mean(errors)) if errors else None,
+    }
+

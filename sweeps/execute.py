@@ -1,0 +1,222 @@
+"""Running a sweep: lay out the store with its forecast, then compute the cells that are missing, here or on workers."""
+
+import contextlib
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from sim import observables
+from sim.onset import collapse_front
+from sim.simulate import WRITERS, observable_dims, simulate
+from sim.store import DIVERGED, DONE, FAILED, STATUS_NAMES, StoreError, SweepWriter, create_sweep, open_cells
+from sweeps.sweep import Cell, Sweep, digest
+from theory import Setting, predict_front
+from theory.front import FrontPrediction
+
+FORECASTS = {
+    "predicted_front": "mean collapse front over seeds, NaN where none is predicted",
+    "predicted_front_std": "standard deviation of the predicted front between seeds",
+    "predicted_front_deterministic": "front of the mean recursion, NaN where it has none",
+    "predicted_fraction": "fraction of seeds predicted to collapse within the cell's depth, NaN without a theory",
+    "predicted_restricted": "mean over seeds of min(front, depth)",
+    "predicted_restricted_std": "standard deviation between seeds of min(front, depth)",
+}
+
+FRONT = "first block at which the batch-mean TCS of the image tokens reaches 0.9, interpolated; NaN where none does"
+
+
+def provenance() -> dict[str, str]:
+    """Version and commit of the code that writes a result."""
+    run = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {"version": version("mean-mode-screaming"), "commit": run.stdout.strip() or "unknown"}
+
+
+def progress(units: Iterator[Any], total: int, label: str) -> Iterator[Any]:
+    """The units, with a progress bar on stderr."""
+    return iter(tqdm(units, total=total, desc=label, file=sys.stderr, dynamic_ncols=True, leave=False))
+
+
+def _forecast(prediction: FrontPrediction | None, depth: int) -> list[float]:
+    if prediction is None:
+        return [np.nan] * len(FORECASTS)
+    known = (prediction.front, prediction.front_std, prediction.front_deterministic)
+    return [np.nan if value is None else value for value in known] + list(prediction.within(depth))
+
+
+def forecast(sweep: Sweep) -> list[list[float]]:
+    """The theory's front for every setting, one row of `FORECASTS` each; NaN where there is none."""
+    settings = progress(iter(sweep.settings), len(sweep.settings), "forecast")
+    return [_forecast(_prediction(setting), setting.depth) for setting in settings]
+
+
+def forecast_rows(sweep: Sweep) -> list[dict[str, Any]]:
+    """The forecast beside the axes' values, with None for NaN: what can be written down before a sweep is run."""
+    rows = []
+    for setting, row in zip(sweep.settings, forecast(sweep), strict=True):
+        values = {name: None if np.isnan(value) else value for name, value in zip(FORECASTS, row, strict=True)}
+        rows.append({**{axis: getattr(setting, axis) for axis in sweep.axes}, **values})
+    return rows
+
+
+def _prediction(setting: Setting) -> FrontPrediction | None:
+    """The predicted front; None where the theory is silent (mv_split over two segments)."""
+    if setting.merge == "mv_split" and setting.text_tokens:
+        return None
+    return predict_front(setting)
+
+
+def _definition(name: str) -> str:
+    """First line of the observable's docstring, naming the segment."""
+    base, _, segment = name.partition("_image") if name.endswith("_image") else name.partition("_text")
+    text = (getattr(observables, base).__doc__ or "").splitlines()[0]
+    where = {"_image": " (image tokens)", "_text": " (text tokens)"}.get(segment or name[len(base) :], "")
+    return f"{text.rstrip('.')}{where}; mean over the batch"
+
+
+def _variables(sweep: Sweep) -> dict[str, tuple[tuple[str, ...], str]]:
+    dims: dict[str, tuple[str, ...]] = {}
+    for setting in sweep.settings:
+        dims |= observable_dims(setting)
+    return {"front": ((), FRONT), **{name: (of, _definition(name)) for name, of in dims.items()}}
+
+
+def lay_out(sweep: Sweep, path: Path) -> None:
+    """Create the store of a sweep, forecast included.
+
+    Raises:
+        StoreError: the path is taken.
+    """
+    if path.exists():
+        raise StoreError(f"{path} already exists: pass --resume to go on with it, or another --out")
+    variables = _variables(sweep)
+    configuration = sweep.configuration()
+    deepest = max(setting.depth for setting in sweep.settings)
+    create_sweep(
+        path,
+        coordinates=sweep.coordinates(),
+        sizes={"block": range(deepest + 1), "writer": WRITERS},
+        variables=variables,
+        forecasts={
+            name: ([value for value in column for _ in range(sweep.seeds)], text)
+            for (name, text), column in zip(FORECASTS.items(), zip(*forecast(sweep), strict=True), strict=True)
+        },
+        attributes={
+            "name": sweep.name,
+            "claim": sweep.claim,
+            "laws": json.dumps(sweep.laws),
+            "configuration": json.dumps(configuration),
+            "configuration_hash": digest(configuration),
+            "variables": json.dumps([*variables, *FORECASTS, "status"]),
+            **provenance(),
+        },
+    )
+
+
+def check_same(sweep: Sweep, path: Path) -> None:
+    """Refuse to go on with a store that holds another sweep.
+
+    Raises:
+        StoreError: naming the first difference.
+    """
+    stored = json.loads(SweepWriter(path).group.attrs["configuration"])
+    stored["base"] = dataclasses.asdict(Setting(**stored["base"]))
+    asked = json.loads(json.dumps(sweep.configuration()))
+    for part in ("name", "seeds", "axes", "base"):
+        if json.dumps(stored[part]) != json.dumps(asked[part]):
+            raise StoreError(f"{path} holds another sweep: its {part} is {stored[part]}, asked for {asked[part]}")
+
+
+def run_unit(cells: list[tuple[int, Cell]], path: Path) -> list[tuple[int, str]]:
+    """Simulate the deepest of some cells that share a run and write them all; returns (cell, error) of failed ones.
+
+    One thread computes a cell, so that its bits do not depend on how many workers there are.
+    """
+    torch.set_num_threads(1)
+    writer = SweepWriter(path)
+    deepest = cells[-1][1]
+    try:
+        values = simulate(deepest.setting, deepest.seed)
+    except (RuntimeError, MemoryError, ValueError) as error:
+        for index, _ in cells:
+            writer.write(index, {}, FAILED)
+        return [(index, f"{type(error).__name__}: {error}") for index, _ in cells]
+    for index, cell in cells:
+        prefix = {name: value[: cell.setting.depth + 1] for name, value in values.items()}
+        front = collapse_front(prefix["tcs_image" if cell.setting.text_tokens else "tcs"])
+        prefix["front"] = np.array(np.nan if front is None else front, np.float32)
+        writer.write(index, prefix, DONE if np.isfinite(prefix["tcs"]).all() else DIVERGED)
+    return []
+
+
+def run_sweep(sweep: Sweep, path: Path, *, resume: bool = False, workers: int = 1) -> None:
+    """Compute every missing cell of a sweep into its store, creating it where needed.
+
+    Args:
+        sweep: what to run.
+        path: the store.
+        resume: go on with an existing store; without it an existing path is refused.
+        workers: processes; more than one start a local dask cluster.
+
+    Raises:
+        StoreError: the path holds something else.
+    """
+    if resume and path.exists():
+        check_same(sweep, path)
+    else:
+        lay_out(sweep, path)
+    todo, lost = SweepWriter(path).remaining()
+    if lost:
+        print(f"{path}: {len(lost)} finished cells had lost their data and are computed again", file=sys.stderr)
+    missing = set(todo)
+    units = [[(index, sweep.cells[index]) for index in unit] for unit in sweep.units() if missing & set(unit)]
+    with _mapper(workers, path) as mapped:
+        for errors in progress(mapped(units), len(units), sweep.name):
+            for index, error in errors:
+                tqdm.write(f"cell {index} failed: {error}", file=sys.stderr)
+
+
+Mapped = Callable[[list[list[tuple[int, Cell]]]], Iterator[list[tuple[int, str]]]]
+
+
+@contextlib.contextmanager
+def _mapper(workers: int, path: Path) -> Iterator[Mapped]:
+    """How units are computed: one after the other, or as they complete on a local dask cluster."""
+    if workers == 1:
+        yield lambda units: (run_unit(unit, path) for unit in units)
+        return
+    try:
+        from dask.distributed import Client, LocalCluster, as_completed
+    except ImportError as error:
+        raise ValueError("--workers above 1 needs dask.distributed: pip install 'mean-mode-screaming[cluster]'") from error
+    absolute = path.absolute()
+    with (
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
+        Client(cluster) as client,
+    ):
+
+        def mapped(units: list[list[tuple[int, Cell]]]) -> Iterator[list[tuple[int, str]]]:
+            futures = client.map(run_unit, units, path=absolute, pure=False)
+            return (result for _, result in as_completed(futures, with_results=True))
+
+        yield mapped
+
+
+def count_status(path: Path) -> dict[str, int]:
+    """How many cells of a store are to do, done, failed and diverged."""
+    status = open_cells(path)["status"].values
+    return {name: int((status == code).sum()) for code, name in enumerate(STATUS_NAMES)}

@@ -1,0 +1,17 @@
+"""The named sweeps, one per claim."""
+
+from sweeps.collapse_front import COLLAPSE_FRONT
+from sweeps.sweep import Sweep
+
+SWEEPS: dict[str, Sweep] = {sweep.name: sweep for sweep in (COLLAPSE_FRONT,)}
+
+
+def named_sweep(name: str) -> Sweep:
+    """The sweep of a name.
+
+    Raises:
+        ValueError: no sweep has this name.
+    """
+    if name not in SWEEPS:
+        raise ValueError(f"unknown sweep {name!r}: choose one of {', '.join(SWEEPS)}")
+    return SWEEPS[name]

@@ -1,0 +1,100 @@
+"""`Sweep`: a question put to the simulation, as a grid of settings and seeds with the laws it speaks of."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from theory import Setting
+
+SETTING_FIELDS = tuple(field.name for field in dataclasses.fields(Setting))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One run: a setting and a seed."""
+
+    setting: Setting
+    seed: int
+
+    def key(self) -> str:
+        """Hash of the configuration: equal keys are the same run."""
+        return digest({**dataclasses.asdict(self.setting), "seed": self.seed})
+
+
+def digest(configuration: Mapping[str, Any]) -> str:
+    """Short hash of a JSON-serialisable configuration."""
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A frozen base configuration and a grid over some of its fields, for a number of seeds.
+
+    Attributes:
+        name: of the claim it measures; equal to the name of its figure.
+        claim: what it measures, in one line.
+        base: the fields no axis varies.
+        axes: setting field -> its values, in order.
+        seeds: seeds 0 to seeds - 1 of every setting, each with fresh weights and input.
+        laws: tags of the claims compared with it.
+
+    Raises:
+        ValueError: an axis that is no setting field or has no or repeated values, no seeds, or a setting out of range.
+    """
+
+    name: str
+    claim: str
+    base: Setting
+    axes: Mapping[str, tuple[Any, ...]]
+    seeds: int
+    laws: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for axis, values in self.axes.items():
+            if axis not in SETTING_FIELDS:
+                raise ValueError(f"unknown axis {axis!r}: choose from {', '.join(SETTING_FIELDS)}")
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"axis {axis} needs distinct values, got {values}")
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+        self.cells  # noqa: B018 (every setting of the grid is validated here)
+
+    @cached_property
+    def settings(self) -> tuple[Setting, ...]:
+        """Every setting of the grid, the last axis fastest."""
+        combinations = itertools.product(*self.axes.values())
+        return tuple(
+            dataclasses.replace(self.base, **dict(zip(self.axes, values, strict=True))) for values in combinations
+        )
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """Every run, seeds fastest; the position is the cell's index in the store."""
+        return tuple(Cell(setting=setting, seed=seed) for setting in self.settings for seed in range(self.seeds))
+
+    def coordinates(self) -> dict[str, list[Any]]:
+        """Axis -> value in every cell; the seed is the last axis."""
+        columns = {axis: [getattr(cell.setting, axis) for cell in self.cells] for axis in self.axes}
+        return {**columns, "seed": [cell.seed for cell in self.cells]}
+
+    def units(self) -> list[tuple[int, ...]]:
+        """Cells that share one run, deepest last: a deep stack contains its shallower prefixes."""
+        groups: dict[str, list[int]] = {}
+        for index, cell in enumerate(self.cells):
+            key = dataclasses.replace(cell, setting=dataclasses.replace(cell.setting, depth=0)).key()
+            groups.setdefault(key, []).append(index)
+        return [tuple(sorted(group, key=lambda index: self.cells[index].setting.depth)) for group in groups.values()]
+
+    def configuration(self) -> dict[str, Any]:
+        """All that determines the numbers, JSON-serialisable."""
+        axes = {axis: list(values) for axis, values in self.axes.items()}
+        return {"name": self.name, "base": dataclasses.asdict(self.base), "axes": axes, "seeds": self.seeds}
+
+    def with_axes(self, axes: Mapping[str, tuple[Any, ...]], seeds: int | None = None) -> "Sweep":
+        """The sweep with axes added or replaced, and another number of seeds."""
+        return dataclasses.replace(self, axes={**self.axes, **axes}, seeds=self.seeds if seeds is None else seeds)

@@ -1,0 +1,112 @@
+"""The setting of a synthetic stack: what the theory predicts from and the simulation is built from."""
+
+import math
+from dataclasses import dataclass
+
+MERGES = ("plain", "layerscale", "rezero", "deepnorm", "mv_split")
+MIXERS = ("softmax",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gains:
+    """What a residual merge multiplies the mean and the centered part of trunk and branch by, before its norm.
+
+    The merge maps (X, F) to Z with JZ = mean_skip JX + mean_write JF and PZ = centered_skip PX + centered_write PF.
+    """
+
+    mean_skip: float
+    mean_write: float
+    centered_skip: float
+    centered_write: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """One synthetic Post-Norm stack at initialisation; one object is predicted, simulated and compared.
+
+    All block weights are N(0, weight_std^2), the residual writers N(0, writer_std^2) (weight_std where None). The
+    input is RMSNorm(sqrt(input_cosine) 1 u^T + sqrt(1 - input_cosine) E) with u and E standard normal.
+
+    Attributes:
+        depth: blocks; each is an attention and a SwiGLU sub-layer with a merge of its own.
+        tokens: image tokens of a sample.
+        text_tokens: text tokens behind them, a second segment.
+        batch: samples, each with its own input; the collapse front is read off the batch mean.
+        width: features of a token.
+        heads: attention heads; they divide the width.
+        ffn_ratio: SwiGLU hidden width over width.
+        residual_gain: lambda of `layerscale` and `rezero`, a of `deepnorm`; 1 makes each the plain merge.
+        alpha: gain of `mv_split` on the mean (a leaky integrator).
+        beta: gain of `mv_split` on the centered part.
+        rope: 2-D rotary positions on the image tokens, which then form a square.
+
+    Raises:
+        ValueError: a value outside its range, or a combination that no stack has.
+    """
+
+    depth: int = 64
+    tokens: int = 64
+    text_tokens: int = 0
+    batch: int = 1
+    width: int = 256
+    heads: int = 4
+    ffn_ratio: float = 3.0
+    weight_std: float = 0.05
+    writer_std: float | None = None
+    input_cosine: float = 0.0
+    merge: str = "plain"
+    residual_gain: float = 1.0
+    alpha: float = 0.1
+    beta: float = 1.0
+    mixer: str = "softmax"
+    rope: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("depth", 0), ("tokens", 2), ("text_tokens", 0), ("batch", 1), ("width", 1), ("heads", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ValueError(f"heads must divide width: width {self.width} is no multiple of {self.heads} heads")
+        for name in ("ffn_ratio", "weight_std", "residual_gain"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if self.ffn_width < 1 or abs(self.ffn_width - self.ffn_ratio * self.width) > 1e-6:
+            raise ValueError(f"ffn_ratio {self.ffn_ratio} times width {self.width} must be a whole number")
+        if self.writer_std is not None and not 0 <= self.writer_std < math.inf:
+            raise ValueError(f"writer_std must be at least 0 and finite, got {self.writer_std}")
+        if not 0 <= self.input_cosine < 1:
+            raise ValueError(f"input_cosine must be in [0, 1), got {self.input_cosine}")
+        for name, known in (("merge", MERGES), ("mixer", MIXERS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(known)}")
+        for name in ("alpha", "beta"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+        if self.rope and math.isqrt(self.tokens) ** 2 != self.tokens:
+            raise ValueError(f"rope places the image tokens on a square: tokens must be a square, got {self.tokens}")
+        if self.rope and self.head_width % 4:
+            raise ValueError(f"2-D rope needs a head width divisible by 4, got {self.head_width}")
+
+    @property
+    def ffn_width(self) -> int:
+        """Hidden width of the SwiGLU sub-layer."""
+        return round(self.ffn_ratio * self.width)
+
+    @property
+    def head_width(self) -> int:
+        """Features of one attention head."""
+        return self.width // self.heads
+
+    @property
+    def segments(self) -> tuple[int, int]:
+        """Tokens of the image and of the text segment."""
+        return (self.tokens, self.text_tokens)
+
+    @property
+    def gains(self) -> Gains:
+        """The gains of the merge on mean and centered part (R1-R2, arXiv:2605.06169 Eq. 7-9 and App. D)."""
+        gain = self.residual_gain
+        skip, write = {"plain": (1.0, 1.0), "deepnorm": (gain, 1.0)}.get(self.merge, (1.0, gain))
+        if self.merge == "mv_split":
+            return Gains(mean_skip=1 - self.alpha, mean_write=self.alpha, centered_skip=1.0, centered_write=self.beta)
+        return Gains(mean_skip=skip, mean_write=write, centered_skip=skip, centered_write=write)

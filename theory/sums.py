@@ -1,0 +1,159 @@
+"""Index sums: a normal form for sums over tokens and features of unspecified, symbolic length.
+
+An expression is built of sympy `Sum`s over entries such as y[t, b]. Its normal form is a linear combination of
+contractions; bound indices are renamed to the least spelling, so two expressions are equal for all sizes as soon as
+their normal forms agree. The only rules are those of finite sums (linearity, renaming, sum_t 1 = T, Kronecker's delta)
+and the unit rule sum_b u[t, b]^2 = 1 for the entries declared as unit vectors.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import permutations, product
+
+from sympy import Add, Expr, IndexedBase, Integer, KroneckerDelta, Mul, Pow, Sum, Symbol, cancel
+from sympy.tensor.indexed import Indexed
+
+Term = tuple[tuple[Expr, ...], tuple[tuple[Symbol, Expr], ...]]
+"""Factors (entries and deltas) and bound indices, each with its length."""
+
+
+def over(index: Symbol, length: Expr) -> tuple[Symbol, int, Expr]:
+    """The summation range 1..length of an index."""
+    return (index, 1, length)
+
+
+def off_diagonal(first: Symbol, second: Symbol) -> Expr:
+    """The pair weight that keeps distinct indices: 1 - delta."""
+    return 1 - KroneckerDelta(first, second)
+
+
+class IndexSums:
+    """The normal form, for a given set of unit vectors.
+
+    Args:
+        unit: base -> the value of sum_b u[t, b]^2, the last index being the feature (1 for unit vectors).
+    """
+
+    def __init__(self, unit: dict[IndexedBase, Expr] | None = None) -> None:
+        self.unit = unit or {}
+        self._fresh = 0
+
+    def normal_form(self, expression: Expr) -> Expr:
+        """The canonical linear combination of contractions, as an expression; 0 exactly for an identity."""
+        total: Counter[Term] = Counter()
+        for term, coefficient in self._terms(expression):
+            canonical, factor = self._canonical(term)
+            total[canonical] = cancel(total[canonical] + coefficient * factor)
+        return Add(*(coefficient * self._spell(term) for term, coefficient in total.items()))
+
+    def _terms(self, node: Expr) -> Iterable[tuple[Term, Expr]]:
+        if isinstance(node, Add):
+            return [pair for argument in node.args for pair in self._terms(argument)]
+        if isinstance(node, Mul):
+            return self._multiplied(node.args)
+        if isinstance(node, Pow) and node.exp.is_Integer and node.exp > 0:
+            return self._multiplied([node.base] * int(node.exp))
+        if isinstance(node, Sum):
+            return self._bound(node)
+        if isinstance(node, Indexed | KroneckerDelta):
+            return [(((node,), ()), Integer(1))]
+        assert not node.has(Indexed, Sum), f"index sums know sums, products and powers, got {node}"
+        return [(((), ()), node)]
+
+    def _multiplied(self, factors: Iterable[Expr]) -> list[tuple[Term, Expr]]:
+        expanded = [list(self._terms(factor)) for factor in factors]
+        result = []
+        for choice in product(*expanded):
+            entries = tuple(entry for (part, _), _ in choice for entry in part)
+            bound = tuple(index for (_, part), _ in choice for index in part)
+            result.append(((entries, bound), Mul(*(coefficient for _, coefficient in choice))))
+        return result
+
+    def _bound(self, node: Sum) -> list[tuple[Term, Expr]]:
+        renamed, bound = node.function, []
+        for index, low, high in node.limits:
+            assert low == 1, "sums run from 1"
+            self._fresh += 1
+            fresh = Symbol(f"i{self._fresh}", integer=True)
+            renamed = renamed.subs(index, fresh)
+            bound.append((fresh, high))
+        return [((entries, (*inner, *bound)), coefficient) for (entries, inner), coefficient in self._terms(renamed)]
+
+    def _canonical(self, term: Term) -> tuple[Term, Expr]:
+        entries, bound, factor = list(term[0]), dict(term[1]), Integer(1)
+        changed = True
+        while changed:
+            changed = False
+            for rule in (self._apply_delta, self._apply_unit, self._apply_length):
+                outcome = rule(entries, bound)
+                if outcome is not None:
+                    factor, changed = factor * outcome, True
+        return self._least_spelling(entries, bound), factor
+
+    @staticmethod
+    def _apply_delta(entries: list[Expr], bound: dict[Symbol, Expr]) -> Expr | None:
+        for delta in (entry for entry in entries if isinstance(entry, KroneckerDelta)):
+            for index, other in (delta.args, delta.args[::-1]):
+                if index in bound:
+                    entries.remove(delta)
+                    entries[:] = [entry.subs(index, other) for entry in entries]
+                    del bound[index]
+                    return Integer(1)
+        return None
+
+    def _apply_unit(self, entries: list[Expr], bound: dict[Symbol, Expr]) -> Expr | None:
+        counts = Counter(entries)
+        for entry, count in counts.items():
+            if count < 2 or not isinstance(entry, Indexed) or entry.base not in self.unit:
+                continue
+            feature = entry.indices[-1]
+            if feature in bound and sum(other.has(feature) for other in entries) == 2:
+                entries.remove(entry)
+                entries.remove(entry)
+                del bound[feature]
+                return self.unit[entry.base]
+        return None
+
+    @staticmethod
+    def _apply_length(entries: list[Expr], bound: dict[Symbol, Expr]) -> Expr | None:
+        for index, length in bound.items():
+            if not any(entry.has(index) for entry in entries):
+                del bound[index]
+                return length
+        return None
+
+    @staticmethod
+    def _least_spelling(entries: list[Expr], bound: dict[Symbol, Expr]) -> Term:
+        lengths = sorted(set(bound.values()), key=str)
+        groups = [[index for index in bound if bound[index] == length] for length in lengths]
+        names = [[Symbol(f"{length}_{place}", integer=True) for place in range(len(group))] for length, group in zip(lengths, groups, strict=True)]
+        spellings = []
+        for orders in product(*(permutations(group) for group in groups)):
+            renaming = {old: new for order, name in zip(orders, names, strict=True) for old, new in zip(order, name, strict=True)}
+            spelled = tuple(sorted((entry.xreplace(renaming) for entry in entries), key=str))
+            spellings.append(spelled)
+        ranges = tuple((name, length) for length, group in zip(lengths, names, strict=True) for name in group)
+        return min(spellings, key=str), ranges
+
+    @staticmethod
+    def _spell(term: Term) -> Expr:
+        entries, bound = term
+        body = Mul(*entries)
+        return Sum(body, *(over(index, length) for index, length in bound)) if bound else body
+
+
+def is_nonnegative(expression: Expr) -> bool:
+    """Whether the expression is, as written, a sum of products of squares, nonnegative entries and pair weights."""
+    if isinstance(expression, Sum):
+        return is_nonnegative(expression.function)
+    if isinstance(expression, Add) and _is_pair_weight(expression):
+        return True
+    if isinstance(expression, Add | Mul):
+        return all(is_nonnegative(argument) for argument in expression.args)
+    if isinstance(expression, Pow) and expression.exp.is_Integer and expression.exp % 2 == 0:
+        return all(atom.is_real for atom in expression.base.atoms(Indexed))
+    return bool(expression.is_nonnegative)
+
+
+def _is_pair_weight(expression: Add) -> bool:
+    return any(expression == off_diagonal(*delta.args) for delta in expression.atoms(KroneckerDelta))

@@ -1,0 +1,51 @@
+"""Words: an algebra of non-commuting matrix letters in which token-projector identities are decided for every T.
+
+A matrix over tokens is a sum of words in letters such as A, X, 1 (the column of ones) and 1^T. The only rules are the
+contractions of neighbouring letters that the premises give, A 1 -> 1 and 1^T 1 -> T, so two expressions are equal for
+every number of tokens as soon as their expanded, contracted forms agree.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from sympy import Add, Expr, Integer, Mul, Pow, Symbol, expand
+
+Rules = Mapping[tuple[Expr, Expr], Expr]
+
+
+def letter(name: str) -> Symbol:
+    """A matrix, column or row of unspecified size: a symbol that does not commute."""
+    return Symbol(name, commutative=False)
+
+
+def _spelled(factor: Expr) -> Iterator[Expr]:
+    """The letters of one factor; sympy writes A A as a power."""
+    if isinstance(factor, Pow) and not factor.is_commutative:
+        base, exponent = factor.as_base_exp()
+        assert exponent.is_Integer and exponent > 0, f"words have positive powers only, got {factor}"
+        for _ in range(int(exponent)):
+            yield base
+    else:
+        yield factor
+
+
+def _contract(word: list[Expr], rules: Rules) -> Expr | None:
+    """The word with its leftmost contractible pair replaced, or None where no rule applies."""
+    for place, pair in enumerate(zip(word, word[1:], strict=False)):
+        if pair in rules:
+            return Mul(*word[:place], rules[pair], *word[place + 2 :])
+    return None
+
+
+def word_normal_form(expression: Expr, rules: Rules) -> Expr:
+    """The expanded sum of fully contracted words; 0 exactly when the identity follows from the rules."""
+    pending, done = list(Add.make_args(expand(expression))), Integer(0)
+    while pending:
+        term = pending.pop()
+        scalars, factors = term.args_cnc()
+        word = [spelled for factor in factors for spelled in _spelled(factor)]
+        contracted = _contract(word, rules)
+        if contracted is None:
+            done += term
+        else:
+            pending.extend(Add.make_args(expand(Mul(*scalars) * contracted)))
+    return expand(done)
