@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from paper_figs.style import COLOURS, MARKERS, base_setting, run_caption
+from paper_figs.style import COLOURS, FRONT_AXES, MARKERS, base_setting, check_axes, run_caption
 from theory import Setting, predict_front
 
 CURVE_POINTS = 7
@@ -18,7 +18,11 @@ def draw(data: xr.Dataset) -> Figure:
 
     Args:
         data: an unstacked `collapse_front` sweep.
+
+    Raises:
+        ValueError: a sweep over other axes.
     """
+    check_axes(data, *FRONT_AXES)
     deepest = data.isel(depth=-1)
     merges = [str(merge) for merge in deepest["merge"].values]
     figure = Figure(figsize=(5.2 * len(merges), 4.4), layout="constrained")
@@ -31,7 +35,8 @@ def draw(data: xr.Dataset) -> Figure:
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.suptitle(
         f"Collapse front of untrained stacks ({run_caption(data)})\n"
-        "line and band: mean-field recursion, mean and std between seeds; points: measured mean and its standard error",
+        "line and band: mean-field recursion, mean and std between seeds; "
+        "points: measured mean and its standard error",
         fontsize=9,
     )
     return figure
@@ -45,13 +50,22 @@ def _draw_merge(panel: Axes, data: xr.Dataset, selected: xr.Dataset, merge: str)
         fronts = selected["front"].sel(weight_std=weight_std, input_cosine=cosine)
         colour, marker = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
         label = f"weight std {weight_std:g}, input cosine {cosine:g}"
-        base = base_setting(data, merge=merge, weight_std=float(weight_std), input_cosine=float(cosine), depth=depth)
+        base = base_setting(
+            data, merge=merge, weight_std=float(weight_std), input_cosine=float(cosine), depth=depth
+        )
         _draw_curve(panel, base, fronts["tokens"].values, colour, f"theory, {label}")
         whole = fronts.notnull().all("seed")
         mean = fronts.mean("seed", skipna=False)
         error = fronts.std("seed", ddof=1, skipna=False) / np.sqrt(fronts.sizes["seed"])
         panel.errorbar(
-            fronts["tokens"].values, mean, yerr=error, fmt=marker, color=colour, capsize=3, ms=6, label=f"measured, {label}"
+            fronts["tokens"].values,
+            mean,
+            yerr=error,
+            fmt=marker,
+            color=colour,
+            capsize=3,
+            ms=6,
+            label=f"measured, {label}",
         )
         for tokens in fronts["tokens"].values[~whole.values]:
             censored += int(fronts.sel(tokens=tokens).isnull().sum())
@@ -71,6 +85,7 @@ def _draw_merge(panel: Axes, data: xr.Dataset, selected: xr.Dataset, merge: str)
 
 def _draw_curve(panel: Axes, base: Setting, tokens: np.ndarray, colour: str, label: str) -> None:
     """The predicted front through the token counts between the least and the largest."""
+    base = dataclasses.replace(base, rope=False)  # the theory knows no positions, and the grid no squares
     grid = np.unique(np.geomspace(tokens.min(), tokens.max(), CURVE_POINTS).round().astype(int))
     predictions = [predict_front(dataclasses.replace(base, tokens=int(count))) for count in grid]
     shown = [(t, p.front, p.front_std) for t, p in zip(grid, predictions, strict=True) if p.front is not None]

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from paper_figs.style import COLOURS, MARKERS, base_setting, run_caption
+from paper_figs.style import COLOURS, FRONT_AXES, MARKERS, base_setting, check_axes, run_caption
 from theory import predict_profile
 
 PANELS = (
@@ -25,7 +25,11 @@ def draw(data: xr.Dataset) -> Figure:
 
     Args:
         data: an unstacked `collapse_front` sweep.
+
+    Raises:
+        ValueError: a sweep over other axes.
     """
+    check_axes(data, *FRONT_AXES)
     chosen = data.isel(depth=-1, tokens=-1, weight_std=0, input_cosine=0)
     fields = {name: chosen[name].item() for name in ("depth", "tokens", "weight_std", "input_cosine")}
     figure = Figure(figsize=(11, 6.4), layout="constrained")
@@ -52,7 +56,7 @@ def draw(data: xr.Dataset) -> Figure:
     figure.suptitle(
         f"Depth profiles at initialisation: {fields['tokens']} tokens, weight std {fields['weight_std']:g}, "
         f"input cosine {fields['input_cosine']:g} ({run_caption(data)})\n"
-        "lines: mean-field recursion; points: measured mean and std between seeds; dotted: TCS = 0.9, the collapse front",
+        "lines: mean-field recursion; points: measured mean and std between seeds; dotted: TCS = 0.9",
         fontsize=9,
     )
     return figure

@@ -1,0 +1,1 @@
+"""Synthetic stacks, and everything measured on them."""

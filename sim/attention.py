@@ -15,10 +15,14 @@ ROPE_THETA = 10000.0
 QK_EPS = 1e-6
 
 
-def rope_angles(segments: Segments, head_width: int, device: torch.device | None = None) -> Float[Tensor, "T R"]:
-    """Rotation angles of every token: rows of the image square in the first half of the R pairs, columns in the second.
+def rope_angles(
+    segments: Segments, head_width: int, device: torch.device | None = None
+) -> Float[Tensor, "T R"]:
+    """Rotation angles of every token: rows of the image square in the first half of the R pairs, columns in
+    the second.
 
-    With h = head_width / 2 pairs, the frequencies are theta^(-2 k / h), k < h / 2. Text tokens are not rotated.
+    With h = head_width / 2 pairs, the frequencies are theta^(-2 k / h), k < h / 2. Text tokens are not
+    rotated.
 
     Raises:
         ValueError: image tokens that form no square, or a head width that is not a multiple of 4.
@@ -37,14 +41,15 @@ def rope_angles(segments: Segments, head_width: int, device: torch.device | None
 
 
 def rotate(x: Float[Tensor, "B H T F"], angles: Float[Tensor, "T R"]) -> Float[Tensor, "B H T F"]:
-    """Rotate each head's first half against its second half by the angles (the layout of the published checkpoint)."""
+    """Rotate each head's first half against its second half (the layout of the published checkpoint)."""
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
 
 
 class SoftmaxAttention(nn.Module):
-    """Multi-head attention: RoPE, then non-affine QK-Norm, scale 1/sqrt(head width), no biases (REFERENCE section 1).
+    """Multi-head attention: RoPE, then non-affine QK-Norm, scale 1/sqrt(head width), no biases (REFERENCE
+    section 1).
 
     Args:
         width: features of a token.
@@ -70,7 +75,8 @@ class SoftmaxAttention(nn.Module):
         return rms_norm(x_BHTF, (x_BHTF.shape[-1],), eps=QK_EPS)
 
     def _queries_keys(self, x: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-        return tuple(self._positioned(self._split(project(x)), segments) for project in (self.q_proj, self.k_proj))
+        queries, keys = self._split(self.q_proj(x)), self._split(self.k_proj(x))
+        return self._positioned(queries, segments), self._positioned(keys, segments)
 
     def _written(self, mixed_BHTF: Tensor) -> Tensor:
         return self.proj(mixed_BHTF.transpose(1, 2).flatten(2))
@@ -83,7 +89,7 @@ class SoftmaxAttention(nn.Module):
     def forward_with_matrix(
         self, x: Float[Tensor, "B T D"], segments: Segments
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T T"]]:
-        """The branch output and the row-stochastic attention matrices it was mixed with, for the observables."""
+        """The branch output and the row-stochastic attention matrices that mixed it."""
         queries, keys = self._queries_keys(x, segments)
         matrix = torch.softmax(queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1]), dim=-1)
         return self._written(matrix @ self._split(self.v_proj(x))), matrix

@@ -14,7 +14,8 @@ Segments = tuple[int, ...]
 
 
 def segment_mean(x: Float[Tensor, "B T D"], segments: Segments) -> Float[Tensor, "B T D"]:
-    """J_seg X: every token replaced by the mean of its segment (arXiv:2605.06169 App. E); empty segments are skipped.
+    """J_seg X: every token replaced by the mean of its segment (arXiv:2605.06169 App. E); empty segments are
+    skipped.
 
     Raises:
         ValueError: the segments do not add up to the tokens.
@@ -101,8 +102,8 @@ class DeepNorm(Merge):
 class MVSplit(Merge):
     """Z = X + beta * (P F) + alpha * J (F - X), J and P segment-wise (R1, arXiv:2605.06169 Eq. 7-8).
 
-    alpha, the gain on the mean, makes it a leaky integrator; beta is the gain on the centered part. Both are learned per
-    feature.
+    alpha, the gain on the mean, makes it a leaky integrator; beta is the gain on the centered part. Both are
+    learned per feature.
     """
 
     def __init__(self, width: int, alpha: float = 0.0, beta: float = 1.0, *, eps: float = MERGE_EPS) -> None:
@@ -118,12 +119,21 @@ class MVSplit(Merge):
     def gains(self) -> Gains:
         alpha = self.alpha.detach().double()
         return Gains(
-            mean_skip=_rms(1 - alpha), mean_write=_rms(alpha), centered_skip=1.0, centered_write=_rms(self.beta)
+            mean_skip=_rms(1 - alpha),
+            mean_write=_rms(alpha),
+            centered_skip=1.0,
+            centered_write=_rms(self.beta),
         )
 
 
 def make_merge(
-    name: str, width: int, *, residual_gain: float = 1.0, alpha: float = 0.0, beta: float = 1.0, eps: float = MERGE_EPS
+    name: str,
+    width: int,
+    *,
+    residual_gain: float = 1.0,
+    alpha: float = 0.0,
+    beta: float = 1.0,
+    eps: float = MERGE_EPS,
 ) -> Merge:
     """The merge of a name: plain, layerscale, rezero, deepnorm or mv_split.
 

@@ -1,4 +1,4 @@
-"""The forward observables of arXiv:2605.06169 App. A, exact and over the whole batch, one value per sample."""
+"""The forward observables of arXiv:2605.06169 App. A, exact, one value per sample."""
 
 # B batch, T tokens, D width, H heads, K Krylov vectors
 
@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 EPS = 1e-12
-"""Keeps ratios finite where a centered part is exactly zero; far below every norm of a trunk after its RMSNorm."""
+"""Keeps ratios finite where a centered part is zero; far below every norm of a normalised trunk."""
 
 
 def _need_pair(x: Tensor) -> None:
@@ -18,7 +18,8 @@ def _need_pair(x: Tensor) -> None:
 def centered(x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
     """c(X) = P X: every token less the token mean (Eq. 3).
 
-    The mean is taken twice, so that nearly equal tokens keep a centered part accurate to its own size: P P = P.
+    The mean is taken twice, so that nearly equal tokens keep a centered part accurate to its own size: P P =
+    P.
     """
     first = x - x.mean(-2, keepdim=True)
     return first - first.mean(-2, keepdim=True)
@@ -41,8 +42,8 @@ def zero_tokens(x: Float[Tensor, "B T D"]) -> Int[Tensor, " B"]:
 def tcs_deficit(x: Float[Tensor, "B T D"]) -> Float[Tensor, " B"]:
     """1 - TCS, from the centered unit tokens, so that it stays accurate where all tokens nearly agree.
 
-    With n unit tokens u_t, sum_{s != t} u_s . u_t = |sum u|^2 - n, hence 1 - TCS = sum_t |u_t - ubar|^2 / (n - 1).
-    NaN where fewer than two tokens have a direction.
+    With n unit tokens u_t, sum_{s != t} u_s . u_t = |sum u|^2 - n, hence 1 - TCS = sum_t |u_t - ubar|^2 / (n
+    - 1). NaN where fewer than two tokens have a direction.
 
     Raises:
         ValueError: fewer than two tokens.
@@ -107,13 +108,13 @@ def leakage(attention: Float[Tensor, "B H T T"], x: Float[Tensor, "B T D"]) -> F
 def mu_eff(attention: Float[Tensor, "B H T T"], *, tolerance: float | None = None) -> Float[Tensor, " B"]:
     """|P A P|_2, the operator norm on the centered part (law P2, Eq. 4), mean over heads.
 
-    Golub-Kahan-Lanczos with full re-orthogonalisation, stopped when the residual of every head's leading singular pair
-    is below `tolerance` times its value; at most T steps, where it is exact.
+    Golub-Kahan-Lanczos with full re-orthogonalisation, stopped when the residual of every head's leading
+    singular pair is below `tolerance` times its value; at most T steps, where it is exact.
 
     Args:
         attention: attention matrices.
-        tolerance: relative residual; None takes the square root of the dtype's resolution, so that the value (its error
-            is of the order of the residual squared) is good to the resolution.
+        tolerance: relative residual; None takes the square root of the dtype's resolution, so that the value
+            (its error is of the order of the residual squared) is good to the resolution.
 
     Raises:
         ValueError: fewer than two tokens.
@@ -140,7 +141,10 @@ def _leading_singular_value(matrix: Float[Tensor, "N T T"], tolerance: float) ->
     start = torch.linspace(-1.0, 1.0, tokens, dtype=matrix.dtype, device=matrix.device).sin()
     right = (start - start.mean()).expand(len(matrix), tokens)
     right = right / torch.linalg.vector_norm(right, dim=-1, keepdim=True)
-    rights, lefts, diagonal, upper = [right], [], [], []
+    rights: list[Tensor] = [right]
+    lefts: list[Tensor] = []
+    diagonal: list[Tensor] = []
+    upper: list[Tensor] = []
     value = matrix.new_zeros(len(matrix))
     for step in range(tokens):
         left = _orthogonal((matrix @ rights[-1][..., None])[..., 0], lefts)

@@ -24,7 +24,7 @@ OPERATOR_OBSERVABLES = ("mu_eff", "row_div", "retention", "leakage")
 
 
 def observable_dims(setting: Setting) -> dict[str, tuple[str, ...]]:
-    """Names and dimensions of what a simulation of this setting records; segments get a suffix where there is text."""
+    """Names and dimensions of what is recorded of this setting; with text, segments get a suffix."""
     suffixes = ("", "_image", "_text") if setting.text_tokens else ("",)
     dims: dict[str, tuple[str, ...]] = {}
     for suffix in suffixes:
@@ -36,9 +36,9 @@ def observable_dims(setting: Setting) -> dict[str, tuple[str, ...]]:
 def stream(setting: Setting, seed: int, name: int) -> torch.Generator:
     """The random stream `name` of a seed: 0 for the input, l for the weights of block l.
 
-    It depends on every field of the setting but the depth, so settings are independent of each other while a deep stack
-    begins with exactly the blocks of a shallower one. Fields at their default do not enter: a field added later leaves
-    old results as they were.
+    It depends on every field of the setting but the depth, so settings are independent of each other while a
+    deep stack begins with exactly the blocks of a shallower one. Fields at their default do not enter: a
+    field added later leaves old results as they were.
     """
     fields = {
         field.name: getattr(setting, field.name)
@@ -96,9 +96,9 @@ def simulate(setting: Setting, seed: int, *, device: str | torch.device = "cpu")
         device: where to compute; the random numbers are the same on every device.
 
     Returns:
-        `tcs` and `rho` [L + 1], after block l (block 0 is the input); `r_tr` and `var_gain` [L + 1, 2] per writer and
-        `mu_eff`, `row_div`, `retention`, `leakage` [L + 1] of block l, NaN at block 0. From a trunk that is no longer
-        finite on, all are NaN.
+        `tcs` and `rho` [L + 1], after block l (block 0 is the input); `r_tr` and `var_gain` [L + 1, 2] per
+        writer and `mu_eff`, `row_div`, `retention`, `leakage` [L + 1] of block l, NaN at block 0. From a
+        trunk that is no longer finite on, all are NaN.
     """
     recorder = _Recorder(setting)
     x = synthetic_input(setting, stream(setting, seed, 0)).to(device)

@@ -29,8 +29,8 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """One block: X <- merge(X, attention(X)), then X <- merge(X, SwiGLU(X)); each merge ends in an RMSNorm.
 
-    Sub-module names follow the published checkpoint (`operator.{q,k,v}_proj`, `operator.proj`, `ffn.w13`, `ffn.w2`). The
-    residual writers are `operator.proj` (label `attn`) and `ffn.w2` (label `ffn`).
+    Sub-module names follow the published checkpoint (`operator.{q,k,v}_proj`, `operator.proj`, `ffn.w13`,
+    `ffn.w2`). The residual writers are `operator.proj` (label `attn`) and `ffn.w2` (label `ffn`).
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -53,7 +53,10 @@ class Block(nn.Module):
         """Draw all weights afresh, in a fixed order: N(0, weight_std^2), the writers N(0, writer_std^2)."""
         writer_std = self.setting.weight_std if self.setting.writer_std is None else self.setting.writer_std
         readers = (self.operator.q_proj, self.operator.k_proj, self.operator.v_proj, self.ffn.w13)
-        for layers, std in ((readers, self.setting.weight_std), ((self.operator.proj, self.ffn.w2), writer_std)):
+        for layers, std in (
+            (readers, self.setting.weight_std),
+            ((self.operator.proj, self.ffn.w2), writer_std),
+        ):
             for layer in layers:
                 drawn = torch.randn(layer.weight.shape, generator=generator, device=generator.device)
                 layer.weight.detach().copy_(drawn.mul_(std))

@@ -1,4 +1,4 @@
-"""The sweep store: one Zarr v3 group, one chunk per cell, written by any number of processes and read by xarray."""
+"""The sweep store: one Zarr v3 group, one chunk per cell, for any number of writers, read by xarray."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 import zarr
+from zarr.codecs import ZstdCodec
 from numpy.typing import ArrayLike, NDArray
 
 KIND = "mean-mode sweep"
@@ -59,7 +60,10 @@ def create_sweep(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     data = xr.Dataset(
-        {name: ("cell", np.asarray(values, float), _attributes(text, "block")) for name, (values, text) in forecasts.items()},
+        {
+            name: ("cell", np.asarray(values, float), _attributes(text, "block"))
+            for name, (values, text) in forecasts.items()
+        },
         coords={
             **{name: ("cell", _column(values)) for name, values in coordinates.items()},
             **{name: (name, _column(np.asarray(values).tolist())) for name, values in sizes.items()},
@@ -73,9 +77,27 @@ def create_sweep(
         group = zarr.open_group(partial, mode="r+")
         for name, (dims, text) in variables.items():
             shape = tuple(len(np.asarray(sizes[dim])) for dim in dims)
-            _add_array(group, name, (cells, *shape), (1, *shape), "float32", np.nan, ("cell", *dims), _attributes(text))
+            _add_array(
+                group,
+                name,
+                (cells, *shape),
+                (1, *shape),
+                "float32",
+                np.nan,
+                ("cell", *dims),
+                _attributes(text),
+            )
         flags = {"flag_values": list(range(len(STATUS_NAMES))), "flag_meanings": " ".join(STATUS_NAMES)}
-        _add_array(group, "status", (cells,), (1,), "int8", TODO, ("cell",), {"long_name": "state of the cell", **flags})
+        _add_array(
+            group,
+            "status",
+            (cells,),
+            (1,),
+            "int8",
+            TODO,
+            ("cell",),
+            {"long_name": "state of the cell", **flags},
+        )
         partial.rename(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -93,7 +115,7 @@ def _add_array(
     shape: tuple[int, ...],
     chunks: tuple[int, ...],
     dtype: str,
-    fill: float,
+    fill: int | float,
     dims: tuple[str, ...],
     attributes: Mapping[str, Any],
 ) -> None:
@@ -106,7 +128,7 @@ def _add_array(
         fill_value=fill,
         dimension_names=dims,
         attributes=dict(attributes),
-        compressors=zarr.codecs.ZstdCodec(level=3, checksum=True),
+        compressors=ZstdCodec(level=3, checksum=True),
     )
 
 
@@ -117,7 +139,8 @@ class SweepWriter:
         path: the store.
 
     Raises:
-        StoreError: no sweep, or chunks that are not one cell each (two writers would overwrite each other's cells).
+        StoreError: no sweep, or chunks that are not one cell each (two writers would overwrite each other's
+            cells).
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -126,18 +149,20 @@ class SweepWriter:
         self.arrays = {
             name: array
             for name, array in self.group.arrays()
-            if (array.metadata.dimension_names or ("",))[0] == "cell" and _is_result(array)
+            if _dims(array)[:1] == ("cell",) and _is_result(array)
         }
         for name, array in self.arrays.items():
             if array.chunks != (1, *array.shape[1:]) or array.shards is not None:
-                raise StoreError(f"{path}: chunks of {name} are not one cell each (a compacted store is read-only)")
+                raise StoreError(
+                    f"{path}: chunks of {name} are not one cell each (a compacted store is read-only)"
+                )
 
     def remaining(self) -> tuple[list[int], list[int]]:
         """Cells to do, and those of them that were marked done but whose data are gone or damaged."""
         todo, lost = [], []
         for cell in range(self.arrays["status"].shape[0]):
             try:
-                status = int(self.arrays["status"][cell])
+                status = int(np.asarray(self.arrays["status"][cell]))
                 if status == DONE and not self._holds_data(cell):
                     lost.append(cell)
             except _UNREADABLE:
@@ -148,7 +173,7 @@ class SweepWriter:
         return sorted(todo + lost), lost
 
     def _holds_data(self, cell: int) -> bool:
-        rows = {name: array[cell] for name, array in self.arrays.items()}
+        rows = {name: np.asarray(array[cell]) for name, array in self.arrays.items()}
         return bool(np.isfinite(rows["tcs"][0]))
 
     def write(self, cell: int, values: Mapping[str, NDArray[Any]], status: int) -> None:
@@ -156,9 +181,14 @@ class SweepWriter:
         for name, value in values.items():
             array = self.arrays[name]
             row = np.full((1, *array.shape[1:]), np.nan, np.float32)
-            row[(0, *(slice(size) for size in value.shape))] = value
+            row[0][tuple(slice(size) for size in value.shape)] = value
             array[cell : cell + 1] = row
         self.arrays["status"][cell : cell + 1] = np.array([status], np.int8)
+
+
+def _dims(array: zarr.Array[Any]) -> tuple[str | None, ...]:
+    """Dimension names, none for an array of an older format."""
+    return tuple(getattr(array.metadata, "dimension_names", None) or ())
 
 
 def _is_result(array: zarr.Array[Any]) -> bool:
@@ -173,7 +203,9 @@ def _open_group(path: Path, mode: Any) -> zarr.Group:
     except _UNREADABLE as error:
         raise StoreError(f"{path} is no readable Zarr group: {_first_line(error)}") from error
     if group.attrs.get("kind") != KIND:
-        raise StoreError(f"{path} is no sweep of this project (attribute kind is {group.attrs.get('kind')!r})")
+        raise StoreError(
+            f"{path} is no sweep of this project (attribute kind is {group.attrs.get('kind')!r})"
+        )
     return group
 
 
@@ -189,7 +221,7 @@ def open_cells(path: str | Path) -> xr.Dataset:
     """
     path = Path(path)
     group = _open_group(path, "r")
-    missing = [name for name in json.loads(group.attrs["variables"]) if name not in group]
+    missing = [name for name in json.loads(str(group.attrs["variables"])) if name not in group]
     if missing:
         raise StoreError(f"{path} is truncated: it holds no {', '.join(missing)}")
     try:
@@ -199,7 +231,9 @@ def open_cells(path: str | Path) -> xr.Dataset:
         raise StoreError(f"{path} is damaged ({_first_line(error)}): run the sweep with --resume") from error
     hollow = int(((data["status"] == DONE) & ~np.isfinite(data["tcs"].isel(block=0))).sum())
     if hollow:  # a chunk that was deleted reads as the fill value
-        raise StoreError(f"{path} is truncated: {hollow} finished cells hold no data; run the sweep with --resume")
+        raise StoreError(
+            f"{path} is truncated: {hollow} finished cells hold no data; run the sweep with --resume"
+        )
     return data
 
 
@@ -230,7 +264,7 @@ def compact(path: str | Path) -> None:
     replaced = path.with_name(f".{path.name}.{os.getpid()}.replaced")
     for variable in data.variables.values():
         variable.encoding = {}
-    codec = zarr.codecs.ZstdCodec(level=9, checksum=True)
+    codec = ZstdCodec(level=9, checksum=True)
     encoding = {name: {"chunks": data[name].shape, "compressors": codec} for name in data.data_vars}
     data.to_zarr(partial, mode="w", consolidated=False, zarr_format=3, encoding=encoding)
     path.rename(replaced)

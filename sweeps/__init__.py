@@ -1,0 +1,1 @@
+"""Asking questions at scale: named sweeps, forecasts, comparison and the command line."""

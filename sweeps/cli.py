@@ -43,7 +43,9 @@ class CommaList(click.ParamType):
     def __init__(self, of: type) -> None:
         self.of = of
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
         if isinstance(value, tuple):
             return value
         try:
@@ -59,7 +61,9 @@ def stack_options(*, lists: bool) -> Callable[[Callable[..., Any]], Callable[...
         for field in reversed(dataclasses.fields(Setting)):
             if field.name == "rope":
                 default = None if lists else field.default
-                command = click.option("--rope/--no-rope", default=default, help="2-D rotary positions on image tokens.")(command)
+                command = click.option(
+                    "--rope/--no-rope", default=default, help="2-D rotary positions on image tokens."
+                )(command)
                 continue
             flag = f"--{field.name.replace('_', '-')}"
             kind = CommaList(TYPES[field.name]) if lists else TYPES[field.name]
@@ -86,9 +90,13 @@ def show_json(document: Any) -> None:
 
 
 def show_table(rows: list[dict[str, Any]]) -> None:
-    """Print rows as an aligned table; columns that are constant None are left out."""
-    table = pd.DataFrame(rows).dropna(axis="columns", how="all")
-    click.echo(table.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.4g}"))
+    """Print rows as an aligned table, the setting's fields that no row varies in one line above it."""
+    table = pd.DataFrame(rows)
+    fields = [field.name for field in dataclasses.fields(Setting) if field.name in table]
+    fixed = {name: rows[0][name] for name in fields if table[name].nunique(dropna=False) == 1}
+    click.echo(", ".join(f"{name} {value}" for name, value in fixed.items() if value not in (None, False)))
+    shown = table.drop(columns=list(fixed)).dropna(axis="columns", how="all")
+    click.echo(shown.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.4g}"))
 
 
 @click.group()
@@ -119,7 +127,9 @@ def verify(ctx: click.Context, tags: tuple[str, ...], as_json: bool) -> None:
             verdict = "proved" if proof.proved else f"FAILED at: {'; '.join(proof.failed)}"
             click.echo(f"{proof.tag}  {stated.title}\n    {stated.statement}")
             click.echo(f"    assumes {'; '.join(stated.assumes)}")
-            click.echo(f"    {verdict} in {len(proof.steps)} steps, {proof.seconds:.2f} s   [{stated.source}]")
+            click.echo(
+                f"    {verdict} in {len(proof.steps)} steps, {proof.seconds:.2f} s   [{stated.source}]"
+            )
         click.echo(f"{sum(proof.proved for proof in proofs)} of {len(proofs)} laws proved")
     ctx.exit(0 if proved else 1)
 
@@ -170,8 +180,11 @@ def predict_front_command(as_json: bool, **options: Any) -> None:
     elif prediction.front is None:
         click.echo("no collapse front is predicted")
     else:
-        beyond = f" (beyond the {setting.depth} blocks of the stack)" if prediction.front > setting.depth else ""
-        click.echo(f"collapse front at block {prediction.front:.1f} +- {prediction.front_std:.1f} between seeds{beyond}")
+        beyond = (
+            f" (beyond the {setting.depth} blocks of the stack)" if prediction.front > setting.depth else ""
+        )
+        place = f"{prediction.front:.1f} +- {prediction.front_std:.1f} between seeds"
+        click.echo(f"collapse front at block {place}{beyond}")
 
 
 @cli.group("sweep")
@@ -195,7 +208,12 @@ def sweep_list() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Store to write.  [default: NAME.zarr]")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @click.option("--resume", is_flag=True, help="Go on with the store where it stopped.")
-@click.option("-n", "--dry-run", is_flag=True, help="Print the resolved configuration, the work to be done and the forecast.")
+@click.option(
+    "-n",
+    "--dry-run",
+    is_flag=True,
+    help="Print the resolved configuration, the work to be done and the forecast.",
+)
 def sweep_run(
     name: str, seeds: int | None, out: Path | None, workers: int, resume: bool, dry_run: bool, **options: Any
 ) -> None:
@@ -204,10 +222,10 @@ def sweep_run(
     from sweeps.named import named_sweep
 
     rope = options.pop("rope")
-    axes = {field: values for field, values in options.items() if values is not None}
+    given = {field: values for field, values in options.items() if values is not None}
     if rope is not None:
-        axes["rope"] = (rope,)
-    sweep = named_sweep(name).with_axes(axes, seeds)
+        given["rope"] = (rope,)
+    sweep = named_sweep(name).with_options(given, seeds)
     out = out or Path(f"{name}.zarr")
     if dry_run:
         plan = {"cells": len(sweep.cells), "runs": len(sweep.units()), "out": str(out)}
@@ -278,8 +296,20 @@ def show_comparison(document: dict[str, Any]) -> None:
 
 @cli.command()
 @click.argument("names", nargs=-1)
-@click.option("--data", type=click.Path(path_type=Path), default=Path("paper_figs/data"), show_default=True, help="Folder of stores.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("figures"), show_default=True, help="Folder of PNG files.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=Path("paper_figs/data"),
+    show_default=True,
+    help="Folder of stores.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("figures"),
+    show_default=True,
+    help="Folder of PNG files.",
+)
 def figures(names: tuple[str, ...], data: Path, out: Path) -> None:
     """Draw figures (all, or NAMES) from stores."""
     from paper_figs import draw_figures
@@ -289,7 +319,13 @@ def figures(names: tuple[str, ...], data: Path, out: Path) -> None:
 
 
 @cli.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder for store and figures.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="Folder for store and figures.",
+)
 @click.pass_context
 def demo(ctx: click.Context, out: Path) -> None:
     """The whole chain, small, on a CPU: prove, sweep, compare, draw."""

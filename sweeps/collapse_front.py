@@ -1,4 +1,4 @@
-"""Where does an untrained stack collapse? The front over depth, tokens, weight std, input cosine, merge and seeds."""
+"""Where does an untrained stack collapse? Depth x tokens x weight std x input cosine x merge x seeds."""
 
 from sweeps.sweep import Sweep
 from theory import Setting

@@ -13,39 +13,35 @@ from sim.store import DIVERGED, DONE, TODO, open_cells
 Row = dict[str, Any]
 
 
-def cell_depths(data: xr.Dataset) -> np.ndarray:
-    """Blocks of every cell, whether depth is an axis or fixed."""
-    if "depth" in data.coords:
-        return data["depth"].values.astype(int)
-    return np.full(data.sizes["cell"], json.loads(data.attrs["configuration"])["base"]["depth"])
-
-
 def onset_cells(path: Path) -> list[Row]:
-    """Every finished cell's coordinates with its measured front, None where there is none within the depth."""
+    """Every finished cell's coordinates and measured front, None where there is none within its depth."""
     data = open_cells(path)
     done = np.flatnonzero(data["status"].values == DONE)
     fronts = data["front"].values.astype(float)
     return [
-        {**_coordinates(data, index), "front": None if math.isnan(fronts[index]) else fronts[index]} for index in done
+        {**_coordinates(data, index), "front": None if math.isnan(fronts[index]) else fronts[index]}
+        for index in done
     ]
 
 
 def _coordinates(data: xr.Dataset, index: int) -> Row:
-    return {axis: data[axis][index].item() for axis in json.loads(data.attrs["axes"])}
+    """The setting of a cell, fixed fields and axes, and its seed."""
+    axes = {axis: data[axis][index].item() for axis in json.loads(data.attrs["axes"])}
+    return {**json.loads(data.attrs["configuration"])["base"], **axes}
 
 
 def compare_store(path: Path) -> list[Row]:
     """One row per setting: predicted and measured front, over the seeds that finished.
 
-    The statistic is the mean over seeds. Where some seeds show no front within the depth, both sides are the restricted
-    mean of min(front, depth), which censoring does not bias (`front_restricted`); where neither side has a front,
-    `predicted` and `measured` are None (`no_front`). `z` counts measured standard errors.
+    The statistic is the mean over seeds. Where some seeds show no front within the depth, both sides are the
+    restricted mean of min(front, depth), which censoring does not bias (`front_restricted`); where neither
+    side has a front, `predicted` and `measured` are None (`no_front`). `z` counts measured standard errors.
 
     Raises:
         StoreError: no readable sweep.
     """
     data = open_cells(path)
-    depths, fronts, status = cell_depths(data), data["front"].values.astype(float), data["status"].values
+    fronts, status = data["front"].values.astype(float), data["status"].values
     settings: dict[tuple[Any, ...], list[int]] = {}
     for index in range(data.sizes["cell"]):
         coordinates = _coordinates(data, index)
@@ -54,8 +50,12 @@ def compare_store(path: Path) -> list[Row]:
     rows = []
     for coordinates, members in settings.items():
         done = [index for index in members if status[index] == DONE]
-        forecast = {name: float(data[name].values[members[0]]) for name in data.data_vars if name.startswith("predicted")}
-        row = {**dict(coordinates), **_compared(forecast, fronts[done], int(depths[members[0]]))}
+        forecast = {
+            name: float(data[name].values[members[0]])
+            for name in data.data_vars
+            if name.startswith("predicted")
+        }
+        row = {**dict(coordinates), **_compared(forecast, fronts[done], dict(coordinates)["depth"])}
         row["n_to_do"] = sum(status[index] == TODO for index in members).item()
         row["n_diverged"] = sum(status[index] == DIVERGED for index in members).item()
         rows.append(row)
@@ -92,11 +92,14 @@ def _compared(forecast: dict[str, float], fronts: np.ndarray, depth: int) -> Row
         "relative_error": (predicted - measured) / measured if measured else math.nan,
         "spread_ratio": spread / deviation if deviation > 0 else math.nan,
     }
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }
 
 
 def compare(paths: list[Path]) -> dict[str, Any]:
-    """Rows of all stores, and the median and mean of |relative error| over those with a number on both sides."""
+    """Rows of all stores; median and mean |relative error| over those with numbers on both sides."""
     rows = [row for path in paths for row in compare_store(path)]
     errors = [abs(row["relative_error"]) for row in rows if row["relative_error"] is not None]
     return {
@@ -104,4 +107,3 @@ def compare(paths: list[Path]) -> dict[str, Any]:
         "median_abs_relative_error": float(np.median(errors)) if errors else None,
         "mean_abs_relative_error": float(np.mean(errors)) if errors else None,
     }
-

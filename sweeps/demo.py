@@ -11,4 +11,4 @@ DEMO_WORKERS = min(2, os.cpu_count() or 1)
 def demo_sweep() -> Sweep:
     """`collapse_front` at one weight std and input cosine, two depths, eight seeds."""
     axes = {"depth": (24, 64), "tokens": (16, 64, 256), "weight_std": (0.0625,), "input_cosine": (0.0,)}
-    return COLLAPSE_FRONT.with_axes(axes, seeds=8)
+    return COLLAPSE_FRONT.with_options(axes, seeds=8)

@@ -1,4 +1,4 @@
-"""Running a sweep: lay out the store with its forecast, then compute the cells that are missing, here or on workers."""
+"""Running a sweep: lay out the store with its forecast, then compute missing cells, here or on workers."""
 
 import contextlib
 import dataclasses
@@ -26,12 +26,12 @@ FORECASTS = {
     "predicted_front": "mean collapse front over seeds, NaN where none is predicted",
     "predicted_front_std": "standard deviation of the predicted front between seeds",
     "predicted_front_deterministic": "front of the mean recursion, NaN where it has none",
-    "predicted_fraction": "fraction of seeds predicted to collapse within the cell's depth, NaN without a theory",
+    "predicted_fraction": "fraction of seeds that collapse within the cell's depth, NaN without a theory",
     "predicted_restricted": "mean over seeds of min(front, depth)",
     "predicted_restricted_std": "standard deviation between seeds of min(front, depth)",
 }
 
-FRONT = "first block at which the batch-mean TCS of the image tokens reaches 0.9, interpolated; NaN where none does"
+FRONT = "block at which the batch-mean TCS of the image tokens reaches 0.9, interpolated; NaN where none does"
 
 
 def provenance() -> dict[str, str]:
@@ -65,10 +65,12 @@ def forecast(sweep: Sweep) -> list[list[float]]:
 
 
 def forecast_rows(sweep: Sweep) -> list[dict[str, Any]]:
-    """The forecast beside the axes' values, with None for NaN: what can be written down before a sweep is run."""
+    """The forecast beside the axes' values, None for NaN: what is written down before a sweep is run."""
     rows = []
     for setting, row in zip(sweep.settings, forecast(sweep), strict=True):
-        values = {name: None if np.isnan(value) else value for name, value in zip(FORECASTS, row, strict=True)}
+        values = {
+            name: None if np.isnan(value) else value for name, value in zip(FORECASTS, row, strict=True)
+        }
         rows.append({**{axis: getattr(setting, axis) for axis in sweep.axes}, **values})
     return rows
 
@@ -113,7 +115,9 @@ def lay_out(sweep: Sweep, path: Path) -> None:
         variables=variables,
         forecasts={
             name: ([value for value in column for _ in range(sweep.seeds)], text)
-            for (name, text), column in zip(FORECASTS.items(), zip(*forecast(sweep), strict=True), strict=True)
+            for (name, text), column in zip(
+                FORECASTS.items(), zip(*forecast(sweep), strict=True), strict=True
+            )
         },
         attributes={
             "name": sweep.name,
@@ -138,11 +142,13 @@ def check_same(sweep: Sweep, path: Path) -> None:
     asked = json.loads(json.dumps(sweep.configuration()))
     for part in ("name", "seeds", "axes", "base"):
         if json.dumps(stored[part]) != json.dumps(asked[part]):
-            raise StoreError(f"{path} holds another sweep: its {part} is {stored[part]}, asked for {asked[part]}")
+            raise StoreError(
+                f"{path} holds another sweep: its {part} is {stored[part]}, asked for {asked[part]}"
+            )
 
 
 def run_unit(cells: list[tuple[int, Cell]], path: Path) -> list[tuple[int, str]]:
-    """Simulate the deepest of some cells that share a run and write them all; returns (cell, error) of failed ones.
+    """Simulate the deepest of cells that share a run and write them all; returns (cell, error) of failures.
 
     One thread computes a cell, so that its bits do not depend on how many workers there are.
     """
@@ -181,7 +187,9 @@ def run_sweep(sweep: Sweep, path: Path, *, resume: bool = False, workers: int = 
         lay_out(sweep, path)
     todo, lost = SweepWriter(path).remaining()
     if lost:
-        print(f"{path}: {len(lost)} finished cells had lost their data and are computed again", file=sys.stderr)
+        print(
+            f"{path}: {len(lost)} finished cells had lost their data and are computed again", file=sys.stderr
+        )
     missing = set(todo)
     units = [[(index, sweep.cells[index]) for index in unit] for unit in sweep.units() if missing & set(unit)]
     with _mapper(workers, path) as mapped:
@@ -202,10 +210,14 @@ def _mapper(workers: int, path: Path) -> Iterator[Mapped]:
     try:
         from dask.distributed import Client, LocalCluster, as_completed
     except ImportError as error:
-        raise ValueError("--workers above 1 needs dask.distributed: pip install 'mean-mode-screaming[cluster]'") from error
+        raise ValueError(
+            "--workers above 1 needs dask.distributed: pip install 'mean-mode-screaming[cluster]'"
+        ) from error
     absolute = path.absolute()
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=50
+        ) as cluster,
         Client(cluster) as client,
     ):
 

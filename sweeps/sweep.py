@@ -44,7 +44,8 @@ class Sweep:
         laws: tags of the claims compared with it.
 
     Raises:
-        ValueError: an axis that is no setting field or has no or repeated values, no seeds, or a setting out of range.
+        ValueError: an axis that is no setting field or has no or repeated values, no seeds, or a setting out
+            of range.
     """
 
     name: str
@@ -69,13 +70,16 @@ class Sweep:
         """Every setting of the grid, the last axis fastest."""
         combinations = itertools.product(*self.axes.values())
         return tuple(
-            dataclasses.replace(self.base, **dict(zip(self.axes, values, strict=True))) for values in combinations
+            dataclasses.replace(self.base, **dict(zip(self.axes, values, strict=True)))
+            for values in combinations
         )
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """Every run, seeds fastest; the position is the cell's index in the store."""
-        return tuple(Cell(setting=setting, seed=seed) for setting in self.settings for seed in range(self.seeds))
+        return tuple(
+            Cell(setting=setting, seed=seed) for setting in self.settings for seed in range(self.seeds)
+        )
 
     def coordinates(self) -> dict[str, list[Any]]:
         """Axis -> value in every cell; the seed is the last axis."""
@@ -88,13 +92,24 @@ class Sweep:
         for index, cell in enumerate(self.cells):
             key = dataclasses.replace(cell, setting=dataclasses.replace(cell.setting, depth=0)).key()
             groups.setdefault(key, []).append(index)
-        return [tuple(sorted(group, key=lambda index: self.cells[index].setting.depth)) for group in groups.values()]
+        return [
+            tuple(sorted(group, key=lambda index: self.cells[index].setting.depth))
+            for group in groups.values()
+        ]
 
     def configuration(self) -> dict[str, Any]:
         """All that determines the numbers, JSON-serialisable."""
         axes = {axis: list(values) for axis, values in self.axes.items()}
         return {"name": self.name, "base": dataclasses.asdict(self.base), "axes": axes, "seeds": self.seeds}
 
-    def with_axes(self, axes: Mapping[str, tuple[Any, ...]], seeds: int | None = None) -> "Sweep":
-        """The sweep with axes added or replaced, and another number of seeds."""
-        return dataclasses.replace(self, axes={**self.axes, **axes}, seeds=self.seeds if seeds is None else seeds)
+    def with_options(self, options: Mapping[str, tuple[Any, ...]], seeds: int | None = None) -> "Sweep":
+        """The sweep with other values: several become an axis, one fixes a field that is no axis yet."""
+        fixed = {
+            name: values[0] for name, values in options.items() if len(values) == 1 and name not in self.axes
+        }
+        return dataclasses.replace(
+            self,
+            base=dataclasses.replace(self.base, **fixed),
+            axes={**self.axes, **{name: values for name, values in options.items() if name not in fixed}},
+            seeds=self.seeds if seeds is None else seeds,
+        )

@@ -18,7 +18,9 @@ TEST_VECTOR = IndexedBase("x", real=True)
 PAIRS = (over(t, T), over(s, T))
 
 
-def _entries(first: IndexedBase, second: IndexedBase, token: Expr, other: Expr, index: Symbol, length: Expr) -> Expr:
+def _entries(
+    first: IndexedBase, second: IndexedBase, token: Expr, other: Expr, index: Symbol, length: Expr
+) -> Expr:
     return Sum(first[token, index] * second[other, index], over(index, length))
 
 
@@ -51,7 +53,12 @@ def _pair_sum(premises: Premises) -> list[Step]:
     diagonal = Sum(Sum(INPUT[t, b] ** 2, over(b, N)) * Sum(ADJOINT[t, a] ** 2, over(a, M)), over(t, T))
     cross = Sum(off_diagonal(t, s) * inner, *PAIRS)
     return [
-        Step(name="|grad|^2 = sum_t,s <y_t, y_s> <d_t, d_s>", left=square, right=Sum(inner, *PAIRS), normal_form=form),
+        Step(
+            name="|grad|^2 = sum_t,s <y_t, y_s> <d_t, d_s>",
+            left=square,
+            right=Sum(inner, *PAIRS),
+            normal_form=form,
+        ),
         Step(name="|grad|^2 = S + C", left=square, right=diagonal + cross, normal_form=form),
     ]
 
@@ -113,8 +120,18 @@ def _equal_magnitudes(premises: Premises) -> list[Step]:
             right=limit.subs(kappa, mean_coherence),
             normal_form=form,
         ),
-        Step(name="kappa = 0: |grad|^2 = T w^2", left=limit.subs(kappa, 0), right=T * weight**2, normal_form=form),
-        Step(name="kappa = 1: |grad|^2 = T^2 w^2", left=limit.subs(kappa, 1), right=T**2 * weight**2, normal_form=form),
+        Step(
+            name="kappa = 0: |grad|^2 = T w^2",
+            left=limit.subs(kappa, 0),
+            right=T * weight**2,
+            normal_form=form,
+        ),
+        Step(
+            name="kappa = 1: |grad|^2 = T^2 w^2",
+            left=limit.subs(kappa, 1),
+            right=T**2 * weight**2,
+            normal_form=form,
+        ),
     ]
 
 
@@ -173,7 +190,10 @@ def evaluate_pair_sum(y: NDArray[Any], delta: NDArray[Any]) -> dict[str, Sides]:
     product = tokens.y_gram * tokens.delta_gram
     return {
         "pairs": (tokens.gradient_square, product.sum()),
-        "diagonal_and_cross": (tokens.gradient_square, np.diag(product).sum() + product[tokens.distinct].sum()),
+        "diagonal_and_cross": (
+            tokens.gradient_square,
+            np.diag(product).sum() + product[tokens.distinct].sum(),
+        ),
     }
 
 

@@ -1,4 +1,4 @@
-"""The predicted collapse front: the block at which the recursion's pair cosine reaches 0.9, and its spread."""
+"""The predicted collapse front: where the recursion's pair cosine reaches 0.9, and its spread."""
 
 # W realisations (seeds), B batch, L blocks
 
@@ -17,11 +17,12 @@ FRONT_COSINE = 0.9
 HORIZON = 4096
 REALISATIONS = 1000
 ATTENTION_KURTOSIS, FFN_KURTOSIS = 4.0, 2.0
-"""D times the relative variance of a branch mean's energy: 2 for each Gaussian matrix a mean passes linearly."""
+"""D times the relative variance of a branch mean's energy: 2 for each Gaussian matrix it passes."""
 
 
 def crossing(cosines: Array) -> Array:
-    """First depth at which each profile reaches `FRONT_COSINE`, interpolated linearly; inf where it never does.
+    """First depth at which each profile reaches `FRONT_COSINE`, interpolated linearly; inf where it never
+    does.
 
     Args:
         cosines: pair cosines [L + 1, ...], block 0 first; NaN counts as not reached.
@@ -41,9 +42,9 @@ SubLayer = Callable[[Array], Branch]
 class Walkers:
     """Realisations of the mean mode at finite width: a multiplicative random walk around the mean recursion.
 
-    The fluctuations have no fitted constant: the branch mean points in a random direction of D (first normal), its own
-    energy fluctuates with the Gaussian matrices it passes (second normal), and the input's mean has a finite sample of
-    features.
+    The fluctuations have no fitted constant: the branch mean points in a random direction of D (first
+    normal), its own energy fluctuates with the Gaussian matrices it passes (second normal), and the input's
+    mean has a finite sample of features.
 
     Args:
         field: the recursion.
@@ -99,13 +100,13 @@ class FrontPrediction:
     samples: Array = field(repr=False)
 
     def within(self, depth: int) -> tuple[float, float, float]:
-        """Of a stack of finite depth: the fraction of seeds that collapse, mean and std of min(front, depth)."""
+        """At a finite depth: the fraction of seeds that collapse, mean and std of min(front, depth)."""
         seen = np.minimum(self.samples, depth)
         return float(np.mean(self.samples <= depth)), float(seen.mean()), float(seen.std())
 
 
 def deterministic_front(setting: Setting) -> float | None:
-    """The front of the mean recursion, in blocks; None where it settles below the front or exceeds `HORIZON`."""
+    """The front of the mean recursion; None where it settles below or lies beyond `HORIZON` blocks."""
     previous: float | None = None
     for block, cosines in enumerate(Walkers(MeanField(setting), 0).blocks(HORIZON)):
         cosine = float(cosines[0, 0])
@@ -118,10 +119,12 @@ def deterministic_front(setting: Setting) -> float | None:
 
 
 def predict_front(setting: Setting, realisations: int = REALISATIONS) -> FrontPrediction:
-    """The collapse front at initialisation, with its spread over seeds (mean-field recursion, no fitted constant).
+    """The collapse front at initialisation, with its spread over seeds (mean-field recursion, no fitted
+    constant).
 
-    Where the mean recursion has no front, the realisations are followed to the setting's depth, since fluctuations may
-    carry some across. Heuristic: the walk keeps one cosine per sample and independent noise per sub-layer.
+    Where the mean recursion has no front, the realisations are followed to the setting's depth, since
+    fluctuations may carry some across. Heuristic: the walk keeps one cosine per sample and independent noise
+    per sub-layer.
     """
     front = deterministic_front(setting)
     follow = setting.depth if front is None else min(int(3 * front) + 16, HORIZON)
@@ -130,7 +133,9 @@ def predict_front(setting: Setting, realisations: int = REALISATIONS) -> FrontPr
     for block, cosines in enumerate(Walkers(MeanField(setting), realisations).blocks(follow)):
         mean = cosines.mean(1)
         crossed = np.isinf(samples) & (mean >= FRONT_COSINE)
-        samples[crossed] = 0.0 if previous is None else block - 1 + crossing(np.stack([previous, mean]))[crossed]
+        samples[crossed] = (
+            0.0 if previous is None else block - 1 + crossing(np.stack([previous, mean]))[crossed]
+        )
         if np.isfinite(samples).all():
             break
         previous = mean

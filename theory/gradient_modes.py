@@ -1,4 +1,4 @@
-"""Law G1: a writer's gradient splits into a mean-coherent and a centered part, which are not orthogonal in general."""
+"""Law G1: a writer's gradient splits into a mean-coherent and a centered part, in general not orthogonal."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from theory.sums import IndexSums, over
 
 T = TOKENS
 M, N, B = (Symbol(name, integer=True, positive=True) for name in "MNB")
-t, s, r, a, b, k, l = (Symbol(name, integer=True, positive=True) for name in "tsrabkl")
+t, s, r, a, b, k, j = (Symbol(name, integer=True, positive=True) for name in "tsrabkj")
 ADJOINT, INPUT = IndexedBase("d", real=True), IndexedBase("y", real=True)
 COLUMN = IndexedBase("v", real=True)
 
@@ -63,16 +63,24 @@ def _gradient_split(premises: Premises) -> list[Step]:
     modes = WriterModes(premises)
     gradient, coherent, remainder = modes.gradient(k), modes.coherent(k), modes.remainder(k)
     average, centered = modes.average, modes.centered
-    mean_gram = Sum(average(ADJOINT, k, a) * average(ADJOINT, l, a), over(a, M)) * Sum(
-        average(INPUT, k, b) * average(INPUT, l, b), over(b, N)
+    mean_gram = Sum(average(ADJOINT, k, a) * average(ADJOINT, j, a), over(a, M)) * Sum(
+        average(INPUT, k, b) * average(INPUT, j, b), over(b, N)
     )
     batch_coherent, batch_gradient = Sum(coherent, over(k, B)), Sum(gradient, over(k, B))
     batch_remainder = batch_gradient - batch_coherent
     squares = _inner(batch_coherent, batch_coherent) + _inner(batch_remainder, batch_remainder)
     return [
         modes.step("sum_t dtilde_t = 0", Sum(centered(ADJOINT, k, t, a), over(t, T)), Integer(0)),
-        modes.step("sum_t dbar ytilde_t^T = 0", Sum(average(ADJOINT, k, a) * centered(INPUT, k, t, b), over(t, T)), Integer(0)),
-        modes.step("sum_t dtilde_t ybar^T = 0", Sum(centered(ADJOINT, k, t, a) * average(INPUT, k, b), over(t, T)), Integer(0)),
+        modes.step(
+            "sum_t dbar ytilde_t^T = 0",
+            Sum(average(ADJOINT, k, a) * centered(INPUT, k, t, b), over(t, T)),
+            Integer(0),
+        ),
+        modes.step(
+            "sum_t dtilde_t ybar^T = 0",
+            Sum(centered(ADJOINT, k, t, a) * average(INPUT, k, b), over(t, T)),
+            Integer(0),
+        ),
         modes.step("grad = T dbar ybar^T + sum_t dtilde_t ytilde_t^T", gradient, coherent + remainder),
         modes.step(
             "over a batch, grad - sum_k T dbar_k ybar_k^T = sum_k,t dtilde ytilde^T",
@@ -80,16 +88,21 @@ def _gradient_split(premises: Premises) -> list[Step]:
             Sum(remainder, over(k, B)),
         ),
         modes.step(
-            "G_mean^2 = T^2 sum_k,l <dbar_k, dbar_l> <ybar_k, ybar_l>",
+            "G_mean^2 = T^2 sum_k,j <dbar_k, dbar_j> <ybar_k, ybar_j>",
             _inner(batch_coherent, batch_coherent),
-            T**2 * Sum(mean_gram, over(k, B), over(l, B)),
+            T**2 * Sum(mean_gram, over(k, B), over(j, B)),
         ),
         modes.step(
             "|grad|^2 = G_mean^2 + 2 <DW_mu, DW_c> + G_ctr^2",
             _inner(batch_gradient, batch_gradient),
             squares + 2 * _inner(batch_coherent, batch_remainder),
         ),
-        modes.step("never Pythagoras: T = 2, d = y = (1, 0) has <DW_mu, DW_c> != 0", _smallest_inner(premises), Integer(0), Relation.UNEQUAL),
+        modes.step(
+            "never Pythagoras: T = 2, d = y = (1, 0) has <DW_mu, DW_c> != 0",
+            _smallest_inner(premises),
+            Integer(0),
+            Relation.UNEQUAL,
+        ),
     ]
 
 

@@ -1,4 +1,4 @@
-"""`Law`: a claim written once, with its premises, its machine-checked proof and a numeric form; and the registry."""
+"""`Law`: a claim written once, with its premises, its machine-checked proof and a numeric form."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sympy import Eq, Expr, Ge, Integer, Le, Ne, Symbol
+from sympy import Eq, Expr, Ge, Le, Ne, S, Symbol
 
 from theory.sums import is_nonnegative
 
@@ -27,11 +27,11 @@ class Premises:
         unit_square: squared norm of a token's direction.
     """
 
-    row_sum: Expr | None = Integer(1)
+    row_sum: Expr | None = S.One
     mean_scale: Expr = 1 / TOKENS
     mean_vector_is_ones: bool = True
-    centering_sign: Expr = Integer(-1)
-    unit_square: Expr = Integer(1)
+    centering_sign: Expr = S.NegativeOne
+    unit_square: Expr = S.One
 
 
 PREMISES = Premises()
@@ -50,8 +50,9 @@ class Relation(Enum):
 class Step:
     """One named step: two sides, their relation, and the normal form that decides it.
 
-    AT_LEAST holds where left - right reduces to `witness`, an expression that is nonnegative as written. UNEQUAL holds
-    where left - right reduces to a nonzero number: a counterexample. THEOREM cites a classical theorem by name.
+    AT_LEAST holds where left - right reduces to `witness`, an expression that is nonnegative as written.
+    UNEQUAL holds where left - right reduces to a nonzero number: a counterexample. THEOREM cites a classical
+    theorem by name.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Step:
     right: Expr
     relation: Relation = Relation.EQUAL
     normal_form: Callable[[Expr], Expr] = field(repr=False)
-    witness: Expr = Integer(0)
+    witness: Expr = S.Zero
     theorem: str = ""
 
     def residual(self) -> Expr:

@@ -25,8 +25,8 @@ def energy_ratio(field: MeanField, cosine: Array) -> Array:
 def spectral_edge(tokens: int, width: int, head_width: int) -> float:
     """|P A P|_2 / (1 - c) of the linear part of the softmax, for wide stacks.
 
-    The logits are X W_Q W_K^T X^T, so the edge is that of a free product of Gram matrices, whose S-transform gives the
-    square as the minimum over z > 0 of (1 + z)^2 (1 + D z / T)^2 (z + d_h / D) / z, divided by d_h.
+    The logits are X W_Q W_K^T X^T, so the edge is that of a free product of Gram matrices, whose S-transform
+    gives the square as the minimum over z > 0 of (1 + z)^2 (1 + D z / T)^2 (z + d_h / D) / z, divided by d_h.
     """
 
     def square(log_z: float) -> float:
@@ -39,8 +39,8 @@ def spectral_edge(tokens: int, width: int, head_width: int) -> float:
 class ProfileObservables:
     """The forward observables of REFERENCE App. A as functions of the pair cosine, for one setting.
 
-    Retention and row diversity hold to a few per cent below c ~ 0.6. Leakage and mu_eff lie too low beyond c ~ 0.3,
-    where the centered tokens live in a subspace that the one-cosine ansatz does not see.
+    Retention and row diversity hold to a few per cent below c ~ 0.6. Leakage and mu_eff lie too low beyond c
+    ~ 0.3, where the centered tokens live in a subspace that the one-cosine ansatz does not see.
     """
 
     def __init__(self, field: MeanField) -> None:
@@ -73,9 +73,9 @@ class ProfileObservables:
 def predict_profile(setting: Setting, realisations: int = PROFILE_REALISATIONS) -> dict[str, Array]:
     """Mean over realisations of tcs, rho [L + 1] and of the operator [L] and branch [L, 2] observables.
 
-    Entry l of tcs and rho is the state after block l; entry l of the others belongs to block l + 1, whose attention
-    sees the state after block l. The columns of r_tr and var_gain are the writers attn and ffn. rho is averaged in the
-    logarithm, since it grows without bound behind the front.
+    Entry l of tcs and rho is the state after block l; entry l of the others belongs to block l + 1, whose
+    attention sees the state after block l. The columns of r_tr and var_gain are the writers attn and ffn. rho
+    is averaged in the logarithm, since it grows without bound behind the front.
     """
     walkers = Walkers(MeanField(setting), realisations)
     observables = ProfileObservables(walkers.field)

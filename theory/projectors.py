@@ -26,7 +26,9 @@ class TokenProjectors:
 
     def step(self, name: str, left: Expr, right: Expr) -> Step:
         """An identity between words, decided by contraction."""
-        return Step(name=name, left=left, right=right, normal_form=lambda words: word_normal_form(words, self.rules))
+        return Step(
+            name=name, left=left, right=right, normal_form=lambda words: word_normal_form(words, self.rules)
+        )
 
 
 def _mean_is_kept(premises: Premises) -> list[Step]:
@@ -82,8 +84,8 @@ def evaluate_mean_is_kept(attention: NDArray[Any], x: NDArray[Any]) -> dict[str,
 
 
 def evaluate_centered_part(attention: NDArray[Any], x: NDArray[Any]) -> dict[str, Sides]:
-    """Both sides of P2 for an attention matrix [T, T] and a state [T, D]; the bound as (left, right), left <= right."""
-    mean, centered = _numeric(attention, x)
+    """Both sides of P2 for an attention matrix [T, T] and a state [T, D]; the bound has left <= right."""
+    _, centered = _numeric(attention, x)
     core = centered @ attention @ centered
     sides = {"centered": (centered @ attention @ x, core @ x)}
     if core.dtype != object:

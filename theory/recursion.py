@@ -23,8 +23,8 @@ HERMITE_ORDERS = 80
 def silu_kernel(std: float) -> Polynomial:
     """E[silu(std u) silu(std u')] as a power series in the correlation of the standard normal pair (u, u').
 
-    Mehler: the coefficient of c^n is the squared n-th normalised Hermite coefficient of silu(std .), so the value, its
-    derivatives and its limits are exact to the truncation, 1e-15 of its value at c = 0.
+    Mehler: the coefficient of c^n is the squared n-th normalised Hermite coefficient of silu(std .), so the
+        value, its derivatives and its limits are exact to the truncation, 1e-15 of its value at c = 0.
     """
     nodes, weights = hermegauss(2 * HERMITE_ORDERS)
     weights = weights / weights.sum()
@@ -45,10 +45,11 @@ class Branch:
 class MeanField:
     """The recursion of one setting: mean energy in, mean energy out, sub-layer by sub-layer.
 
-    After the RMSNorm a token has |x|^2 = D, so one number describes the ensemble: the mean energy m = |JX|^2 / (T D),
-    with the centered energy 1 - m and the pair cosine c = (T m - 1) / (T - 1) (TCS of REFERENCE App. A). Assumed: fresh
-    Gaussian weights, one cosine for all pairs, and corrections in 1/D kept to first order. With text tokens the two
-    segments carry the same statistics, so T counts both; only `mv_split` tells them apart.
+    After the RMSNorm a token has |x|^2 = D, so one number describes the ensemble: the mean energy m = |JX|^2
+    / (T D), with the centered energy 1 - m and the pair cosine c = (T m - 1) / (T - 1) (TCS of REFERENCE App.
+    A). Assumed: fresh Gaussian weights, one cosine for all pairs, and corrections in 1/D kept to first order.
+    With text tokens the two segments carry the same statistics, so T counts both; only `mv_split` tells them
+    apart.
 
     Args:
         setting: the stack; `rope` is ignored (positions are not part of the one-cosine ansatz).
@@ -65,7 +66,9 @@ class MeanField:
         self.width = setting.width
         self.gains = setting.gains
         read = setting.weight_std**2 * setting.width
-        write = (setting.weight_std if setting.writer_std is None else setting.writer_std) ** 2 * setting.width
+        write = (
+            setting.weight_std if setting.writer_std is None else setting.writer_std
+        ) ** 2 * setting.width
         self.attention_gain = read * write
         self.ffn_gain = setting.ffn_ratio * read * write
         self.rows = softmax_statistics(self.tokens)
@@ -83,13 +86,15 @@ class MeanField:
         return (token + (self.tokens - 1) * pair) / self.tokens
 
     def cosine_variance(self, cosine: Array) -> Array:
-        """Variance of the pair cosines at finite width, (1 - c^2)^2 / D: that of independent Gaussian directions."""
+        """Variance of the pair cosines at finite width, (1 - c^2)^2 / D, as of Gaussian directions."""
         return (1 - cosine**2) ** 2 / self.width
 
     def attention(self, cosine: Array) -> Branch:
         """Moments of the attention output; the softmax rows enter by S_d and S_o alone."""
         square, overlap, curvature = self.rows(cosine)
-        overlap = overlap + 0.5 * curvature * (1 - cosine**2) ** 2 * (1 / self.setting.head_width + 1 / self.width)
+        overlap = overlap + 0.5 * curvature * (1 - cosine**2) ** 2 * (
+            1 / self.setting.head_width + 1 / self.width
+        )
         spread = self.cosine_variance(cosine)
         token = cosine + (1 - cosine) * square + (1 - square) * spread
         pair = cosine + (1 - cosine) * overlap + (1 - overlap) * cosine * spread
@@ -101,22 +106,30 @@ class MeanField:
         token = np.full_like(cosine, self.ffn_gain * self.silu_energy)
         return Branch(token=token, pair=self.ffn_gain * pair)
 
-    def merge(self, mean_energy: Array, branch: Branch, noise: Array | None = None, kurtosis: float = 0.0) -> Array:
+    def merge(
+        self, mean_energy: Array, branch: Branch, noise: Array | None = None, kurtosis: float = 0.0
+    ) -> Array:
         """Mean energy after the residual merge and its RMSNorm.
 
         Args:
             mean_energy: of the trunk before the merge [W].
             branch: moments of the branch output.
-            noise: standard normals [2, W], or None for the mean recursion. The first tilts the branch mean against the
-                trunk mean, the second is the fluctuation of the branch mean's own energy.
+            noise: standard normals [2, W], or None for the mean recursion. The first tilts the branch mean
+                against the trunk mean, the second is the fluctuation of the branch mean's own energy.
             kurtosis: D times the relative variance of the branch mean's energy over the weights.
         """
         gains = self.gains
         write = self.mean_energy(branch.token, branch.pair)
         mean = gains.mean_skip**2 * mean_energy + gains.mean_write**2 * write
         if noise is not None:
-            tilt = 2 * gains.mean_skip * gains.mean_write * np.sqrt(mean_energy * write / self.width) * noise[0]
+            tilt = (
+                2 * gains.mean_skip * gains.mean_write * np.sqrt(mean_energy * write / self.width) * noise[0]
+            )
             own = gains.mean_write**2 * write * np.sqrt(kurtosis / self.width) * noise[1]
-            mean = np.maximum(mean + tilt + own, 0.0)
-        centered = gains.centered_skip**2 * (1 - mean_energy) + gains.centered_write**2 * (branch.token - write)
+            mean = np.maximum(
+                mean + tilt + own, np.finfo(float).tiny
+            )  # an energy; Gaussian noise knows no sign
+        centered = gains.centered_skip**2 * (1 - mean_energy) + gains.centered_write**2 * (
+            branch.token - write
+        )
         return mean / (mean + centered)

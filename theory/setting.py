@@ -9,9 +9,11 @@ MIXERS = ("softmax",)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gains:
-    """What a residual merge multiplies the mean and the centered part of trunk and branch by, before its norm.
+    """What a residual merge multiplies the mean and the centered part of trunk and branch by, before its
+    norm.
 
-    The merge maps (X, F) to Z with JZ = mean_skip JX + mean_write JF and PZ = centered_skip PX + centered_write PF.
+    The merge maps (X, F) to Z with JZ = mean_skip JX + mean_write JF and PZ = centered_skip PX +
+    centered_write PF.
     """
 
     mean_skip: float
@@ -24,8 +26,8 @@ class Gains:
 class Setting:
     """One synthetic Post-Norm stack at initialisation; one object is predicted, simulated and compared.
 
-    All block weights are N(0, weight_std^2), the residual writers N(0, writer_std^2) (weight_std where None). The
-    input is RMSNorm(sqrt(input_cosine) 1 u^T + sqrt(1 - input_cosine) E) with u and E standard normal.
+    All block weights are N(0, weight_std^2), the residual writers N(0, writer_std^2) (weight_std where None).
+    The input is RMSNorm(sqrt(input_cosine) 1 u^T + sqrt(1 - input_cosine) E) with u and E standard normal.
 
     Attributes:
         depth: blocks; each is an attention and a SwiGLU sub-layer with a merge of its own.
@@ -62,11 +64,20 @@ class Setting:
     rope: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("depth", 0), ("tokens", 2), ("text_tokens", 0), ("batch", 1), ("width", 1), ("heads", 1)):
+        for name, least in (
+            ("depth", 0),
+            ("tokens", 2),
+            ("text_tokens", 0),
+            ("batch", 1),
+            ("width", 1),
+            ("heads", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.width % self.heads:
-            raise ValueError(f"heads must divide width: width {self.width} is no multiple of {self.heads} heads")
+            raise ValueError(
+                f"heads must divide width: width {self.width} is no multiple of {self.heads} heads"
+            )
         for name in ("ffn_ratio", "weight_std", "residual_gain"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
@@ -83,7 +94,9 @@ class Setting:
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
         if self.rope and math.isqrt(self.tokens) ** 2 != self.tokens:
-            raise ValueError(f"rope places the image tokens on a square: tokens must be a square, got {self.tokens}")
+            raise ValueError(
+                f"rope places the image tokens on a square: tokens must be a square, got {self.tokens}"
+            )
         if self.rope and self.head_width % 4:
             raise ValueError(f"2-D rope needs a head width divisible by 4, got {self.head_width}")
 
@@ -108,5 +121,7 @@ class Setting:
         gain = self.residual_gain
         skip, write = {"plain": (1.0, 1.0), "deepnorm": (gain, 1.0)}.get(self.merge, (1.0, gain))
         if self.merge == "mv_split":
-            return Gains(mean_skip=1 - self.alpha, mean_write=self.alpha, centered_skip=1.0, centered_write=self.beta)
+            return Gains(
+                mean_skip=1 - self.alpha, mean_write=self.alpha, centered_skip=1.0, centered_write=self.beta
+            )
         return Gains(mean_skip=skip, mean_write=write, centered_skip=skip, centered_write=write)

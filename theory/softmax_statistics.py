@@ -24,7 +24,7 @@ def _normal_nodes(count: int) -> tuple[Array, Array]:
 
 
 def _outer_points(tokens: int, std: float) -> tuple[Array, float]:
-    """Points u = e^tau and the step in tau: 1/S^2 = int u e^(-uS) du turns a softmax into a Laplace transform."""
+    """Points u = e^tau and the step in tau; 1/S^2 = int u e^(-uS) du makes a softmax a Laplace transform."""
     tau = np.linspace(-np.log(tokens) - 17, -np.log(tokens) + 5 + 3 * std, OUTER)
     return np.exp(tau), tau[1] - tau[0]
 
@@ -68,8 +68,8 @@ def _row_overlap_curvature(tokens: int, variance: float, correlation: float) -> 
 class SoftmaxStatistics:
     """Attention-row moments as functions of the token cosine c, for one token count.
 
-    With QK-Norm the softmax sees logits of variance 1 - c whose rows correlate by c, whatever the weights, the width
-    and the number of heads (the rest of the logit is constant along a row and drops out).
+    With QK-Norm the softmax sees logits of variance 1 - c whose rows correlate by c, whatever the weights,
+    the width and the number of heads (the rest of the logit is constant along a row and drops out).
     """
 
     tokens: int
@@ -87,8 +87,8 @@ class SoftmaxStatistics:
 def softmax_statistics(tokens: int) -> SoftmaxStatistics:
     """The tabulated attention-row moments for `tokens` tokens; computed once per process.
 
-    Tabulated are (S_d - 1/T) / (1 - c), (S_d - S_o) / (1 - c)^2 and S_o'' / (1 - c)^2, which stay finite at c = 1: there
-    the softmax is linear, and the first two tend to (1 - 1/T) / T.
+    Tabulated are (S_d - 1/T) / (1 - c), (S_d - S_o) / (1 - c)^2 and S_o'' / (1 - c)^2, which stay finite at c
+    = 1: there the softmax is linear, and the first two tend to (1 - 1/T) / T.
 
     Raises:
         ValueError: fewer than two tokens.
@@ -101,7 +101,9 @@ def softmax_statistics(tokens: int) -> SoftmaxStatistics:
     for c in cosines:
         square, overlap = row_square(tokens, 1 - c), row_overlap(tokens, 1 - c, c)
         curvature = _row_overlap_curvature(tokens, 1 - c, c)
-        rows.append(((square - 1 / tokens) / (1 - c), (square - overlap) / (1 - c) ** 2, curvature / (1 - c) ** 2))
+        rows.append(
+            ((square - 1 / tokens) / (1 - c), (square - overlap) / (1 - c) ** 2, curvature / (1 - c) ** 2)
+        )
     linear = (1 - 1 / tokens) / tokens
     rows.append((linear, linear, 2 * rows[-1][2] - rows[-2][2]))
     return SoftmaxStatistics(tokens=tokens, _table=CubicSpline([*cosines, 1.0], np.array(rows)))

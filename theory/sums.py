@@ -1,9 +1,9 @@
 """Index sums: a normal form for sums over tokens and features of unspecified, symbolic length.
 
-An expression is built of sympy `Sum`s over entries such as y[t, b]. Its normal form is a linear combination of
-contractions; bound indices are renamed to the least spelling, so two expressions are equal for all sizes as soon as
-their normal forms agree. The only rules are those of finite sums (linearity, renaming, sum_t 1 = T, Kronecker's delta)
-and the unit rule sum_b u[t, b]^2 = 1 for the entries declared as unit vectors.
+An expression is built of sympy `Sum`s over entries such as y[t, b]. Its normal form is a linear combination
+of contractions; bound indices are renamed to the least spelling, so two expressions are equal for all sizes
+as soon as their normal forms agree. The only rules are those of finite sums (linearity, renaming, sum_t 1 =
+T, Kronecker's delta) and the unit rule sum_b u[t, b]^2 = 1 for the entries declared as unit vectors.
 """
 
 from collections import Counter
@@ -77,7 +77,10 @@ class IndexSums:
             fresh = Symbol(f"i{self._fresh}", integer=True)
             renamed = renamed.subs(index, fresh)
             bound.append((fresh, high))
-        return [((entries, (*inner, *bound)), coefficient) for (entries, inner), coefficient in self._terms(renamed)]
+        return [
+            ((entries, (*inner, *bound)), coefficient)
+            for (entries, inner), coefficient in self._terms(renamed)
+        ]
 
     def _canonical(self, term: Term) -> tuple[Term, Expr]:
         entries, bound, factor = list(term[0]), dict(term[1]), Integer(1)
@@ -126,10 +129,17 @@ class IndexSums:
     def _least_spelling(entries: list[Expr], bound: dict[Symbol, Expr]) -> Term:
         lengths = sorted(set(bound.values()), key=str)
         groups = [[index for index in bound if bound[index] == length] for length in lengths]
-        names = [[Symbol(f"{length}_{place}", integer=True) for place in range(len(group))] for length, group in zip(lengths, groups, strict=True)]
+        names = [
+            [Symbol(f"{length}_{place}", integer=True) for place in range(len(group))]
+            for length, group in zip(lengths, groups, strict=True)
+        ]
         spellings = []
         for orders in product(*(permutations(group) for group in groups)):
-            renaming = {old: new for order, name in zip(orders, names, strict=True) for old, new in zip(order, name, strict=True)}
+            renaming = {
+                old: new
+                for order, name in zip(orders, names, strict=True)
+                for old, new in zip(order, name, strict=True)
+            }
             spelled = tuple(sorted((entry.xreplace(renaming) for entry in entries), key=str))
             spellings.append(spelled)
         ranges = tuple((name, length) for length, group in zip(lengths, names, strict=True) for name in group)
@@ -143,7 +153,7 @@ class IndexSums:
 
 
 def is_nonnegative(expression: Expr) -> bool:
-    """Whether the expression is, as written, a sum of products of squares, nonnegative entries and pair weights."""
+    """Whether the expression is, as written, a sum of products of squares and nonnegative entries."""
     if isinstance(expression, Sum):
         return is_nonnegative(expression.function)
     if isinstance(expression, Add) and _is_pair_weight(expression):

@@ -1,11 +1,13 @@
-"""Words: an algebra of non-commuting matrix letters in which token-projector identities are decided for every T.
+"""Words: an algebra of non-commuting matrix letters in which token-projector identities are decided for every
+T.
 
-A matrix over tokens is a sum of words in letters such as A, X, 1 (the column of ones) and 1^T. The only rules are the
-contractions of neighbouring letters that the premises give, A 1 -> 1 and 1^T 1 -> T, so two expressions are equal for
-every number of tokens as soon as their expanded, contracted forms agree.
+A matrix over tokens is a sum of words in letters such as A, X, 1 (the column of ones) and 1^T. The only rules
+are the contractions of neighbouring letters that the premises give, A 1 -> 1 and 1^T 1 -> T, so two
+expressions are equal for every number of tokens as soon as their expanded, contracted forms agree.
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 
 from sympy import Add, Expr, Integer, Mul, Pow, Symbol, expand
 
@@ -30,7 +32,7 @@ def _spelled(factor: Expr) -> Iterator[Expr]:
 
 def _contract(word: list[Expr], rules: Rules) -> Expr | None:
     """The word with its leftmost contractible pair replaced, or None where no rule applies."""
-    for place, pair in enumerate(zip(word, word[1:], strict=False)):
+    for place, pair in enumerate(pairwise(word)):
         if pair in rules:
             return Mul(*word[:place], rules[pair], *word[place + 2 :])
     return None

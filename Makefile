@@ -1,0 +1,33 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test slow lint bench venv clean
+
+demo: venv
+	$(BIN)/mms demo --out demo
+
+test: venv
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q
+
+slow: venv
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow
+
+lint: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.front
+
+venv: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

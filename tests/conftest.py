@@ -1,0 +1,41 @@
+"""Shapes are checked by beartype in the test run; one thread, since the tensors are small."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+torch.set_num_threads(1)
+install_import_hook("sim", "beartype.beartype")
+
+from sweeps.execute import run_sweep  # noqa: E402 (after the import hook)
+from sweeps.sweep import Sweep  # noqa: E402
+from theory import Setting  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny_sweep() -> Sweep:
+    """32 cells in a second or two: two depths; plain merges collapse, MV-Split does not."""
+    return Sweep(
+        name="collapse_front",
+        claim="tiny",
+        base=Setting(width=32, heads=2, alpha=0.1, beta=1.0),
+        axes={
+            "depth": (6, 24),
+            "tokens": (4, 9),
+            "weight_std": (0.2,),
+            "input_cosine": (0.3,),
+            "merge": ("plain", "mv_split"),
+        },
+        seeds=4,
+        laws=("P1",),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tiny_sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished store of `tiny_sweep`, in a folder that serves `mms figures --data`."""
+    path = tmp_path_factory.mktemp("data") / "collapse_front.zarr"
+    run_sweep(tiny_sweep, path)
+    return path

@@ -1,0 +1,249 @@
+"""Sweeps: cells and shared runs, resume after any kill, workers, and the comparison."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+import sweeps.execute
+from sim.store import DIVERGED, DONE, FAILED, TODO, SweepWriter, open_cells
+from sweeps.compare import compare, onset_cells
+from sweeps.execute import run_sweep
+from sweeps.named import named_sweep
+from sweeps.sweep import Sweep
+from theory import Setting, predict_front
+
+ROOT = Path(__file__).parents[2]
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    """Every file of a store, to the bit."""
+    return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.is_file()}
+
+
+def test_depth_is_a_prefix_and_not_a_run(tiny_sweep: Sweep) -> None:
+    units = tiny_sweep.units()
+    assert len(tiny_sweep.cells) == 32 and len(units) == 16
+    for unit in units:
+        assert [tiny_sweep.cells[index].setting.depth for index in unit] == [6, 24]
+    assert len({cell.key() for cell in tiny_sweep.cells}) == 32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"axes": {"colour": (1,)}}, "unknown axis 'colour'"),
+        ({"axes": {"tokens": ()}}, "axis tokens needs distinct values"),
+        ({"axes": {"tokens": (4, 4)}}, "axis tokens needs distinct values"),
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"axes": {"tokens": (4, 1)}}, "tokens must be at least 2, got 1"),
+    ],
+)
+def test_bad_sweeps_are_refused(tiny_sweep: Sweep, change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(tiny_sweep, **change)
+
+
+def test_unknown_sweep_is_named() -> None:
+    with pytest.raises(ValueError, match="unknown sweep 'x': choose one of collapse_front"):
+        named_sweep("x")
+
+
+def test_every_cell_is_done_and_carries_its_forecast(tiny_sweep: Sweep, tiny_store: Path) -> None:
+    data = open_cells(tiny_store)
+    assert (data["status"] == DONE).all()
+    index = next(i for i, cell in enumerate(tiny_sweep.cells) if cell.setting.merge == "plain")
+    expected = predict_front(tiny_sweep.cells[index].setting)
+    assert data["predicted_front"].values[index] == pytest.approx(expected.front)
+    without = data["predicted_front"].values[data["merge"].values == "mv_split"]
+    assert np.isnan(without).all()
+
+
+def test_resume_computes_only_what_is_missing(
+    tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Path(shutil.copytree(tiny_store, tmp_path / "s.zarr"))
+    group = zarr.open_group(store, mode="r+")
+    group["status"][9] = TODO
+    group["tcs"][9] = np.nan
+    calls = []
+    simulate = sweeps.execute.simulate
+    monkeypatch.setattr(sweeps.execute, "simulate", lambda *given: calls.append(given) or simulate(*given))
+    run_sweep(tiny_sweep, store, resume=True)
+    assert len(calls) == 1
+    xr.testing.assert_identical(open_cells(store), open_cells(tiny_store))
+
+
+def test_a_damaged_cell_is_computed_again(
+    tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Path(shutil.copytree(tiny_store, tmp_path / "s.zarr"))
+    (chunk,) = (path for path in (store / "rho" / "c" / "3").rglob("*") if path.is_file())
+    chunk.write_bytes(b"torn")
+    run_sweep(tiny_sweep, store, resume=True)
+    assert "1 finished cells had lost their data" in capsys.readouterr().err
+    assert contents(store) == contents(tiny_store)
+
+
+def test_another_sweep_is_not_resumed(tiny_sweep: Sweep, tiny_store: Path) -> None:
+    other = tiny_sweep.with_options({"tokens": (4, 16)})
+    with pytest.raises(ValueError, match=r"holds another sweep: its axes is .* asked for"):
+        run_sweep(other, tiny_store, resume=True)
+    with pytest.raises(ValueError, match="already exists: pass --resume"):
+        run_sweep(tiny_sweep, tiny_store)
+
+
+def test_a_failing_cell_does_not_stop_the_others(
+    tiny_sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulate = sweeps.execute.simulate
+
+    def failing(setting: Setting, seed: int) -> object:
+        if seed == 1:
+            raise RuntimeError("out of memory")
+        return simulate(setting, seed)
+
+    monkeypatch.setattr(sweeps.execute, "simulate", failing)
+    store = tmp_path / "s.zarr"
+    run_sweep(tiny_sweep, store)
+    status = open_cells(store)["status"]
+    assert (status == FAILED).sum() == 8 and (status == DONE).sum() == 24
+    assert "failed: RuntimeError: out of memory" in capsys.readouterr().err
+    monkeypatch.setattr(sweeps.execute, "simulate", simulate)
+    run_sweep(tiny_sweep, store, resume=True)
+    assert (open_cells(store)["status"] == DONE).all()
+
+
+def test_a_diverging_stack_is_a_result(tiny_sweep: Sweep, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    axes = {"weight_std": (1e30,), "depth": (3,), "merge": ("plain",), "tokens": (4,)}
+    run_sweep(tiny_sweep.with_options(axes, seeds=2), store)
+    assert (open_cells(store)["status"] == DIVERGED).all()
+    (row,) = compare([store])["rows"]
+    assert row["n"] == 0 and row["n_diverged"] == 2 and row["measured"] is None
+
+
+def mms(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from sweeps.cli import main; main()", *arguments]
+
+
+def test_two_workers_write_the_same_store(tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path) -> None:
+    run_sweep(tiny_sweep, tmp_path / "two.zarr", workers=2)
+    assert contents(tmp_path / "two.zarr") == contents(tiny_store)
+
+
+KILL_RUN = (
+    *("sweep", "run", "collapse_front", "--width", "32", "--heads", "2", "--tokens", "4,9", "--seeds", "12"),
+    *("--weight-std", "0.2", "--input-cosine", "0.1", "--depth", "10,40"),
+)
+
+
+def test_killed_at_random_moments_and_resumed_is_bitwise_the_uninterrupted_store(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole, killed = tmp_path / "whole.zarr", tmp_path / "killed.zarr"
+    subprocess.run(
+        mms(*KILL_RUN, "--out", str(whole)), check=True, capture_output=True, cwd=ROOT, env=environment
+    )
+    waits, kills = random.Random(5), 0
+    for _ in range(200):
+        process = subprocess.Popen(
+            mms(*KILL_RUN, "--out", str(killed), "--resume"),
+            cwd=ROOT,
+            env=environment,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        start = done_cells(killed)
+        while process.poll() is None and done_cells(killed) <= start:
+            time.sleep(0.01)
+        time.sleep(waits.uniform(0, 0.3))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        if kills == 5:
+            subprocess.run(
+                mms(*KILL_RUN, "--out", str(killed), "--resume"),
+                check=True,
+                capture_output=True,
+                cwd=ROOT,
+                env=environment,
+            )
+            break
+    assert kills == 5
+    assert contents(killed) == contents(whole)
+
+
+def done_cells(store: Path) -> int:
+    """Cells whose status has been written, seen from outside."""
+    return len(list((store / "status" / "c").glob("*"))) if store.exists() else 0
+
+
+@pytest.fixture
+def crafted(tiny_store: Path, tmp_path: Path) -> Path:
+    """A store with made-up fronts, whose comparison is known."""
+    store = Path(shutil.copytree(tiny_store, tmp_path / "crafted.zarr"))
+    group = zarr.open_group(store, mode="r+")
+    data = open_cells(store)
+    plain = np.flatnonzero((data["merge"].values == "plain") & (data["depth"].values == 24))
+    first, second = plain[data["tokens"].values[plain] == 4], plain[data["tokens"].values[plain] == 9]
+    group["predicted_front"][first], group["predicted_front_std"][first] = 11.0, 1.0
+    group["predicted_fraction"][first] = 1.0
+    group["front"][first] = np.array([8.0, 9, 11, 12])
+    group["predicted_fraction"][second], group["predicted_restricted"][second] = 0.7, 20.0
+    group["front"][second] = np.array([10.0, 12, np.nan, np.nan])
+    return store
+
+
+def test_comparison_of_known_numbers(crafted: Path) -> None:
+    document = compare([crafted])
+    rows = {(row["depth"], row["tokens"], row["merge"]): row for row in document["rows"]}
+    row = rows[24, 4, "plain"]
+    assert (row["quantity"], row["predicted"], row["measured"], row["n"]) == ("front", 11.0, 10.0, 4)
+    assert row["measured_std"] == pytest.approx(np.std([8, 9, 11, 12], ddof=1))
+    assert row["measured_sem"] == pytest.approx(row["measured_std"] / 2)
+    assert row["z"] == pytest.approx(-1 / row["measured_sem"])
+    assert row["relative_error"] == pytest.approx(0.1)
+    assert row["spread_ratio"] == pytest.approx(1 / row["measured_std"])
+    censored = rows[24, 9, "plain"]
+    assert (censored["quantity"], censored["measured"]) == ("front_restricted", (10 + 12 + 24 + 24) / 4)
+    assert (censored["n"], censored["n_collapsed"]) == (4, 2)
+    silent = rows[24, 4, "mv_split"]
+    assert silent["quantity"] == "no_front" and silent["predicted"] is None and silent["measured"] is None
+    json.dumps(document, allow_nan=False)
+
+
+def test_unfinished_and_failed_seeds_are_left_out_and_counted(crafted: Path) -> None:
+    group = zarr.open_group(crafted, mode="r+")
+    data = open_cells(crafted)
+    cells = np.flatnonzero(
+        (data["merge"].values == "plain") & (data["depth"].values == 24) & (data["tokens"].values == 4)
+    )
+    group["status"][cells[0]], group["status"][cells[1]] = TODO, FAILED
+    row = next(
+        r for r in compare([crafted])["rows"] if (r["depth"], r["tokens"], r["merge"]) == (24, 4, "plain")
+    )
+    assert row["n"] == 2 and row["n_to_do"] == 1 and row["measured"] == 11.5
+
+
+def test_onset_lists_every_finished_cell(crafted: Path) -> None:
+    cells = onset_cells(crafted)
+    assert len(cells) == 32
+    assert {"depth", "tokens", "merge", "seed", "front"} <= set(cells[0])
+    assert all(cell["front"] is None for cell in cells if cell["merge"] == "mv_split")
+
+
+def test_writer_knows_no_other_cells(tiny_store: Path) -> None:
+    assert SweepWriter(tiny_store).remaining() == ([], [])
