@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 import zarr
-from zarr.codecs import ZstdCodec
 from numpy.typing import ArrayLike, NDArray
+from zarr.codecs import ZstdCodec
 
 KIND = "mean-mode sweep"
 TODO, DONE, FAILED, DIVERGED = 0, 1, 2, 3
@@ -181,7 +181,8 @@ class SweepWriter:
         for name, value in values.items():
             array = self.arrays[name]
             row = np.full((1, *array.shape[1:]), np.nan, np.float32)
-            row[0][tuple(slice(size) for size in value.shape)] = value
+            place: tuple[Any, ...] = (0, *(slice(size) for size in value.shape))
+            row[place] = value
             array[cell : cell + 1] = row
         self.arrays["status"][cell : cell + 1] = np.array([status], np.int8)
 
