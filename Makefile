@@ -19,7 +19,7 @@ lint: venv
 	$(BIN)/mypy
 
 bench: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.front
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/front.py
 
 venv: $(VENV)/installed
 

@@ -25,7 +25,7 @@ def draw(data: xr.Dataset) -> Figure:
     check_axes(data, *FRONT_AXES)
     deepest = data.isel(depth=-1)
     merges = [str(merge) for merge in deepest["merge"].values]
-    figure = Figure(figsize=(5.2 * len(merges), 4.4), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(merges), 5.2), layout="constrained")
     panels = figure.subplots(1, len(merges), sharey=True, squeeze=False)[0]
     for panel, merge in zip(panels, merges, strict=True):
         _draw_merge(panel, data, deepest.sel(merge=merge), merge)

@@ -275,15 +275,19 @@ def onset(store: Path, as_json: bool) -> None:
 @cli.command()
 @click.argument("stores", nargs=-1, required=True, type=click.Path(path_type=Path))
 @json_option
-def compare(stores: tuple[Path, ...], as_json: bool) -> None:
-    """Predicted against measured fronts, setting by setting."""
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the table of the README.")
+def compare(stores: tuple[Path, ...], as_json: bool, as_markdown: bool) -> None:
+    """Predicted against measured fronts, by setting; the forecast is the one each STORE began with."""
     from sweeps.compare import compare as compare_stores
+    from sweeps.compare import markdown
 
     document = compare_stores(list(stores))
     if as_json:
         show_json(document)
-        return
-    show_comparison(document)
+    elif as_markdown:
+        click.echo(markdown(document))
+    else:
+        show_comparison(document)
 
 
 def show_comparison(document: dict[str, Any]) -> None:

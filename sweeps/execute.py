@@ -208,13 +208,17 @@ def _mapper(workers: int, path: Path) -> Iterator[Mapped]:
         yield lambda units: (run_unit(unit, path) for unit in units)
         return
     try:
+        import dask
         from dask.distributed import Client, LocalCluster, as_completed
     except ImportError as error:
         raise ValueError(
             "--workers above 1 needs dask.distributed: pip install 'mean-mode-screaming[cluster]'"
         ) from error
     absolute = path.absolute()
+    # dask's own environment trims the allocator on every free, which makes tensors 1.8 times slower
+    environment = {"distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": "1"}}
     with (
+        dask.config.set(environment),
         LocalCluster(
             n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=50
         ) as cluster,
