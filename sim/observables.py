@@ -1,4 +1,4 @@
-"""The forward observables of arXiv:2605.06169 App. A, exact, one value per sample."""
+"""The observables of arXiv:2605.06169 App. A, exact: of the trunk here, of writer gradients re-exported."""
 
 # B batch, T tokens, D width, H heads, K Krylov vectors
 
@@ -6,27 +6,30 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sim.gradients import kappa, writer_amplification, writer_modes
+from sim.tokens import centered, directions, need_pair, norm
+
+__all__ = [
+    "EPS",
+    "adjoint_tcs",
+    "centered",
+    "kappa",
+    "leakage",
+    "mu_eff",
+    "r_tr",
+    "retention",
+    "rho",
+    "row_div",
+    "tcs",
+    "tcs_deficit",
+    "var_gain",
+    "writer_amplification",
+    "writer_modes",
+    "zero_tokens",
+]
+
 EPS = 1e-12
 """Keeps ratios finite where a centered part is zero; far below every norm of a normalised trunk."""
-
-
-def _need_pair(x: Tensor) -> None:
-    if x.shape[-2] < 2:
-        raise ValueError(f"a token pair is needed: tokens must be at least 2, got {x.shape[-2]}")
-
-
-def centered(x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
-    """c(X) = P X: every token less the token mean (Eq. 3).
-
-    The mean is taken twice, so that nearly equal tokens keep a centered part accurate to its own size: P P =
-    P.
-    """
-    first = x - x.mean(-2, keepdim=True)
-    return first - first.mean(-2, keepdim=True)
-
-
-def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=(-2, -1))
 
 
 def _mean_norm(x: Tensor) -> Tensor:
@@ -48,10 +51,8 @@ def tcs_deficit(x: Float[Tensor, "B T D"]) -> Float[Tensor, " B"]:
     Raises:
         ValueError: fewer than two tokens.
     """
-    _need_pair(x)
-    scaled = x / x.abs().amax(-1, keepdim=True)
-    directed = torch.isfinite(scaled).all(-1, keepdim=True) | ~torch.isfinite(x).all(-1, keepdim=True)
-    unit = torch.where(directed, scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True), 0.0)
+    need_pair(x)
+    unit, directed = directions(x)
     count = directed.sum(-2, keepdim=True)
     spread = torch.where(directed, unit - unit.sum(-2, keepdim=True) / count, 0.0)
     spread = torch.where(directed, spread - spread.sum(-2, keepdim=True) / count, 0.0)
@@ -70,31 +71,40 @@ def tcs(x: Float[Tensor, "B T D"]) -> Float[Tensor, " B"]:
     return 1 - tcs_deficit(x)
 
 
+def adjoint_tcs(adjoint: Float[Tensor, "B T D"]) -> Float[Tensor, " B"]:
+    """Mean cosine similarity of the loss adjoints dL/dX_l over ordered pairs of distinct tokens.
+
+    Raises:
+        ValueError: fewer than two tokens.
+    """
+    return tcs(adjoint)
+
+
 def rho(x: Float[Tensor, "B T D"]) -> Float[Tensor, " B"]:
     """|mu(X)|_F / (|c(X)|_F + eps), the paper's energy ratio (a ratio of norms)."""
-    return _mean_norm(x) / (_norm(centered(x)) + EPS)
+    return _mean_norm(x) / (norm(centered(x)) + EPS)
 
 
 def r_tr(trunk: Float[Tensor, "B T D"], branch: Float[Tensor, "B T D"]) -> Float[Tensor, " B"]:
     """|U(X)|_F / (|X|_F + eps): the branch output against the trunk it is added to."""
-    return _norm(branch) / (_norm(trunk) + EPS)
+    return norm(branch) / (norm(trunk) + EPS)
 
 
 def var_gain(trunk: Float[Tensor, "B T D"], branch: Float[Tensor, "B T D"]) -> Float[Tensor, " B"]:
     """|c(U(X))|_F / (|c(X)|_F + eps): the centered part a branch returns for the centered part it reads."""
-    return _norm(centered(branch)) / (_norm(centered(trunk)) + EPS)
+    return norm(centered(branch)) / (norm(centered(trunk)) + EPS)
 
 
 def row_div(attention: Float[Tensor, "B H T T"]) -> Float[Tensor, " B"]:
     """|A - J A|_F / |A|_F: how far the rows of the attention matrix differ, mean over heads."""
-    return (_norm(centered(attention)) / _norm(attention)).mean(1)
+    return (norm(centered(attention)) / norm(attention)).mean(1)
 
 
 def retention(attention: Float[Tensor, "B H T T"], x: Float[Tensor, "B T D"]) -> Float[Tensor, " B"]:
     """Ret(c<-c) = |c(A c(X))|_F / (|c(X)|_F + eps), mean over heads."""
     part = centered(x)
     mixed = attention @ part[:, None]
-    return (_norm(centered(mixed)) / (_norm(part)[:, None] + EPS)).mean(1)
+    return (norm(centered(mixed)) / (norm(part)[:, None] + EPS)).mean(1)
 
 
 def leakage(attention: Float[Tensor, "B H T T"], x: Float[Tensor, "B T D"]) -> Float[Tensor, " B"]:
@@ -102,7 +112,7 @@ def leakage(attention: Float[Tensor, "B H T T"], x: Float[Tensor, "B T D"]) -> F
     part = centered(x)
     column_means = attention.mean(-2)
     leaked = x.shape[-2] ** 0.5 * torch.linalg.vector_norm(column_means @ part, dim=-1)
-    return (leaked / (_norm(part)[:, None] + EPS)).mean(1)
+    return (leaked / (norm(part)[:, None] + EPS)).mean(1)
 
 
 def mu_eff(attention: Float[Tensor, "B H T T"], *, tolerance: float | None = None) -> Float[Tensor, " B"]:
@@ -119,7 +129,7 @@ def mu_eff(attention: Float[Tensor, "B H T T"], *, tolerance: float | None = Non
     Raises:
         ValueError: fewer than two tokens.
     """
-    _need_pair(attention)
+    need_pair(attention)
     tolerance = torch.finfo(attention.dtype).eps ** 0.5 if tolerance is None else tolerance
     operator = centered(centered(attention).transpose(-1, -2)).flatten(0, 1)
     return _leading_singular_value(operator, tolerance).unflatten(0, attention.shape[:2]).mean(1)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
-from sim.attention import SoftmaxAttention
+from sim.attention import make_mixer
 from sim.merges import MERGE_EPS, Segments, make_merge
 from theory import Setting
 
@@ -36,7 +36,7 @@ class Block(nn.Module):
     def __init__(self, setting: Setting) -> None:
         super().__init__()
         self.setting = setting
-        self.operator = SoftmaxAttention(setting.width, setting.heads, rope=setting.rope)
+        self.operator = make_mixer(setting.mixer, setting.width, setting.heads, rope=setting.rope)
         self.ffn = SwiGLU(setting.width, setting.ffn_width)
         self.merge_attn, self.merge_ffn = (
             make_merge(
@@ -52,7 +52,7 @@ class Block(nn.Module):
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw all weights afresh, in a fixed order: N(0, weight_std^2), the writers N(0, writer_std^2)."""
         writer_std = self.setting.weight_std if self.setting.writer_std is None else self.setting.writer_std
-        readers = (self.operator.q_proj, self.operator.k_proj, self.operator.v_proj, self.ffn.w13)
+        readers = (*self.operator.readers, self.ffn.w13)
         for layers, std in (
             (readers, self.setting.weight_std),
             ((self.operator.proj, self.ffn.w2), writer_std),
@@ -82,13 +82,26 @@ class Stack(nn.Module):
         return x
 
 
+def _aligned_tokens(setting: Setting, cosine: float, generator: torch.Generator) -> Tensor:
+    """sqrt(cosine) 1 u^T + sqrt(1 - cosine) E, u and E standard normal and fresh for every sample."""
+    tokens = sum(setting.segments)
+    common = torch.randn(setting.batch, 1, setting.width, generator=generator)
+    own = torch.randn(setting.batch, tokens, setting.width, generator=generator)
+    return cosine**0.5 * common + (1 - cosine) ** 0.5 * own
+
+
 def synthetic_input(setting: Setting, generator: torch.Generator) -> Float[Tensor, "B T D"]:
     """X_0 = RMSNorm(sqrt(c0) 1 u^T + sqrt(1 - c0) E), u and E standard normal and fresh for every sample.
 
     c0 is `input_cosine`: the pair cosine of the tokens up to O(1 / width). Text tokens, if any, share u.
     """
-    tokens = sum(setting.segments)
-    common = torch.randn(setting.batch, 1, setting.width, generator=generator)
-    own = torch.randn(setting.batch, tokens, setting.width, generator=generator)
-    cosine = setting.input_cosine
-    return rms_norm(cosine**0.5 * common + (1 - cosine) ** 0.5 * own, (setting.width,), eps=MERGE_EPS)
+    tokens = _aligned_tokens(setting, setting.input_cosine, generator)
+    return rms_norm(tokens, (setting.width,), eps=MERGE_EPS)
+
+
+def synthetic_adjoint(setting: Setting, generator: torch.Generator) -> Float[Tensor, "B T D"]:
+    """dL/dX_L = sqrt(c_G) 1 u^T + sqrt(1 - c_G) E, as `synthetic_input` but without the norm.
+
+    c_G is `adjoint_cosine`. Drawn from a stream of its own, it is independent of the trunk.
+    """
+    return _aligned_tokens(setting, setting.adjoint_cosine, generator)

@@ -239,12 +239,14 @@ def open_cells(path: str | Path) -> xr.Dataset:
 
 
 def open_sweep(path: str | Path) -> xr.Dataset:
-    """A sweep unstacked over its axes: one dimension per axis, then `block` and `writer`.
+    """A sweep unstacked over its axes: one dimension per axis, then `block` and `writer`; a list stays along `cell`.
 
     Raises:
         StoreError: as `open_cells`.
     """
     data = open_cells(path)
+    if not data.attrs.get("grid", True):
+        return data
     axes = json.loads(data.attrs["axes"])
     in_order = {axis: pd.unique(data[axis].values) for axis in axes}
     return data.set_index(cell=axes).unstack("cell").sel(in_order)

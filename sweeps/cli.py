@@ -23,6 +23,7 @@ HELP = {
     "weight_std": "Standard deviation of all block weights.",
     "writer_std": "Standard deviation of the residual writers; that of the others where not given.",
     "input_cosine": "Pair cosine of the input tokens, in [0, 1).",
+    "adjoint_cosine": "Pair cosine of the loss adjoints at the last block, in [0, 1).",
     "merge": f"Residual merge: {', '.join(MERGES)}.",
     "residual_gain": "lambda of layerscale and rezero, a of deepnorm.",
     "alpha": "mv_split: gain on the mean.",

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from sim import observables
 from sim.onset import collapse_front
-from sim.simulate import WRITERS, observable_dims, simulate
+from sim.simulate import BACKWARD_OBSERVABLES, WRITERS, observable_dims, simulate
 from sim.store import DIVERGED, DONE, FAILED, STATUS_NAMES, StoreError, SweepWriter, create_sweep, open_cells
 from sweeps.sweep import Cell, Sweep, digest
 from theory import Setting, predict_front
@@ -71,7 +72,7 @@ def forecast_rows(sweep: Sweep) -> list[dict[str, Any]]:
         values = {
             name: None if np.isnan(value) else value for name, value in zip(FORECASTS, row, strict=True)
         }
-        rows.append({**{axis: getattr(setting, axis) for axis in sweep.axes}, **values})
+        rows.append({**{name: getattr(setting, name) for name in sweep.varied}, **values})
     return rows
 
 
@@ -83,7 +84,9 @@ def _prediction(setting: Setting) -> FrontPrediction | None:
 
 
 def _definition(name: str) -> str:
-    """First line of the observable's docstring, naming the segment."""
+    """First line of the observable's docstring, naming the segment; gradients have one of their own."""
+    if name in BACKWARD_OBSERVABLES:
+        return BACKWARD_OBSERVABLES[name][1]
     base, _, segment = name.partition("_image") if name.endswith("_image") else name.partition("_text")
     text = (getattr(observables, base).__doc__ or "").splitlines()[0]
     where = {"_image": " (image tokens)", "_text": " (text tokens)"}.get(segment or name[len(base) :], "")
@@ -93,7 +96,7 @@ def _definition(name: str) -> str:
 def _variables(sweep: Sweep) -> dict[str, tuple[tuple[str, ...], str]]:
     dims: dict[str, tuple[str, ...]] = {}
     for setting in sweep.settings:
-        dims |= observable_dims(setting)
+        dims |= observable_dims(setting, backward=sweep.backward)
     return {"front": ((), FRONT), **{name: (of, _definition(name)) for name, of in dims.items()}}
 
 
@@ -123,6 +126,7 @@ def lay_out(sweep: Sweep, path: Path) -> None:
             "name": sweep.name,
             "claim": sweep.claim,
             "laws": json.dumps(sweep.laws),
+            "grid": bool(sweep.axes),
             "configuration": json.dumps(configuration),
             "configuration_hash": digest(configuration),
             "variables": json.dumps([*variables, *FORECASTS, "status"]),
@@ -140,14 +144,13 @@ def check_same(sweep: Sweep, path: Path) -> None:
     stored = json.loads(SweepWriter(path).group.attrs["configuration"])
     stored["base"] = dataclasses.asdict(Setting(**stored["base"]))
     asked = json.loads(json.dumps(sweep.configuration()))
-    for part in ("name", "seeds", "axes", "base"):
-        if json.dumps(stored[part]) != json.dumps(asked[part]):
-            raise StoreError(
-                f"{path} holds another sweep: its {part} is {stored[part]}, asked for {asked[part]}"
-            )
+    for part in ("name", "seeds", "axes", "cases", "base", "backward"):
+        here, wanted = stored.get(part, False), asked.get(part, False)
+        if json.dumps(here) != json.dumps(wanted):
+            raise StoreError(f"{path} holds another sweep: its {part} is {here}, asked for {wanted}")
 
 
-def run_unit(cells: list[tuple[int, Cell]], path: Path) -> list[tuple[int, str]]:
+def run_unit(cells: list[tuple[int, Cell]], path: Path, *, backward: bool) -> list[tuple[int, str]]:
     """Simulate the deepest of cells that share a run and write them all; returns (cell, error) of failures.
 
     One thread computes a cell, so that its bits do not depend on how many workers there are.
@@ -155,8 +158,9 @@ def run_unit(cells: list[tuple[int, Cell]], path: Path) -> list[tuple[int, str]]
     torch.set_num_threads(1)
     writer = SweepWriter(path)
     deepest = cells[-1][1]
+    run = functools.partial(simulate, backward=True) if backward else simulate
     try:
-        values = simulate(deepest.setting, deepest.seed)
+        values = run(deepest.setting, deepest.seed)
     except (RuntimeError, MemoryError, ValueError) as error:
         for index, _ in cells:
             writer.write(index, {}, FAILED)
@@ -165,7 +169,8 @@ def run_unit(cells: list[tuple[int, Cell]], path: Path) -> list[tuple[int, str]]
         prefix = {name: value[: cell.setting.depth + 1] for name, value in values.items()}
         front = collapse_front(prefix["tcs_image" if cell.setting.text_tokens else "tcs"])
         prefix["front"] = np.array(np.nan if front is None else front, np.float32)
-        writer.write(index, prefix, DONE if np.isfinite(prefix["tcs"]).all() else DIVERGED)
+        profiles = [prefix["tcs"], *([prefix["adjoint_tcs"]] if backward else [])]
+        writer.write(index, prefix, DONE if np.isfinite(profiles).all() else DIVERGED)
     return []
 
 
@@ -192,7 +197,7 @@ def run_sweep(sweep: Sweep, path: Path, *, resume: bool = False, workers: int = 
         )
     missing = set(todo)
     units = [[(index, sweep.cells[index]) for index in unit] for unit in sweep.units() if missing & set(unit)]
-    with _mapper(workers, path) as mapped:
+    with _mapper(workers, path, backward=sweep.backward) as mapped:
         for errors in progress(mapped(units), len(units), sweep.name):
             for index, error in errors:
                 tqdm.write(f"cell {index} failed: {error}", file=sys.stderr)
@@ -202,10 +207,10 @@ Mapped = Callable[[list[list[tuple[int, Cell]]]], Iterator[list[tuple[int, str]]
 
 
 @contextlib.contextmanager
-def _mapper(workers: int, path: Path) -> Iterator[Mapped]:
+def _mapper(workers: int, path: Path, *, backward: bool) -> Iterator[Mapped]:
     """How units are computed: one after the other, or as they complete on a local dask cluster."""
     if workers == 1:
-        yield lambda units: (run_unit(unit, path) for unit in units)
+        yield lambda units: (run_unit(unit, path, backward=backward) for unit in units)
         return
     try:
         import dask
@@ -226,7 +231,7 @@ def _mapper(workers: int, path: Path) -> Iterator[Mapped]:
     ):
 
         def mapped(units: list[list[tuple[int, Cell]]]) -> Iterator[list[tuple[int, str]]]:
-            futures = client.map(run_unit, units, path=absolute, pure=False)
+            futures = client.map(run_unit, units, path=absolute, backward=backward, pure=False)
             return (result for _, result in as_completed(futures, with_results=True))
 
         yield mapped

@@ -5,13 +5,13 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from theory import Setting
 
-SETTING_FIELDS = tuple(field.name for field in dataclasses.fields(Setting))
+SETTING_FIELDS = tuple(entry.name for entry in dataclasses.fields(Setting))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,15 +33,17 @@ def digest(configuration: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A frozen base configuration and a grid over some of its fields, for a number of seeds.
+    """A frozen base configuration and a grid over some of its fields or a list of cases, for some seeds.
 
     Attributes:
         name: of the claim it measures; equal to the name of its figure.
         claim: what it measures, in one line.
         base: the fields no axis varies.
         axes: setting field -> its values, in order.
+        cases: instead of a grid, the fields in which each setting differs from the base.
         seeds: seeds 0 to seeds - 1 of every setting, each with fresh weights and input.
         laws: tags of the claims compared with it.
+        backward: measure the writer gradients too, every cell in a run of its own depth.
 
     Raises:
         ValueError: an axis that is no setting field or has no or repeated values, no seeds, or a setting out
@@ -51,9 +53,11 @@ class Sweep:
     name: str
     claim: str
     base: Setting
-    axes: Mapping[str, tuple[Any, ...]]
+    axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    cases: tuple[Mapping[str, Any], ...] = ()
     seeds: int
     laws: tuple[str, ...]
+    backward: bool = False
 
     def __post_init__(self) -> None:
         for axis, values in self.axes.items():
@@ -61,18 +65,23 @@ class Sweep:
                 raise ValueError(f"unknown axis {axis!r}: choose from {', '.join(SETTING_FIELDS)}")
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"axis {axis} needs distinct values, got {values}")
+        if self.axes and self.cases:
+            raise ValueError("a sweep is a grid or a list of cases: give axes or cases")
         if self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {self.seeds}")
         self.cells  # noqa: B018 (every setting of the grid is validated here)
 
     @cached_property
     def settings(self) -> tuple[Setting, ...]:
-        """Every setting of the grid, the last axis fastest."""
+        """Every setting of the grid, the last axis fastest, or of the list."""
         combinations = itertools.product(*self.axes.values())
-        return tuple(
-            dataclasses.replace(self.base, **dict(zip(self.axes, values, strict=True)))
-            for values in combinations
-        )
+        cases = self.cases or [dict(zip(self.axes, values, strict=True)) for values in combinations]
+        return tuple(dataclasses.replace(self.base, **case) for case in cases)
+
+    @cached_property
+    def varied(self) -> tuple[str, ...]:
+        """The fields in which settings differ: the axes, or whatever a case names."""
+        return tuple(self.axes) or tuple(name for name in SETTING_FIELDS if any(name in case for case in self.cases))
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -83,11 +92,16 @@ class Sweep:
 
     def coordinates(self) -> dict[str, list[Any]]:
         """Axis -> value in every cell; the seed is the last axis."""
-        columns = {axis: [getattr(cell.setting, axis) for cell in self.cells] for axis in self.axes}
+        columns = {axis: [getattr(cell.setting, axis) for cell in self.cells] for axis in self.varied}
         return {**columns, "seed": [cell.seed for cell in self.cells]}
 
     def units(self) -> list[tuple[int, ...]]:
-        """Cells that share one run, deepest last: a deep stack contains its shallower prefixes."""
+        """Cells that share one run, deepest last: a deep stack contains its shallower prefixes.
+
+        A backward pass starts at the last block, so nothing is shared there.
+        """
+        if self.backward:
+            return [(index,) for index in range(len(self.cells))]
         groups: dict[str, list[int]] = {}
         for index, cell in enumerate(self.cells):
             key = dataclasses.replace(cell, setting=dataclasses.replace(cell.setting, depth=0)).key()
@@ -98,9 +112,15 @@ class Sweep:
         ]
 
     def configuration(self) -> dict[str, Any]:
-        """All that determines the numbers, JSON-serialisable."""
+        """All that determines the numbers, JSON-serialisable; what is not set is not named."""
         axes = {axis: list(values) for axis, values in self.axes.items()}
-        return {"name": self.name, "base": dataclasses.asdict(self.base), "axes": axes, "seeds": self.seeds}
+        base = dataclasses.asdict(self.base)
+        configuration = {"name": self.name, "base": base, "axes": axes, "seeds": self.seeds}
+        if self.cases:
+            configuration["cases"] = [dict(case) for case in self.cases]
+        if self.backward:
+            configuration["backward"] = True
+        return configuration
 
     def with_options(self, options: Mapping[str, tuple[Any, ...]], seeds: int | None = None) -> "Sweep":
         """The sweep with other values: several become an axis, one fixes a field that is no axis yet."""

@@ -2,22 +2,32 @@
 
 # W realisations (seeds), B batch, L blocks
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from theory.recursion import Branch, MeanField
+from theory.recursion import Branch, MeanField, Merged, State
 from theory.setting import Setting
 
 Array = NDArray[np.float64]
 
 FRONT_COSINE = 0.9
 HORIZON = 4096
-REALISATIONS = 1000
-ATTENTION_KURTOSIS, FFN_KURTOSIS = 4.0, 2.0
-"""D times the relative variance of a branch mean's energy: 2 for each Gaussian matrix it passes."""
+REALISATIONS = 600
+SETTLED = 1e-12
+
+SubLayer = Callable[[State], Branch]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One sub-layer: the state before it, its branch, and the merge."""
+
+    before: State
+    branch: Branch
+    merged: Merged
 
 
 def crossing(cosines: Array) -> Array:
@@ -36,50 +46,42 @@ def crossing(cosines: Array) -> Array:
     return np.where(reached.any(0), depth, np.inf)
 
 
-SubLayer = Callable[[Array], Branch]
-
-
 class Walkers:
-    """Realisations of the mean mode at finite width: a multiplicative random walk around the mean recursion.
+    """Realisations of the stack at finite width: random walks around the mean recursion, without a fitted
+    constant.
 
-    The fluctuations have no fitted constant: the branch mean points in a random direction of D (first
-    normal), its own energy fluctuates with the Gaussian matrices it passes (second normal), and the input's
-    mean has a finite sample of features.
+    Samples of a batch are independent walkers: their means are nearly orthogonal, so shared weights act on
+    them apart.
 
     Args:
         field: the recursion.
-        realisations: how many seeds; 0 gives the mean recursion without noise.
+        realisations: how many seeds of one setting; 0 gives the mean recursions of all settings, without
+            noise.
     """
 
     def __init__(self, field: MeanField, realisations: int) -> None:
         self.field = field
-        setting = field.setting
         self.random = np.random.default_rng(np.random.SeedSequence(0)) if realisations else None
-        self.shape = (max(realisations, 1), setting.batch if realisations else 1)
-        cosine, tokens = setting.input_cosine, field.tokens
-        mean = np.full(self.shape, (1 + (tokens - 1) * cosine) / tokens)
-        if self.random is not None:
-            spread = np.sqrt(2 / field.width) * (cosine * (1 - cosine) + (1 - cosine) / tokens)
-            mean = np.clip(mean + spread * self.random.standard_normal(self.shape), 0.0, 1.0)
-        self.mean_energy = mean
+        shape = (realisations, field.setting.batch) if realisations else (len(field.tokens), 1)
+        self.state = field.start(shape, self.random)
 
     def cosine(self) -> Array:
         """The pair cosine of every sample now [W, B]."""
-        return self.field.cosine(self.mean_energy)
+        return self.field.cosine(self.state.mean_energy)
 
-    def step(self, branch: SubLayer, kurtosis: float) -> Branch:
-        """Pass one sub-layer; returns the moments of its output."""
-        noise = None if self.random is None else self.random.standard_normal((2, *self.shape))
-        moments = branch(self.cosine())
-        self.mean_energy = self.field.merge(self.mean_energy, moments, noise, kurtosis)
-        return moments
+    def step(self, sub_layer: SubLayer) -> Step:
+        """Pass one sub-layer."""
+        before, branch = self.state, sub_layer(self.state)
+        merged = self.field.merge(before, branch, self.random)
+        self.state = merged.state
+        return Step(before=before, branch=branch, merged=merged)
 
     def blocks(self, depth: int) -> Iterator[Array]:
         """The cosines after blocks 0, 1, ..., depth, each [W, B]."""
         yield self.cosine()
         for _ in range(depth):
-            self.step(self.field.attention, ATTENTION_KURTOSIS)
-            self.step(self.field.ffn, FFN_KURTOSIS)
+            self.step(self.field.attention)
+            self.step(self.field.ffn)
             yield self.cosine()
 
 
@@ -105,17 +107,32 @@ class FrontPrediction:
         return float(np.mean(self.samples <= depth)), float(seen.mean()), float(seen.std())
 
 
-def deterministic_front(setting: Setting) -> float | None:
-    """The front of the mean recursion; None where it settles below or lies beyond `HORIZON` blocks."""
-    previous: float | None = None
-    for block, cosines in enumerate(Walkers(MeanField(setting), 0).blocks(HORIZON)):
-        cosine = float(cosines[0, 0])
-        if cosine >= FRONT_COSINE:
-            return 0.0 if previous is None else block - 1 + (FRONT_COSINE - previous) / (cosine - previous)
-        if previous is not None and abs(cosine - previous) < 1e-12:
-            return None
+def deterministic_fronts(settings: Sequence[Setting], horizon: int = HORIZON) -> list[float | None]:
+    """Fronts of the mean recursions of many settings, followed at once, in blocks.
+
+    None where the cosine settles below the front, or reaches it beyond `horizon` blocks.
+    """
+    fronts = np.full(len(settings), np.inf)
+    finished = np.zeros(len(settings), dtype=bool)
+    previous: Array | None = None
+    for block, cosines in enumerate(Walkers(MeanField(*settings), 0).blocks(horizon)):
+        cosine = cosines[:, 0]
+        crossed = ~finished & (cosine >= FRONT_COSINE)
+        if previous is None:
+            fronts[crossed] = 0.0
+        else:
+            fronts[crossed] = block - 1 + crossing(np.stack([previous, cosine]))[crossed]
+            finished |= np.abs(cosine - previous) < SETTLED
+        finished |= crossed
+        if finished.all():
+            break
         previous = cosine
-    return None
+    return [float(front) if np.isfinite(front) else None for front in fronts]
+
+
+def deterministic_front(setting: Setting) -> float | None:
+    """The front of one mean recursion; None as in `deterministic_fronts`."""
+    return deterministic_fronts([setting])[0]
 
 
 def predict_front(setting: Setting, realisations: int = REALISATIONS) -> FrontPrediction:

@@ -25,6 +25,11 @@ class Premises:
         mean_vector_is_ones: whether v is the column of ones (v^T v = T), or some other column with v^T v = 1.
         centering_sign: P = I + centering_sign J.
         unit_square: squared norm of a token's direction.
+        softmax_exponent: attention is exp(S_ij) / (sum_k exp(S_ik))^softmax_exponent; 0 does not normalise.
+        mean_leak: MV-Split is Z = X + beta*(P F) + alpha*J(F - mean_leak X).
+        segment_scale: J_seg averages over each segment, times segment_scale.
+        norm_exponent: RMSNorm is Z_i (|Z_i|^2 / D + eps)^norm_exponent.
+        loss_exponent: the loss of T tokens is their sum over T^loss_exponent; 0 sums.
     """
 
     row_sum: Expr | None = S.One
@@ -32,6 +37,11 @@ class Premises:
     mean_vector_is_ones: bool = True
     centering_sign: Expr = S.NegativeOne
     unit_square: Expr = S.One
+    softmax_exponent: Expr = S.One
+    mean_leak: Expr = S.One
+    segment_scale: Expr = S.One
+    norm_exponent: Expr = -S.Half
+    loss_exponent: Expr = S.One
 
 
 PREMISES = Premises()

@@ -1,81 +1,138 @@
-"""The forward mean-field recursion: one pair cosine carried through the sub-layers of a Post-Norm stack."""
+"""The forward mean-field recursion: mean energy and spread of the pair cosines, sub-layer by sub-layer."""
 
-# W walkers (independent realisations of a sample's mean mode), N Hermite orders
+# W realisations (seeds), or as many settings, B batch; every array of a state is [W, B]
 
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.polynomial import Polynomial
-from numpy.polynomial.hermite_e import hermegauss, hermevander
 from numpy.typing import NDArray
-from scipy.special import expit, gammaln
 
-from theory.setting import Setting
-from theory.softmax_statistics import softmax_statistics
+from theory.mixers import RowMoments
+from theory.setting import Gains, Setting
+from theory.tables import Tables
 
 Array = NDArray[np.float64]
 
-HERMITE_ORDERS = 80
+TINY = 1e-12
 
 
-@lru_cache(maxsize=64)
-def silu_kernel(std: float) -> Polynomial:
-    """E[silu(std u) silu(std u')] as a power series in the correlation of the standard normal pair (u, u').
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """The trunk after an RMSNorm, |x|^2 = D for every token.
 
-    Mehler: the coefficient of c^n is the squared n-th normalised Hermite coefficient of silu(std .), so the
-        value, its derivatives and its limits are exact to the truncation, 1e-15 of its value at c = 0.
+    Attributes:
+        mean_energy: m = |JX|^2 / (T D); the centered part has 1 - m.
+        spread: v, the variance of c_ij over the pairs of a sample.
     """
-    nodes, weights = hermegauss(2 * HERMITE_ORDERS)
-    weights = weights / weights.sum()
-    silu = std * nodes * expit(std * nodes)
-    norms = np.exp(-0.5 * gammaln(np.arange(HERMITE_ORDERS) + 1))
-    coefficients = (hermevander(nodes, HERMITE_ORDERS - 1) * norms).T @ (weights * silu)
-    return Polynomial(coefficients**2).trim(1e-15 * coefficients[0] ** 2)
+
+    mean_energy: Array
+    spread: Array
+
+
+@dataclass(frozen=True, slots=True)
+class MergeGains:
+    """The gains of a merge (`Gains`), one row a setting."""
+
+    mean_skip: Array
+    mean_write: Array
+    centered_skip: Array
+    centered_write: Array
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Branch:
-    """Second moments of a sub-layer's output, per feature: of one token, and of a pair of distinct tokens."""
+    """Moments of a sub-layer's output per feature, and the fluctuations of its input to the writer over the
+    readers.
+
+    Attributes:
+        token: second moment of one token.
+        pair: second moment of a pair of distinct tokens, mean over pairs.
+        slope: derivative of `pair` in the pair cosine (the FFN alone acts on each pair by itself).
+        curvature: second derivative of `pair`.
+        fresh: D times the relative variance that fresh weights add to a pair product.
+        mean: D times the relative variance of the energy of the branch mean over the readers.
+        mean_centered: the same, covariance with the energy of the centered part.
+        centered: the same, variance of the energy of the centered part.
+        pair_token: D times the relative covariance of a pair product and a token's energy, readers only.
+        own: of one token's energy.
+        crossed: of two tokens' energies.
+        crossed_by_pair: whether `crossed` multiplies the squared pair product (attention) or token energy
+            (FFN).
+    """
 
     token: Array
     pair: Array
+    slope: Array
+    curvature: Array
+    fresh: Array | float
+    mean: Array
+    mean_centered: Array
+    centered: Array
+    pair_token: Array
+    own: Array
+    crossed: Array
+    crossed_by_pair: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Merged:
+    """A merge: the state after it and the square of the RMSNorm's divisor."""
+
+    state: State
+    divisor: Array
+
+
+def _lognormal(normal: Array, variance: Array) -> Array:
+    """A positive factor of mean 1 and, to leading order, this variance."""
+    return np.exp(np.sqrt(variance) * normal - 0.5 * variance)
 
 
 class MeanField:
-    """The recursion of one setting: mean energy in, mean energy out, sub-layer by sub-layer.
+    """The recursion of one setting.
 
-    After the RMSNorm a token has |x|^2 = D, so one number describes the ensemble: the mean energy m = |JX|^2
-    / (T D), with the centered energy 1 - m and the pair cosine c = (T m - 1) / (T - 1) (TCS of REFERENCE App.
-    A). Assumed: fresh Gaussian weights, one cosine for all pairs, and corrections in 1/D kept to first order.
-    With text tokens the two segments carry the same statistics, so T counts both; only `mv_split` tells them
-    apart.
+    With fresh Gaussian weights the moments of a branch follow from the trunk's pair cosine c = (T m - 1) / (T
+    - 1) (TCS of REFERENCE App. A) and the spread of the pair cosines around it. Exact to the order kept, 1/D:
+    the drift of E cos(z_i, z_j) through a merge and its RMSNorm, the tilt and the energy of the branch mean,
+    the start. Heuristic: one pair cosine for all pairs of a sample, log-normal energies, and the third moment
+    and the saturation of the spread. With text tokens the two segments carry the same statistics, so T counts
+    both; only `mv_split` tells them apart.
 
     Args:
-        setting: the stack; `rope` is ignored (positions are not part of the one-cosine ansatz).
+        settings: the stack; `rope` is ignored (positions are not part of the one-cosine ansatz). Several
+            stacks are followed at once, one in each row of the state.
 
     Raises:
         ValueError: `mv_split` with text tokens, whose two segments have no common recursion.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        if setting.merge == "mv_split" and setting.text_tokens:
-            raise ValueError("the theory of mv_split speaks of one segment: set text_tokens to 0")
-        self.setting = setting
-        self.tokens = setting.tokens + setting.text_tokens
-        self.width = setting.width
-        self.gains = setting.gains
-        read = setting.weight_std**2 * setting.width
-        write = (
-            setting.weight_std if setting.writer_std is None else setting.writer_std
-        ) ** 2 * setting.width
+    def __init__(self, *settings: Setting) -> None:
+        for setting in settings:
+            if setting.merge == "mv_split" and setting.text_tokens:
+                raise ValueError("the theory of mv_split speaks of one segment: set text_tokens to 0")
+
+        def column(values: Sequence[float]) -> Array:
+            return np.array(values, dtype=np.float64)[:, None]
+
+        self.setting = settings[0]
+        self.mixers = {setting.mixer for setting in settings}
+        self.tokens = column([setting.tokens + setting.text_tokens for setting in settings])
+        self.width = column([setting.width for setting in settings])
+        self.ratio = column([setting.ffn_ratio for setting in settings])
+        self.input_cosine = column([setting.input_cosine for setting in settings])
+        self.adjoint_cosine = column([setting.adjoint_cosine for setting in settings])
+        names = [field.name for field in fields(Gains)]
+        self.gains = MergeGains(
+            *(column([getattr(setting.gains, name) for setting in settings]) for name in names)
+        )
+        read = column([setting.weight_std for setting in settings]) ** 2 * self.width
+        writers = [s.weight_std if s.writer_std is None else s.writer_std for s in settings]
+        write = column(writers) ** 2 * self.width
         self.attention_gain = read * write
-        self.ffn_gain = setting.ffn_ratio * read * write
-        self.rows = softmax_statistics(self.tokens)
-        kernel = silu_kernel(float(np.sqrt(read)))
-        self.silu_energy = float(kernel(1.0))
-        self.swiglu = Polynomial([0.0, 1.0]) * kernel
-        self.swiglu_curvature = self.swiglu.deriv(2)
+        self.ffn_gain = self.ratio * read * write
+        self.gate_variance = read
+        self.tables = Tables(settings)
+        (self.silu_energy,) = self.tables(np.ones_like(read), "kernel")
 
     def cosine(self, mean_energy: Array) -> Array:
         """Pair cosine of tokens of unit energy: c = (T m - 1) / (T - 1), exact."""
@@ -85,51 +142,183 @@ class MeanField:
         """Energy of the token mean from the second moments of one token and of a pair, exact."""
         return (token + (self.tokens - 1) * pair) / self.tokens
 
-    def cosine_variance(self, cosine: Array) -> Array:
-        """Variance of the pair cosines at finite width, (1 - c^2)^2 / D, as of Gaussian directions."""
-        return (1 - cosine**2) ** 2 / self.width
+    def start(self, shape: tuple[int, int], random: np.random.Generator | None) -> State:
+        """The synthetic input: cosine c0 less its bias c0 (1 - c0^2) / (2 D), with the spread of Gaussian tokens."""
+        cosine, tokens = self.input_cosine, self.tokens
+        biased = cosine - 0.5 * cosine * (1 - cosine**2) / self.width
+        mean = np.broadcast_to((1 + (tokens - 1) * biased) / tokens, shape)
+        if random is not None:
+            deviation = np.sqrt(2 / self.width) * (cosine * (1 - cosine) + (1 - cosine) / tokens)
+            mean = np.clip(mean + deviation * random.standard_normal(shape), 0.0, 1.0)
+        spread = (1 - cosine) ** 2 * (1 + 2 * cosine - cosine**2) / self.width
+        return State(mean_energy=mean, spread=np.broadcast_to(spread, shape))
 
-    def attention(self, cosine: Array) -> Branch:
-        """Moments of the attention output; the softmax rows enter by S_d and S_o alone."""
-        square, overlap, curvature = self.rows(cosine)
-        overlap = overlap + 0.5 * curvature * (1 - cosine**2) ** 2 * (
-            1 / self.setting.head_width + 1 / self.width
+    def rows(self, cosine: Array) -> RowMoments:
+        """Moments of the mixer's rows at each cosine."""
+        names = ("concentration", "divergence", "square_response", "overlap_response")
+        concentration, divergence, square_response, overlap_response = self.tables(cosine, *names)
+        square = 1 / self.tokens + (1 - cosine) * concentration
+        overlap = square - (1 - cosine) ** 2 * divergence
+        return RowMoments(
+            square=square,
+            overlap=overlap,
+            square_response=square_response,
+            overlap_response=overlap_response,
         )
-        spread = self.cosine_variance(cosine)
-        token = cosine + (1 - cosine) * square + (1 - square) * spread
-        pair = cosine + (1 - cosine) * overlap + (1 - overlap) * cosine * spread
-        return Branch(token=self.attention_gain * token, pair=self.attention_gain * pair)
 
-    def ffn(self, cosine: Array) -> Branch:
+    def mixed(self, state: State) -> tuple[RowMoments, Array, Array]:
+        """Row moments, and the second moments of mixed tokens (one and a pair) per unit of attention gain."""
+        cosine = self.cosine(state.mean_energy)
+        rows = self.rows(cosine)
+        token = cosine + (1 - cosine) * rows.square + rows.square_response * state.spread
+        pair = cosine + (1 - cosine) * rows.overlap + rows.overlap_response * state.spread
+        return rows, token, pair
+
+    def attention(self, state: State) -> Branch:
+        """Moments of the attention output; W_V is a second Gaussian matrix in front of the writer."""
+        _, token, pair = self.mixed(state)
+        none, wishart = np.zeros_like(token), np.full_like(token, 2.0)
+        return Branch(
+            token=self.attention_gain * token,
+            pair=self.attention_gain * pair,
+            slope=none,
+            curvature=none,
+            fresh=4.0,
+            mean=wishart,
+            mean_centered=none,
+            centered=wishart / (self.tokens - 1),
+            pair_token=wishart,
+            own=wishart,
+            crossed=wishart,
+            crossed_by_pair=True,
+        )
+
+    def ffn(self, state: State) -> Branch:
         """Moments of the SwiGLU output, the spread of the pair cosines kept to second order."""
-        pair = self.swiglu(cosine) + 0.5 * self.cosine_variance(cosine) * self.swiglu_curvature(cosine)
-        token = np.full_like(cosine, self.ffn_gain * self.silu_energy)
-        return Branch(token=token, pair=self.ffn_gain * pair)
-
-    def merge(
-        self, mean_energy: Array, branch: Branch, noise: Array | None = None, kurtosis: float = 0.0
-    ) -> Array:
-        """Mean energy after the residual merge and its RMSNorm.
-
-        Args:
-            mean_energy: of the trunk before the merge [W].
-            branch: moments of the branch output.
-            noise: standard normals [2, W], or None for the mean recursion. The first tilts the branch mean
-                against the trunk mean, the second is the fluctuation of the branch mean's own energy.
-            kurtosis: D times the relative variance of the branch mean's energy over the weights.
-        """
-        gains = self.gains
-        write = self.mean_energy(branch.token, branch.pair)
-        mean = gains.mean_skip**2 * mean_energy + gains.mean_write**2 * write
-        if noise is not None:
-            tilt = (
-                2 * gains.mean_skip * gains.mean_write * np.sqrt(mean_energy * write / self.width) * noise[0]
-            )
-            own = gains.mean_write**2 * write * np.sqrt(kurtosis / self.width) * noise[1]
-            mean = np.maximum(
-                mean + tilt + own, np.finfo(float).tiny
-            )  # an energy; Gaussian noise knows no sign
-        centered = gains.centered_skip**2 * (1 - mean_energy) + gains.centered_write**2 * (
-            branch.token - write
+        cosine, gain, ratio = self.cosine(state.mean_energy), self.ffn_gain, self.ratio
+        pair, slope, curvature = self.tables(cosine, "swiglu", "slope", "curvature")
+        names = ("mean", "mean_centered", "centered", "pair_token", "own", "crossed")
+        units = dict(zip(names, (unit / ratio for unit in self.tables(cosine, *names)), strict=True))
+        return Branch(
+            token=np.broadcast_to(gain * self.silu_energy, cosine.shape),
+            pair=gain * (pair + 0.5 * state.spread * curvature),
+            slope=gain * slope,
+            curvature=gain * curvature,
+            fresh=2.0 + 2.0 / ratio,
+            crossed_by_pair=False,
+            **units,
         )
-        return mean / (mean + centered)
+
+    def merge(self, state: State, branch: Branch, random: np.random.Generator | None = None) -> Merged:
+        """The residual merge and its RMSNorm; without `random` the recursion of the means."""
+        return _Merge(self, state, branch).pass_on(random)
+
+
+class _Merge:
+    """One merge, in units of the squared divisor: energies of skip and write, on mean and centered part."""
+
+    def __init__(self, field: MeanField, state: State, branch: Branch) -> None:
+        self.field, self.state, self.branch = field, state, branch
+        gains, tokens = field.gains, field.tokens
+        write = field.mean_energy(branch.token, branch.pair)
+        energies = (
+            gains.mean_skip**2 * state.mean_energy,
+            gains.mean_write**2 * write,
+            gains.centered_skip**2 * (1 - state.mean_energy),
+            gains.centered_write**2 * (branch.token - write),
+        )
+        self.divisor = sum(energies[1:], start=energies[0])
+        self.mean_skip, self.mean_write, self.part_skip, self.part_write = (
+            part / self.divisor for part in energies
+        )
+        self.kept = gains.centered_skip**2 / self.divisor
+        self.response = gains.centered_write**2 * branch.slope / self.divisor
+        self.bend = gains.centered_write**2 * branch.curvature / self.divisor
+        others = tokens - 1
+        self.skip_token, self.skip_pair = (
+            self.mean_skip + self.part_skip,
+            self.mean_skip - self.part_skip / others,
+        )
+        self.token, self.pair = self.mean_write + self.part_write, self.mean_write - self.part_write / others
+        self.cosine = self.skip_pair + self.pair
+
+    def drift(self) -> Array:
+        """E cos(z_i, z_j) less the cosine of the mean energies, to order 1/D.
+
+        The features of F = y W are independent given y, so the fourth moments of Z = X + F are sums over
+        pairings; the ratio z_i . z_j / (|z_i| |z_j|) is expanded to second order.
+        """
+        branch, width = self.branch, self.field.width
+        product_token = 2 * (
+            self.skip_token * self.pair + self.skip_pair * self.token + self.token * self.pair
+        )
+        product_token = product_token + branch.pair_token * self.token * self.pair
+        own = 4 * self.skip_token * self.token + (2 + branch.own) * self.token**2
+        base = self.pair if branch.crossed_by_pair else self.token
+        crossed = 4 * self.skip_pair * self.pair + 2 * self.pair**2 + branch.crossed * base**2
+        return (-product_token + 0.75 * self.cosine * own + 0.25 * self.cosine * crossed) / width
+
+    def fresh_spread(self) -> Array:
+        """Variance that fresh weights add to the pair cosines, in units of 1/D."""
+        a, b, c, d, cosine = self.skip_token, self.skip_pair, self.token, self.pair, self.cosine
+        linear = (
+            2 * (a * c + b * d) * (1 + cosine**2)
+            - 4 * cosine * (a * d + b * c)
+            - 4 * (1 - cosine) ** 2 * b * d
+        )
+        square = (c**2 + d**2) * (1 + cosine**2) - 4 * cosine * c * d - 2 * (1 - cosine) ** 2 * d**2
+        return np.maximum(linear + 0.5 * self.branch.fresh * square, 0)
+
+    def spread(self, after: Array) -> Array:
+        """v after the merge; v / (1 - c)^2 is free of the fluctuations that rescale 1 - c for all pairs
+        alike.
+
+        Heuristic: the skewness of the pair cosines (exact for Gaussian tokens, a gamma law at c = 1), and the
+            depletion of the fresh part by the purity of the centered Gram matrix.
+        """
+        cosine, v = self.field.cosine(self.state.mean_energy), self.state.spread
+        open_cosine = np.maximum(1 - cosine, TINY)
+        share = (6 * cosine**2 - 2 * cosine**3) / (1 + 2 * cosine - cosine**2) ** 2
+        skew = -2 * share * v**2 / open_cosine * self.bend
+        through = self.kept + self.response
+        kept = np.maximum(v * through**2 + through * skew, 0)
+        purity = np.minimum(0.5 * v / open_cosine**2, 0.5)
+        fresh = self.fresh_spread() * (1 + purity - 6 * purity**2) / self.field.width
+        return (kept + fresh) / np.maximum(1 - self.cosine, TINY) ** 2 * (1 - after) ** 2
+
+    def pass_on(self, random: np.random.Generator | None) -> Merged:
+        """State after the merge and the norm."""
+        tokens = self.field.tokens
+        mean = self.mean_skip + self.mean_write
+        drift = (tokens - 1) / tokens * self.drift()
+        if random is None:
+            after, divisor = mean + drift, self.divisor
+        else:
+            walked, stretch, expected = self._walk(mean, random)
+            after, divisor = walked + drift - expected, self.divisor * stretch
+        after = np.clip(after, TINY, 1 - TINY)
+        state = State(mean_energy=after, spread=self.spread(self.field.cosine(after)))
+        return Merged(state=state, divisor=divisor)
+
+    def _walk(self, mean: Array, random: np.random.Generator) -> tuple[Array, Array, Array]:
+        """One random step: the new mean energy, the stretch of the divisor, and the drift the ratio adds by itself."""
+        branch, width, tokens = self.branch, self.field.width, self.field.tokens
+        tilt, part, mean_unit, part_unit, writer = random.standard_normal((5, *mean.shape))
+        mean_variance = branch.mean / width
+        shared = branch.mean_centered / np.sqrt(np.maximum(branch.mean, TINY) * width)
+        rest = np.sqrt(np.maximum(branch.centered / width - shared**2, 0))
+        grown = self.mean_write * _lognormal(writer, 2 / width) * _lognormal(mean_unit, mean_variance)
+        mean_step = np.sqrt(4 * self.mean_skip * grown / width) * tilt + grown - self.mean_write
+        part_variance = (4 * self.part_skip * self.part_write + 2 * self.part_write**2) / (tokens - 1)
+        part_variance += (4 * self.kept + 2 * self.response) * self.response * self.state.spread
+        part_variance = np.maximum(part_variance, 0) / width
+        part_own = np.exp(shared * mean_unit + rest * part_unit - 0.5 * branch.centered / width)
+        part_step = np.sqrt(part_variance) * part + self.part_write * (part_own - 1)
+        raised = np.maximum(mean + mean_step, 0)
+        lowered = np.maximum(1 - mean + part_step, TINY)
+        mean_square = (4 * self.mean_skip * self.mean_write + 2 * self.mean_write**2) / width
+        mean_square = mean_square + self.mean_write**2 * mean_variance
+        crossed = self.mean_write * self.part_write * branch.mean_centered / width
+        part_square = part_variance + self.part_write**2 * branch.centered / width
+        expected = -(mean_square + crossed) + mean * (mean_square + 2 * crossed + part_square)
+        return raised / (raised + lowered), raised + lowered, expected

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 MERGES = ("plain", "layerscale", "rezero", "deepnorm", "mv_split")
-MIXERS = ("softmax",)
+MIXERS = ("softmax", "uniform", "linear")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +27,8 @@ class Setting:
     """One synthetic Post-Norm stack at initialisation; one object is predicted, simulated and compared.
 
     All block weights are N(0, weight_std^2), the residual writers N(0, writer_std^2) (weight_std where None).
-    The input is RMSNorm(sqrt(input_cosine) 1 u^T + sqrt(1 - input_cosine) E) with u and E standard normal.
+    The input is RMSNorm(sqrt(input_cosine) 1 u^T + sqrt(1 - input_cosine) E) with u and E standard normal;
+    the loss adjoint at the last block has the same form with adjoint_cosine, no norm, and draws of its own.
 
     Attributes:
         depth: blocks; each is an attention and a SwiGLU sub-layer with a merge of its own.
@@ -37,10 +38,12 @@ class Setting:
         width: features of a token.
         heads: attention heads; they divide the width.
         ffn_ratio: SwiGLU hidden width over width.
+        adjoint_cosine: pair cosine of the tokens' loss adjoints dL/dX_L; no forward result depends on it.
         residual_gain: lambda of `layerscale` and `rezero`, a of `deepnorm`; 1 makes each the plain merge.
         alpha: gain of `mv_split` on the mean (a leaky integrator).
         beta: gain of `mv_split` on the centered part.
-        rope: 2-D rotary positions on the image tokens, which then form a square.
+        mixer: `softmax` attention, `uniform` (every token reads the mean), or `linear` attention (elu + 1).
+        rope: 2-D rotary positions on the image tokens, which then form a square; `uniform` reads none.
 
     Raises:
         ValueError: a value outside its range, or a combination that no stack has.
@@ -56,6 +59,7 @@ class Setting:
     weight_std: float = 0.05
     writer_std: float | None = None
     input_cosine: float = 0.0
+    adjoint_cosine: float = 0.0
     merge: str = "plain"
     residual_gain: float = 1.0
     alpha: float = 0.1
@@ -85,8 +89,9 @@ class Setting:
             raise ValueError(f"ffn_ratio {self.ffn_ratio} times width {self.width} must be a whole number")
         if self.writer_std is not None and not 0 <= self.writer_std < math.inf:
             raise ValueError(f"writer_std must be at least 0 and finite, got {self.writer_std}")
-        if not 0 <= self.input_cosine < 1:
-            raise ValueError(f"input_cosine must be in [0, 1), got {self.input_cosine}")
+        for name in ("input_cosine", "adjoint_cosine"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         for name, known in (("merge", MERGES), ("mixer", MIXERS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(known)}")

@@ -1,14 +1,13 @@
 """Second moments of softmax attention rows with Gaussian logits, by exact quadrature (no fitted constant)."""
 
-# C cosines of the table, U outer quadrature points, G Gauss-Hermite nodes
+# U outer quadrature points
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
-from scipy.special import roots_hermitenorm
+from scipy.special import roots_gegenbauer, roots_hermitenorm
 
 Array = NDArray[np.float64]
 
@@ -29,10 +28,24 @@ def _outer_points(tokens: int, std: float) -> tuple[Array, float]:
     return np.exp(tau), tau[1] - tau[0]
 
 
-def row_square(tokens: int, variance: float) -> float:
-    """E sum_j a_ij^2 of one softmax row over `tokens` independent N(0, variance) logits (S_d)."""
+def _head_nodes(head_width: int | None) -> tuple[Array, Array]:
+    """Nodes and weights of one logit sqrt(d_h) cos(angle), the angle of random directions; None is Gaussian.
+
+    QK-Norm puts queries and keys on a sphere, so the logits of a finite head have this law of unit variance
+    exactly.
+    """
+    if head_width is None:
+        return _normal_nodes(NODES)
+    if head_width == 1:
+        return np.array([-1.0, 1.0]), np.array([0.5, 0.5])
+    nodes, weights = roots_gegenbauer(NODES, (head_width - 2) / 2)
+    return np.sqrt(head_width) * nodes, weights / weights.sum()
+
+
+def row_square(tokens: int, variance: float, head_width: int | None = None) -> float:
+    """E sum_j a_ij^2 of one softmax row over `tokens` independent logits of this variance (S_d)."""
     std = np.sqrt(variance)
-    z, weight = _normal_nodes(NODES)
+    z, weight = _head_nodes(head_width)
     w = np.exp(std * z - variance / 2)
     u, step = _outer_points(tokens, std)
     decay = np.exp(-np.outer(u, w))
@@ -56,54 +69,24 @@ def row_overlap(tokens: int, variance: float, correlation: float) -> float:
     return float(tokens * step**2 * np.sum(np.outer(u, u) * inner * laplace ** (tokens - 1)))
 
 
-def _row_overlap_curvature(tokens: int, variance: float, correlation: float) -> float:
-    """Second derivative of `row_overlap` in the correlation at fixed variance, by a central difference."""
-    span = 0.04
-    middle = float(np.clip(correlation, -1 + span, 1 - span))
-    low, mid, high = (row_overlap(tokens, variance, middle + shift) for shift in (-span, 0.0, span))
-    return (low - 2 * mid + high) / span**2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SoftmaxStatistics:
-    """Attention-row moments as functions of the token cosine c, for one token count.
-
-    With QK-Norm the softmax sees logits of variance 1 - c whose rows correlate by c, whatever the weights,
-    the width and the number of heads (the rest of the logit is constant along a row and drops out).
-    """
-
-    tokens: int
-    _table: CubicSpline
-
-    def __call__(self, cosine: Array) -> tuple[Array, Array, Array]:
-        """S_d, S_o and the second derivative of S_o in the row correlation, at each cosine."""
-        cosine = np.clip(cosine, -1 / (self.tokens - 1), 1.0)
-        concentration, divergence, curvature = np.moveaxis(self._table(cosine), -1, 0)
-        square = 1 / self.tokens + (1 - cosine) * concentration
-        return square, square - (1 - cosine) ** 2 * divergence, (1 - cosine) ** 2 * curvature
-
-
 @lru_cache(maxsize=64)
-def softmax_statistics(tokens: int) -> SoftmaxStatistics:
-    """The tabulated attention-row moments for `tokens` tokens; computed once per process.
+def softmax_table(tokens: int, head_width: int | None) -> CubicSpline:
+    """(S_d - 1/T) / (1 - c) and (S_d - S_o) / (1 - c)^2 as functions of the token cosine; once per process.
 
-    Tabulated are (S_d - 1/T) / (1 - c), (S_d - S_o) / (1 - c)^2 and S_o'' / (1 - c)^2, which stay finite at c
-    = 1: there the softmax is linear, and the first two tend to (1 - 1/T) / T.
+    Both stay finite at c = 1, where the softmax is linear. With QK-Norm the softmax sees logits of variance 1
+    - c whose rows correlate by c, whatever the weights; the rest of a logit is constant along its row and
+    drops out. S_d keeps the law of a finite head, exact at c = 0 and scaled with the variance beyond
+    (heuristic); in S_o its terms of order 1/d_h cancel at c = 0 and do not matter beyond, so S_o is Gaussian.
 
     Raises:
         ValueError: fewer than two tokens.
     """
     if tokens < 2:
         raise ValueError(f"tokens must be at least 2, got {tokens}")
-    least = -1 / (tokens - 1)
-    cosines = np.linspace(least, 1.0, TABLE_COSINES)[:-1]
+    cosines = np.linspace(-1 / (tokens - 1), 1.0, TABLE_COSINES)
     rows = []
-    for c in cosines:
-        square, overlap = row_square(tokens, 1 - c), row_overlap(tokens, 1 - c, c)
-        curvature = _row_overlap_curvature(tokens, 1 - c, c)
-        rows.append(
-            ((square - 1 / tokens) / (1 - c), (square - overlap) / (1 - c) ** 2, curvature / (1 - c) ** 2)
-        )
-    linear = (1 - 1 / tokens) / tokens
-    rows.append((linear, linear, 2 * rows[-1][2] - rows[-2][2]))
-    return SoftmaxStatistics(tokens=tokens, _table=CubicSpline([*cosines, 1.0], np.array(rows)))
+    for c in cosines[:-1]:
+        square, overlap = row_square(tokens, 1 - c, head_width), row_overlap(tokens, 1 - c, c)
+        rows.append(((square - 1 / tokens) / (1 - c), (square - overlap) / (1 - c) ** 2))
+    rows.append(((1 - 1 / tokens) / tokens, 2 * rows[-1][1] - rows[-2][1]))
+    return CubicSpline(cosines, np.array(rows))

@@ -3,7 +3,8 @@
 An expression is built of sympy `Sum`s over entries such as y[t, b]. Its normal form is a linear combination
 of contractions; bound indices are renamed to the least spelling, so two expressions are equal for all sizes
 as soon as their normal forms agree. The only rules are those of finite sums (linearity, renaming, sum_t 1 =
-T, Kronecker's delta) and the unit rule sum_b u[t, b]^2 = 1 for the entries declared as unit vectors.
+T, Kronecker's delta), the unit rule sum_b u[t, b]^2 = 1 for the entries declared as unit vectors, and the row
+rule sum_j a[i, j] = 1 for those declared as row-stochastic.
 """
 
 from collections import Counter
@@ -28,14 +29,18 @@ def off_diagonal(first: Symbol, second: Symbol) -> Expr:
 
 
 class IndexSums:
-    """The normal form, for a given set of unit vectors.
+    """The normal form, for a given set of unit vectors and of row-stochastic matrices.
 
     Args:
         unit: base -> the value of sum_b u[t, b]^2, the last index being the feature (1 for unit vectors).
+        rows: base -> the value of sum_j a[i, j], the last index being the column (1 if row-stochastic).
     """
 
-    def __init__(self, unit: dict[IndexedBase, Expr] | None = None) -> None:
+    def __init__(
+        self, unit: dict[IndexedBase, Expr] | None = None, rows: dict[IndexedBase, Expr] | None = None
+    ) -> None:
         self.unit = unit or {}
+        self.rows = rows or {}
         self._fresh = 0
 
     def normal_form(self, expression: Expr) -> Expr:
@@ -87,7 +92,7 @@ class IndexSums:
         changed = True
         while changed:
             changed = False
-            for rule in (self._apply_delta, self._apply_unit, self._apply_length):
+            for rule in (self._apply_delta, self._apply_unit, self._apply_row, self._apply_length):
                 outcome = rule(entries, bound)
                 if outcome is not None:
                     factor, changed = factor * outcome, True
@@ -115,6 +120,17 @@ class IndexSums:
                 entries.remove(entry)
                 del bound[feature]
                 return self.unit[entry.base]
+        return None
+
+    def _apply_row(self, entries: list[Expr], bound: dict[Symbol, Expr]) -> Expr | None:
+        for entry in entries:
+            if not isinstance(entry, Indexed) or entry.base not in self.rows:
+                continue
+            column = entry.indices[-1]
+            if column in bound and sum(other.has(column) for other in entries) == 1:
+                entries.remove(entry)
+                del bound[column]
+                return self.rows[entry.base]
         return None
 
     @staticmethod

@@ -9,7 +9,7 @@ expressions are equal for every number of tokens as soon as their expanded, cont
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
-from sympy import Add, Expr, Integer, Mul, Pow, Symbol, expand
+from sympy import Add, Expr, Mul, Pow, S, Symbol, cancel, expand
 
 Rules = Mapping[tuple[Expr, Expr], Expr]
 
@@ -39,15 +39,17 @@ def _contract(word: list[Expr], rules: Rules) -> Expr | None:
 
 
 def word_normal_form(expression: Expr, rules: Rules) -> Expr:
-    """The expanded sum of fully contracted words; 0 exactly when the identity follows from the rules."""
-    pending, done = list(Add.make_args(expand(expression))), Integer(0)
+    """The sum of fully contracted words with reduced coefficients; 0 exactly when the identity follows from the
+    rules.
+    """
+    pending, done = list(Add.make_args(expand(expression))), dict[Expr, Expr]()
     while pending:
-        term = pending.pop()
-        scalars, factors = term.args_cnc()
+        scalars, factors = pending.pop().args_cnc()
         word = [spelled for factor in factors for spelled in _spelled(factor)]
         contracted = _contract(word, rules)
         if contracted is None:
-            done += term
+            spelled_word = Mul(*word)
+            done[spelled_word] = done.get(spelled_word, S.Zero) + Mul(*scalars)
         else:
             pending.extend(Add.make_args(expand(Mul(*scalars) * contracted)))
-    return expand(done)
+    return Add(*(cancel(coefficient) * word for word, coefficient in done.items()))

@@ -58,7 +58,7 @@ def observables() -> None:
 def workers() -> None:
     """Throughput of two workers over one on the same cells, the forecast laid out beforehand."""
     axes = {"tokens": (256,), "weight_std": (0.0625,), "input_cosine": (0.0,), "merge": ("plain",)}
-    sweep = COLLAPSE_FRONT.with_options(axes, seeds=40)
+    sweep = COLLAPSE_FRONT.with_options(axes, seeds=80)
     times = {}
     for count in (1, 2):
         with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +67,7 @@ def workers() -> None:
             start = time.perf_counter()
             run_sweep(sweep, store, resume=True, workers=count)
             times[count] = time.perf_counter() - start
-    print(f"40 cells: one worker {times[1]:.1f} s, two {times[2]:.1f} s, ratio {times[1] / times[2]:.2f}")
+    print(f"80 cells: one worker {times[1]:.1f} s, two {times[2]:.1f} s, ratio {times[1] / times[2]:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,116 @@
+"""The phase diagram of the block map for T, D -> infinity: growth, fixed points, bistability, and when none collapses."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.polynomial import Polynomial
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+
+from theory.front import FRONT_COSINE
+from theory.setting import Setting
+from theory.swiglu import silu_kernel
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FixedPoint:
+    """A cosine the block map keeps; `stable` where neighbouring stacks run into it."""
+
+    cosine: float
+    multiplier: float
+
+    @property
+    def stable(self) -> bool:
+        """Whether the map contracts there."""
+        return abs(self.multiplier) < 1
+
+
+class BlockMap:
+    """One block's map of the pair cosine with infinitely many tokens and features: exact for fresh Gaussian
+    weights.
+
+    Attention averages the centered part away, so F has moments g c for tokens and pairs alike; SwiGLU has r g
+    kap(1) and r g c kap(c), with g = (weight_std^2 D)(writer_std^2 D), r the FFN ratio and kap the kernel of
+    silu.
+
+    Args:
+        setting: weight and writer std times sqrt(width), the FFN ratio and the merge are what enters.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        read = setting.weight_std**2 * setting.width
+        writer_std = setting.weight_std if setting.writer_std is None else setting.writer_std
+        self.attention_gain = read * writer_std**2 * setting.width
+        self.ffn_gain = setting.ffn_ratio * self.attention_gain
+        kernel = silu_kernel(float(np.sqrt(read)))
+        self.at_zero, self.at_one = float(kernel(0.0)), float(kernel(1.0))
+        self.slope_at_one = float(kernel.deriv()(1.0))
+        self.swiglu = Polynomial([0.0, 1.0]) * kernel
+        gains = setting.gains
+        self.mean_skip, self.mean_write = gains.mean_skip**2, gains.mean_write**2
+        self.part_skip, self.part_write = gains.centered_skip**2, gains.centered_write**2
+
+    def _merge(self, cosine: Array, token: Array, pair: Array) -> Array:
+        mean = self.mean_skip * cosine + self.mean_write * pair
+        return mean / (mean + self.part_skip * (1 - cosine) + self.part_write * (token - pair))
+
+    def __call__(self, cosine: Array) -> Array:
+        """The cosine after a block."""
+        mixed = self.attention_gain * cosine
+        cosine = self._merge(cosine, mixed, mixed)
+        token = np.full_like(cosine, self.ffn_gain * self.at_one)
+        return self._merge(cosine, token, self.ffn_gain * self.swiglu(cosine))
+
+    def growth(self) -> float:
+        """Multiplier of a small cosine; below 1 the state of unrelated tokens is stable."""
+        raised = (self.mean_skip + self.mean_write * self.attention_gain) * (
+            self.mean_skip + self.mean_write * self.ffn_gain * self.at_zero
+        )
+        return raised / (self.part_skip * (self.part_skip + self.part_write * self.ffn_gain * self.at_one))
+
+    def decay(self) -> float:
+        """Multiplier of a small 1 - c; below 1 the collapsed state is stable."""
+        spread = self.part_write * self.ffn_gain * (self.at_one + self.slope_at_one)
+        raised = (self.mean_skip + self.mean_write * self.attention_gain) * (
+            self.mean_skip + self.mean_write * self.ffn_gain * self.at_one
+        )
+        return self.part_skip * (self.part_skip + spread) / raised
+
+    def odds_bound(self) -> float:
+        """Q with c'/(1 - c') <= Q c / (1 - c) for every c: Q < 1 excludes a collapse from any input, proved.
+
+        Attention multiplies the odds exactly by its bracket; for SwiGLU kap(c) <= kap(1) (a power series with
+        nonnegative coefficients).
+        """
+        attention = (self.mean_skip + self.mean_write * self.attention_gain) / self.part_skip
+        ffn = (self.mean_skip + self.mean_write * self.ffn_gain * self.at_one) / (
+            self.part_skip + self.part_write * self.ffn_gain * self.at_one
+        )
+        return attention * ffn
+
+    def fixed_points(self) -> list[FixedPoint]:
+        """All cosines in [0, 1] that the map keeps, in order; 0 and 1 always."""
+        grid = np.concatenate(
+            [np.logspace(-7, -2, 500), np.linspace(0.01, 1, 4001)[1:-1], 1 - np.logspace(-3, -8, 300)]
+        )
+        grid = np.unique(grid)
+        gap = self(grid) - grid
+        points = [FixedPoint(cosine=0.0, multiplier=self.growth())]
+        for place in np.flatnonzero(np.sign(gap[:-1]) * np.sign(gap[1:]) < 0):
+            cosine = brentq(lambda c: float(self(np.array(c)) - c), grid[place], grid[place + 1], xtol=1e-15)
+            step = 1e-6 * min(cosine, 1 - cosine)
+            high, low = self(np.array(cosine + step)), self(np.array(cosine - step))
+            points.append(FixedPoint(cosine=cosine, multiplier=float((high - low) / (2 * step))))
+        return [*points, FixedPoint(cosine=1.0, multiplier=self.decay())]
+
+    def threshold(self) -> float:
+        """Least input cosine from which the stack passes the collapse front; 0: from any, inf: from none below it."""
+        points = self.fixed_points()
+        held = [point.cosine for point in points if point.stable and point.cosine < FRONT_COSINE]
+        if not held:
+            return 0.0
+        beyond = [point.cosine for point in points if not point.stable and point.cosine > held[-1]]
+        collapses = any(point.stable and point.cosine >= FRONT_COSINE for point in points)
+        return beyond[0] if collapses and beyond else np.inf

@@ -1,0 +1,64 @@
+"""J X and P X entry by entry, as index sums under given premises: what laws about token entries start from."""
+
+from collections.abc import Callable
+
+from sympy import Expr, IndexedBase, Integer, S, Sum, Symbol
+
+from theory.gradient_modes import COLUMN, T, r
+from theory.law import Premises, Relation, Step
+from theory.sums import IndexSums, over
+
+WIDTH = Symbol("D", integer=True, positive=True)
+ATTENTION = IndexedBase("a", nonnegative=True)
+
+Entry = Callable[[Expr], Expr]
+"""One feature of a token, as a function of the token's index."""
+
+
+class TokenSums:
+    """Token projectors applied to entries; attention entries a[i, j] have the premises' row sums.
+
+    Args:
+        premises: the definitions of J, P and of a row-stochastic mixer.
+        unit: further unit vectors, base -> squared norm.
+    """
+
+    def __init__(self, premises: Premises, unit: dict[IndexedBase, Expr] | None = None) -> None:
+        self.premises = premises
+        self.ones = premises.mean_vector_is_ones
+        self.sums = IndexSums(
+            unit={**(unit or {}), **({} if self.ones else {COLUMN: S.One})},
+            rows={} if premises.row_sum is None else {ATTENTION: premises.row_sum},
+        )
+
+    def mean(self, entry: Entry, token: Expr) -> Expr:
+        """(J X)_t of the premises."""
+        column = Integer(1) if self.ones else COLUMN[token] * COLUMN[r]
+        return Sum(self.premises.mean_scale * column * entry(r), over(r, T))
+
+    def centered(self, entry: Entry, token: Expr) -> Expr:
+        """(P X)_t of the premises."""
+        return entry(token) + self.premises.centering_sign * self.mean(entry, token)
+
+    def step(
+        self,
+        name: str,
+        left: Expr,
+        right: Expr,
+        relation: Relation = Relation.EQUAL,
+        witness: Expr = S.Zero,
+    ) -> Step:
+        """A relation between index sums."""
+        return Step(
+            name=name,
+            left=left,
+            right=right,
+            relation=relation,
+            witness=witness,
+            normal_form=self.sums.normal_form,
+        )
+
+
+def average(entry: Entry) -> Expr:
+    """The token average, (1/T) sum_t."""
+    return Sum(entry(r), over(r, T)) / T
