@@ -37,7 +37,8 @@ def directions(x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B T D"], Bool[
 
     Tokens are first divided by their largest entry, so that none overflows or underflows on the way.
     """
-    scaled = x / x.abs().amax(-1, keepdim=True)
-    directed = torch.isfinite(scaled).all(-1, keepdim=True) | ~torch.isfinite(x).all(-1, keepdim=True)
+    largest = x.abs().amax(-1, keepdim=True)
+    directed = largest != 0  # true of NaN, which must not pass for a zero token
+    scaled = x / largest
     unit = torch.where(directed, scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True), 0.0)
     return unit, directed

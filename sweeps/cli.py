@@ -188,6 +188,42 @@ def predict_front_command(as_json: bool, **options: Any) -> None:
         click.echo(f"collapse front at block {place}{beyond}")
 
 
+@predict.command("profile")
+@stack_options(lists=False)
+@json_option
+def predict_profile_command(as_json: bool, **options: Any) -> None:
+    """Observables block by block: TCS, rho, adjoint cosine and amplification of both writers."""
+    from theory import predict_profile
+
+    setting = Setting(**options)
+    profile = predict_profile(setting)
+    amplification, adjoint = profile["amplification"], profile["c_delta"]
+    blocks = {
+        "tcs": profile["tcs"].tolist(),
+        "rho": profile["rho"].tolist(),
+        "c_delta": adjoint.tolist(),
+        "amplification_attn": amplification[:, 0].tolist(),
+        "amplification_ffn": amplification[:, 1].tolist(),
+    }
+    if as_json:
+        show_json({**blocks, "inputs": dataclasses.asdict(setting)})
+        return
+    rows = [
+        {
+            "block": block + 1,
+            "tcs": blocks["tcs"][block + 1],
+            "rho": blocks["rho"][block + 1],
+            "c_delta_attn": adjoint[block, 0],
+            "c_delta_ffn": adjoint[block, 1],
+            "amplification_attn": amplification[block, 0],
+            "amplification_ffn": amplification[block, 1],
+        }
+        for block in range(setting.depth)
+    ]
+    if rows:
+        show_table(rows)
+
+
 @cli.group("sweep")
 def sweep_group() -> None:
     """Sweeps over synthetic stacks."""

@@ -5,7 +5,9 @@ from sweeps.front_settings import FRONT_SETTINGS, FRONT_SETTINGS_LARGE
 from sweeps.sweep import Sweep
 from sweeps.token_law import TOKEN_LAW
 
-SWEEPS: dict[str, Sweep] = {sweep.name: sweep for sweep in (COLLAPSE_FRONT, FRONT_SETTINGS, FRONT_SETTINGS_LARGE, TOKEN_LAW)}
+SWEEPS: dict[str, Sweep] = {
+    sweep.name: sweep for sweep in (COLLAPSE_FRONT, FRONT_SETTINGS, FRONT_SETTINGS_LARGE, TOKEN_LAW)
+}
 
 
 def named_sweep(name: str) -> Sweep:

@@ -81,7 +81,9 @@ class Sweep:
     @cached_property
     def varied(self) -> tuple[str, ...]:
         """The fields in which settings differ: the axes, or whatever a case names."""
-        return tuple(self.axes) or tuple(name for name in SETTING_FIELDS if any(name in case for case in self.cases))
+        return tuple(self.axes) or tuple(
+            name for name in SETTING_FIELDS if any(name in case for case in self.cases)
+        )
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:

@@ -1,19 +1,26 @@
 """What is claimed: laws with machine-checked proofs, and the theory that predicts the collapse front."""
 
-from theory.front import FrontPrediction, predict_front
+from theory.front import FrontPrediction, deterministic_fronts, predict_front
+from theory.functional_step import FunctionalStep, predict_functional_step
 from theory.law import Law, Premises
 from theory.laws import LAWS
+from theory.phase import BlockMap
 from theory.profile import predict_profile
-from theory.setting import MERGES, Gains, Setting
+from theory.setting import MERGES, MIXERS, Gains, Setting
 
 __all__ = [
     "LAWS",
     "MERGES",
+    "MIXERS",
+    "BlockMap",
     "FrontPrediction",
+    "FunctionalStep",
     "Gains",
     "Law",
     "Premises",
     "Setting",
+    "deterministic_fronts",
     "predict_front",
+    "predict_functional_step",
     "predict_profile",
 ]

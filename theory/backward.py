@@ -1,4 +1,4 @@
-"""The backward mean-field recursion: the adjoint's mean mode going down, and the writer gradients it makes."""
+"""The backward mean-field recursion: the adjoint's mean mode and the writer gradients it makes."""
 
 # W realisations, B batch, L blocks; arrays of one sub-layer are [W, B], writers are attn and ffn
 
@@ -172,7 +172,7 @@ class Adjoint:
         return gradient
 
     def _gradient(self, given: WriterInput, mean: Array, centered: Array, cosine: Array) -> WriterGradient:
-        """A and G_mean / G_ctr from the moments of y and of the cotangent, and the alignment of their Gram matrices."""
+        """A and G_mean / G_ctr from the moments of y and cotangent and their Gram matrices' alignment."""
         tokens = self.field.tokens
         part = (tokens - 1) / tokens * given.centered
         common = (given.token + (tokens - 1) * given.pair) / tokens
@@ -191,7 +191,7 @@ class Adjoint:
     def _jacobian(
         self, given: WriterInput, cosine: Array, energy: Array, attention: bool
     ) -> tuple[Array, Array, Array, Array, Array]:
-        """Second moments of the branch's transposed Jacobian: token, pair, seeded and passed orientation, own noise."""
+        """Second moments of the transposed Jacobian: token, pair, seeded and passed orientation, noise."""
         field, c, others = self.field, given.cosine, self.field.tokens - 1
         if attention:
             gain, open_cosine = field.attention_gain, 1 - given.cosine

@@ -31,8 +31,7 @@ class Step:
 
 
 def crossing(cosines: Array) -> Array:
-    """First depth at which each profile reaches `FRONT_COSINE`, interpolated linearly; inf where it never
-    does.
+    """First depth at which each profile reaches `FRONT_COSINE`, interpolated linearly; inf where never.
 
     Args:
         cosines: pair cosines [L + 1, ...], block 0 first; NaN counts as not reached.
@@ -47,8 +46,7 @@ def crossing(cosines: Array) -> Array:
 
 
 class Walkers:
-    """Realisations of the stack at finite width: random walks around the mean recursion, without a fitted
-    constant.
+    """Realisations of the stack at finite width: random walks around the mean recursion, no fitted constant.
 
     Samples of a batch are independent walkers: their means are nearly orthogonal, so shared weights act on
     them apart.
@@ -136,8 +134,7 @@ def deterministic_front(setting: Setting) -> float | None:
 
 
 def predict_front(setting: Setting, realisations: int = REALISATIONS) -> FrontPrediction:
-    """The collapse front at initialisation, with its spread over seeds (mean-field recursion, no fitted
-    constant).
+    """The collapse front at initialisation with its spread over seeds (recursion without a fitted constant).
 
     Where the mean recursion has no front, the realisations are followed to the setting's depth, since
     fluctuations may carry some across. Heuristic: the walk keeps one cosine per sample and independent noise

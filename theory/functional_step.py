@@ -1,4 +1,4 @@
-"""The first AdamW step of zero-initialised writers: how far it moves the final trunk, mean and centered part apart."""
+"""The first AdamW step of zero writers: how far it moves the final trunk, mean and centered part apart."""
 
 # X nodes of the adjoint mean's projection, C classes of writer columns
 
@@ -52,7 +52,7 @@ class FunctionalStep:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Columns:
-    """Columns of a writer that are Gaussian given their class: energies of a token and a pair, and their responses."""
+    """Columns of a writer, Gaussian given their class: energies of a token and a pair, and responses."""
 
     weight: float
     token: float
@@ -139,8 +139,7 @@ class _Writer:
 
 
 def predict_functional_step(setting: Setting) -> FunctionalStep:
-    """Displacement of the final trunk by the first AdamW step of zero writers (update -rate sign(grad)),
-    plain merge.
+    """Displacement of the final trunk by the first AdamW step of zero writers, -rate sign(grad); plain merge.
 
     At step 0 the trunk is the identity: every layer has the same cotangent and the same statistics of writer
     inputs. The mean over the readers of a column's sign write is common to all layers and adds up like L;

@@ -1,9 +1,22 @@
 """The registry: every law under its tag, in the order in which they build on each other."""
 
 from theory.amplification import ABSOLUTE_BOUND, BOUNDED, EQUAL_MAGNITUDES, PAIR_SUM, RAYLEIGH
+from theory.control_laws import (
+    ATTENTION_ONLY,
+    DIFFERENCE_MIXERS,
+    HARD_CENTERING,
+    LAZY_MIXER,
+    TOKEN_GATES,
+)
+from theory.front_laws import ENERGY_RATIO, FRONT_DEPTH, FRONT_ODDS, MIRROR, MOMENTS
 from theory.gradient_modes import GRADIENT_SPLIT
 from theory.law import Law
+from theory.merge_backward import BACKWARD
+from theory.merge_laws import BRANCH_COTANGENT, GLOBAL_MEAN, MEAN_LEAKS, MERGE_PARTS, NOT_A_GATE
+from theory.optimiser_laws import CLIPPING, ORTHOGONALISED
 from theory.projectors import CENTERED_PART, MEAN_IS_KEPT
+from theory.replication import REPLICATION
+from theory.softmax_null_space import NULL_SPACE
 
 LAWS: dict[str, Law] = {
     law.tag: law
@@ -16,6 +29,26 @@ LAWS: dict[str, Law] = {
         BOUNDED,
         EQUAL_MAGNITUDES,
         ABSOLUTE_BOUND,
+        NULL_SPACE,
+        MERGE_PARTS,
+        MEAN_LEAKS,
+        BRANCH_COTANGENT,
+        NOT_A_GATE,
+        GLOBAL_MEAN,
+        BACKWARD,
+        REPLICATION,
+        CLIPPING,
+        ORTHOGONALISED,
+        HARD_CENTERING,
+        DIFFERENCE_MIXERS,
+        LAZY_MIXER,
+        TOKEN_GATES,
+        ATTENTION_ONLY,
+        ENERGY_RATIO,
+        FRONT_ODDS,
+        MOMENTS,
+        FRONT_DEPTH,
+        MIRROR,
     )
 }
 

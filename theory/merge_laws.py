@@ -1,7 +1,7 @@
 """Laws R1 to R5: what the MV-Split merge does to the token mean and to the centered part, forward and back.
 
-Token operators act on the left of X and F, the gains per feature on the right as diagonal matrices, so gain and
-projector commute by associativity alone. R1, R2 and R5 are words over two segments, image and text.
+Token operators act on the left of X and F, the gains per feature on the right as diagonal matrices, so gain
+and projector commute by associativity alone. R1, R2 and R5 are words over two segments, image and text.
 """
 
 from typing import Any
@@ -370,7 +370,7 @@ NOT_A_GATE = Law(
     ),
     assumes=(
         "MV-Split (R1)",
-        "scalar gains in the ratios, beta and lambda not 0",
+        "alpha not 0; scalar gains in the ratios, beta and lambda not 0",
         "P G not 0",
         "J = 1 1^T / T",
     ),

@@ -86,7 +86,7 @@ FEATURE_ORDERS = 60
 
 
 def _linear_rows(tokens: int, head_width: int) -> Rows:
-    """psi(c) = E phi(u) phi(u') by Mehler's series; QK-Norm fixes sum_a k_a^2, so the second Hermite mode is silent."""
+    """psi(c) = E phi(u) phi(u') by Mehler's series; QK-Norm silences the second Hermite mode."""
     nodes, weights = hermegauss(180)
     weights = weights / weights.sum()
     feature = np.where(nodes > 0, nodes + 1, np.exp(np.minimum(nodes, 0)))

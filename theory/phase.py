@@ -1,4 +1,4 @@
-"""The phase diagram of the block map for T, D -> infinity: growth, fixed points, bistability, and when none collapses."""
+"""The phase diagram of the block map for T, D -> infinity: growth, fixed points, bistability."""
 
 from dataclasses import dataclass
 
@@ -28,8 +28,7 @@ class FixedPoint:
 
 
 class BlockMap:
-    """One block's map of the pair cosine with infinitely many tokens and features: exact for fresh Gaussian
-    weights.
+    """One block's map of the pair cosine for T, D -> infinity, exact for fresh Gaussian weights.
 
     Attention averages the centered part away, so F has moments g c for tokens and pairs alike; SwiGLU has r g
     kap(1) and r g c kap(c), with g = (weight_std^2 D)(writer_std^2 D), r the FFN ratio and kap the kernel of
@@ -106,7 +105,7 @@ class BlockMap:
         return [*points, FixedPoint(cosine=1.0, multiplier=self.decay())]
 
     def threshold(self) -> float:
-        """Least input cosine from which the stack passes the collapse front; 0: from any, inf: from none below it."""
+        """Least input cosine from which the stack passes the front; 0: from any, inf: from none below it."""
         points = self.fixed_points()
         held = [point.cosine for point in points if point.stable and point.cosine < FRONT_COSINE]
         if not held:

@@ -42,8 +42,7 @@ class MergeGains:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Branch:
-    """Moments of a sub-layer's output per feature, and the fluctuations of its input to the writer over the
-    readers.
+    """Moments of a sub-layer's output per feature, and fluctuations of the writer's input over the readers.
 
     Attributes:
         token: second moment of one token.
@@ -143,7 +142,7 @@ class MeanField:
         return (token + (self.tokens - 1) * pair) / self.tokens
 
     def start(self, shape: tuple[int, int], random: np.random.Generator | None) -> State:
-        """The synthetic input: cosine c0 less its bias c0 (1 - c0^2) / (2 D), with the spread of Gaussian tokens."""
+        """The synthetic input: c0 less its bias c0 (1 - c0^2) / (2 D), with the spread of Gaussian tokens."""
         cosine, tokens = self.input_cosine, self.tokens
         biased = cosine - 0.5 * cosine * (1 - cosine**2) / self.width
         mean = np.broadcast_to((1 + (tokens - 1) * biased) / tokens, shape)
@@ -270,8 +269,7 @@ class _Merge:
         return np.maximum(linear + 0.5 * self.branch.fresh * square, 0)
 
     def spread(self, after: Array) -> Array:
-        """v after the merge; v / (1 - c)^2 is free of the fluctuations that rescale 1 - c for all pairs
-        alike.
+        """v after the merge; v / (1 - c)^2 is free of fluctuations that rescale 1 - c for all pairs alike.
 
         Heuristic: the skewness of the pair cosines (exact for Gaussian tokens, a gamma law at c = 1), and the
             depletion of the fresh part by the purity of the centered Gram matrix.
@@ -301,7 +299,7 @@ class _Merge:
         return Merged(state=state, divisor=divisor)
 
     def _walk(self, mean: Array, random: np.random.Generator) -> tuple[Array, Array, Array]:
-        """One random step: the new mean energy, the stretch of the divisor, and the drift the ratio adds by itself."""
+        """One random step: mean energy, stretch of the divisor, and the drift the ratio adds by itself."""
         branch, width, tokens = self.branch, self.field.width, self.field.tokens
         tilt, part, mean_unit, part_unit, writer = random.standard_normal((5, *mean.shape))
         mean_variance = branch.mean / width

@@ -19,11 +19,8 @@ COPIES = Symbol("k", integer=True, positive=True)
 q, p = (Symbol(name, integer=True, positive=True) for name in "qp")
 EXPONENTIAL = IndexedBase("w", positive=True)
 VALUE, COTANGENT, KEY, QUERY = (IndexedBase(name, real=True) for name in ("V", "d", "K", "Q"))
-TOKEN_LOSS, INPUT, ADJOINT = (
-    IndexedBase("l", real=True),
-    IndexedBase("y", real=True),
-    IndexedBase("d", real=True),
-)
+TOKEN_LOSS, TOKEN_SLOPE = IndexedBase("l", real=True), IndexedBase("dl/dX", real=True)
+INPUT, ADJOINT = IndexedBase("y", real=True), IndexedBase("d", real=True)
 SCORE = IndexedBase("S", real=True)
 
 
@@ -66,8 +63,8 @@ def _forward(premises: Premises) -> list[Step]:
         ),
         tokens.step(
             "its cotangent at each replica is 1/k of the token's",
-            lengths[1] * TOKEN_LOSS[t],
-            lengths[0] * TOKEN_LOSS[t] / COPIES,
+            lengths[1] * TOKEN_SLOPE[t, b],
+            lengths[0] * TOKEN_SLOPE[t, b] / COPIES,
         ),
     ]
 
@@ -199,9 +196,9 @@ REPLICATION = Law(
     tag="X1",
     title="replicated tokens: nothing the optimiser sees changes, A is multiplied by k",
     statement=(
-        "every token k times: states, mean loss and all parameter gradients unchanged, d' = d / k;  A' = k A;  "
-        "G_mean' = G_mean, G_ctr' = G_ctr;  kappa' = kappa + (k - 1)(1 - kappa) / (k T - 1), not invariant at "
-        "finite T; invariant are A / T and, at equal magnitudes, (1 + (T - 1) kappa) / T"
+        "every token k times: states, mean loss, all parameter gradients unchanged, d' = d / k;  A' = k A;  "
+        "G_mean' = G_mean, G_ctr' = G_ctr;  kappa' = kappa + (k - 1)(1 - kappa) / (k T - 1);  "
+        "invariant: A / T and, at equal magnitudes, (1 + (T - 1) kappa) / T, but not kappa"
     ),
     assumes=(
         "positions are repeated with their tokens",

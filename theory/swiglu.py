@@ -83,7 +83,7 @@ class UnitFluctuations:
 
 @lru_cache(maxsize=64)
 def _fluctuation_table(std: float) -> CubicSpline:
-    """The six fluctuations over the pair cosine, the common and the own part of a token's gate integrated apart."""
+    """The six fluctuations over the pair cosine; a gate's common and own part are integrated apart."""
     nodes, weights = _nodes(2 * HERMITE_ORDERS)
     silu = _silu(std * nodes)
     single, double, triple = (_hermite_modes(silu**power, nodes, weights) for power in (1, 2, 3))
@@ -107,7 +107,7 @@ def _fluctuation_table(std: float) -> CubicSpline:
         at = float(kernel(c))
         rows.append(
             [
-                3 * (weights @ common**2) / mean_energy**2 - 1,
+                float(3 * (weights @ common**2) / mean_energy**2 - 1),
                 *part,
                 3 * float(triple_single(c)) / (at * energy) - 1,
                 3 * fourth / energy**2 - 1,
@@ -141,5 +141,5 @@ def _kurtosis_table(std: float) -> CubicSpline:
 
 
 def unit_kurtosis(std: float, cosine: Array) -> Array:
-    """E_unit[Var(h | common)^2] / (E_unit Var(h | common))^2 of one hidden unit over the tokens' own parts."""
+    """E_unit[Var(h | common)^2] / (E_unit Var(h | common))^2 over the tokens' own parts."""
     return np.asarray(_kurtosis_table(std)(np.clip(cosine, 0, 1)))

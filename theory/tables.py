@@ -1,6 +1,6 @@
-"""Dense tables over the pair cosine: every function of one setting the recursion looks up, for many settings at once."""
+"""Dense tables over the pair cosine: what the recursion looks up, for many settings at once."""
 
-# N settings, G grid cosines, K columns; looked up for cosines [W, B], where W = N if there are several settings
+# N settings, G grid cosines, K columns; cosines are [W, B], with W = N for several settings
 
 from collections.abc import Sequence
 from functools import lru_cache

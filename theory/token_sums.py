@@ -1,7 +1,10 @@
-"""J X and P X entry by entry, as index sums under given premises: what laws about token entries start from."""
+"""J X and P X entry by entry, as index sums under given premises; laws about token entries start here."""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sympy import Expr, IndexedBase, Integer, S, Sum, Symbol
 
 from theory.gradient_modes import COLUMN, T, r
@@ -9,6 +12,7 @@ from theory.law import Premises, Relation, Step
 from theory.sums import IndexSums, over
 
 WIDTH = Symbol("D", integer=True, positive=True)
+NESTED = Symbol("m", integer=True, positive=True)
 ATTENTION = IndexedBase("a", nonnegative=True)
 
 Entry = Callable[[Expr], Expr]
@@ -33,8 +37,10 @@ class TokenSums:
 
     def mean(self, entry: Entry, token: Expr) -> Expr:
         """(J X)_t of the premises."""
-        column = Integer(1) if self.ones else COLUMN[token] * COLUMN[r]
-        return Sum(self.premises.mean_scale * column * entry(r), over(r, T))
+        # a mean of a mean is a sum within a sum: the inner index must not be the outer one
+        index = NESTED if token == r else r
+        column = Integer(1) if self.ones else COLUMN[token] * COLUMN[index]
+        return Sum(self.premises.mean_scale * column * entry(index), over(index, T))
 
     def centered(self, entry: Entry, token: Expr) -> Expr:
         """(P X)_t of the premises."""
@@ -62,3 +68,10 @@ class TokenSums:
 def average(entry: Entry) -> Expr:
     """The token average, (1/T) sum_t."""
     return Sum(entry(r), over(r, T)) / T
+
+
+def token_projectors(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """J and P for the tokens of x [T, ...], in its arithmetic."""
+    tokens = len(x)
+    mean = np.full((tokens, tokens), x.flat[0] ** 0 / tokens)
+    return mean, np.eye(tokens, dtype=int) - mean

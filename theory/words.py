@@ -39,9 +39,7 @@ def _contract(word: list[Expr], rules: Rules) -> Expr | None:
 
 
 def word_normal_form(expression: Expr, rules: Rules) -> Expr:
-    """The sum of fully contracted words with reduced coefficients; 0 exactly when the identity follows from the
-    rules.
-    """
+    """The sum of fully contracted words, coefficients reduced; 0 exactly for what follows from the rules."""
     pending, done = list(Add.make_args(expand(expression))), dict[Expr, Expr]()
     while pending:
         scalars, factors = pending.pop().args_cnc()

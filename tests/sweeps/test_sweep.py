@@ -17,6 +17,7 @@ import xarray as xr
 import zarr
 
 import sweeps.execute
+from sim.simulate import BACKWARD_OBSERVABLES, simulate
 from sim.store import DIVERGED, DONE, FAILED, TODO, SweepWriter, open_cells
 from sweeps.compare import compare, onset_cells
 from sweeps.execute import run_sweep
@@ -247,3 +248,69 @@ def test_onset_lists_every_finished_cell(crafted: Path) -> None:
 
 def test_writer_knows_no_other_cells(tiny_store: Path) -> None:
     assert SweepWriter(tiny_store).remaining() == ([], [])
+
+
+@pytest.fixture(scope="module")
+def backward_sweep() -> Sweep:
+    """Six short cells, forward and backward."""
+    return Sweep(
+        name="tiny_backward",
+        claim="tiny",
+        base=Setting(width=32, heads=2, tokens=4, weight_std=0.2),
+        axes={"depth": (2, 4), "adjoint_cosine": (0.0, 0.5, 0.9)},
+        seeds=1,
+        laws=("G1", "A2"),
+        backward=True,
+    )
+
+
+def test_a_backward_cell_is_run_at_its_own_depth(backward_sweep: Sweep) -> None:
+    assert backward_sweep.units() == [(index,) for index in range(6)]
+    forward = dataclasses.replace(backward_sweep, backward=False)
+    assert [len(unit) for unit in forward.units()] == [2, 2, 2]
+    assert backward_sweep.with_options({"tokens": (9,)}).backward
+
+
+def test_only_a_backward_sweep_says_so(backward_sweep: Sweep, tiny_sweep: Sweep) -> None:
+    """Stores made before there were backward sweeps keep their configuration."""
+    assert backward_sweep.configuration()["backward"] is True
+    assert "backward" not in tiny_sweep.configuration()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_backward_store_holds_both_passes(backward_sweep: Sweep, tmp_path: Path, workers: int) -> None:
+    store = tmp_path / "s.zarr"
+    run_sweep(backward_sweep, store, workers=workers)
+    data = open_cells(store)
+    assert (data["status"] == DONE).all()
+    for index, cell in enumerate(backward_sweep.cells):
+        blocks = cell.setting.depth + 1
+        for name, values in simulate(cell.setting, cell.seed, backward=True).items():
+            np.testing.assert_array_equal(data[name].values[index, :blocks], values)
+            assert np.isnan(data[name].values[index, blocks:]).all()
+    for name, (dims, definition) in BACKWARD_OBSERVABLES.items():
+        assert data[name].dims == ("cell", *dims) and data[name].attrs["long_name"] == definition
+    assert SweepWriter(store).remaining() == ([], [])
+    with pytest.raises(ValueError, match="its backward is True, asked for False"):
+        run_sweep(dataclasses.replace(backward_sweep, backward=False), store, resume=True)
+
+
+def test_gradients_that_diverge_are_a_result(
+    backward_sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflowing(setting: Setting, seed: int, *, backward: bool) -> dict[str, np.ndarray]:
+        values = simulate(setting, seed, backward=backward)
+        values["adjoint_tcs"][0] = np.nan
+        return values
+
+    monkeypatch.setattr(sweeps.execute, "simulate", overflowing)
+    run_sweep(backward_sweep, tmp_path / "s.zarr")
+    assert (open_cells(tmp_path / "s.zarr")["status"] == DIVERGED).all()
+
+
+def test_the_token_law_sweep_covers_its_regimes() -> None:
+    sweep = named_sweep("token_law")
+    assert len(sweep.cells) == len(sweep.units()) == 9 * 16
+    assert {cell.setting.adjoint_cosine for cell in sweep.cells} == {0.0, 0.1, 0.5}
+    assert {cell.setting.tokens for cell in sweep.cells} == {16, 64, 256}
+    assert sweep.backward and sweep.base.depth == 48 and sweep.base.weight_std == 0.05
