@@ -87,12 +87,14 @@ class _Recorder:
     def state(self, block: int, x: Tensor) -> None:
         for suffix, tokens in self.segments.items():
             part = x[:, tokens]
-            if part.shape[1] > 1:
+            if part.shape[1] > 1:  # a segment of one token has no pairs and no centered part
                 self.values[f"tcs{suffix}"][block] = float(observables.tcs(part).mean())
-            self.values[f"rho{suffix}"][block] = float(observables.rho(part).mean())
+                self.values[f"rho{suffix}"][block] = float(observables.rho(part).mean())
 
     def branch(self, block: int, writer: int, trunk: Tensor, output: Tensor) -> None:
         for suffix, tokens in self.segments.items():
+            if trunk[:, tokens].shape[1] < 2:
+                continue
             for name in BRANCH_OBSERVABLES:
                 measure = getattr(observables, name)
                 value = measure(trunk[:, tokens], output[:, tokens]).mean()

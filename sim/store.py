@@ -4,8 +4,9 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -27,27 +28,36 @@ class StoreError(ValueError):
     """A store that is not what it should be; the message says which, what is wrong and what to do."""
 
 
-def _attributes(long_name: str, units: str = "1") -> dict[str, Any]:
-    return {"long_name": long_name, "units": units}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variable:
+    """What a store says of a variable: its dimensions behind `cell`, its definition and its unit."""
+
+    dims: tuple[str, ...] = ()
+    definition: str
+    units: str = "1"
+
+    def attributes(self) -> dict[str, Any]:
+        """As attributes of the array."""
+        return {"long_name": self.definition, "units": self.units}
 
 
 def create_sweep(
     path: str | Path,
     *,
-    coordinates: Mapping[str, Sequence[Any]],
+    coordinates: Mapping[str, tuple[Sequence[Any], Variable]],
     sizes: Mapping[str, ArrayLike],
-    variables: Mapping[str, tuple[tuple[str, ...], str]],
-    forecasts: Mapping[str, tuple[ArrayLike, str]],
+    variables: Mapping[str, Variable],
+    forecasts: Mapping[str, tuple[ArrayLike, Variable]],
     attributes: Mapping[str, Any],
 ) -> None:
     """Lay out an empty sweep with its forecast; it appears under `path` complete or not at all.
 
     Args:
         path: where; must not exist.
-        coordinates: axis -> its value in every cell.
+        coordinates: axis -> its value in every cell, and what it is.
         sizes: dimension -> its coordinate values (`block`, `writer`).
-        variables: name -> (dimensions behind `cell`, definition); float32, NaN until written.
-        forecasts: name -> (value in every cell, definition); written here, before any cell is run.
+        variables: name -> what is measured; float32, NaN until written.
+        forecasts: name -> values of every cell, and what they are; written before any cell is run.
         attributes: provenance and configuration, JSON-serialisable.
 
     Raises:
@@ -56,47 +66,36 @@ def create_sweep(
     path = Path(path)
     if path.exists():
         raise StoreError(f"{path} already exists: pass --resume to go on with it, or another --out")
-    cells = len(next(iter(coordinates.values())))
+    cells = len(next(iter(coordinates.values()))[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     data = xr.Dataset(
         {
-            name: ("cell", np.asarray(values, float), _attributes(text, "block"))
-            for name, (values, text) in forecasts.items()
+            name: (("cell", *given.dims), np.asarray(values, float), given.attributes())
+            for name, (values, given) in forecasts.items()
         },
         coords={
-            **{name: ("cell", _column(values)) for name, values in coordinates.items()},
+            **{
+                name: ("cell", _column(values), given.attributes())
+                for name, (values, given) in coordinates.items()
+            },
             **{name: (name, _column(np.asarray(values).tolist())) for name, values in sizes.items()},
         },
         attrs={"kind": KIND, "axes": json.dumps(list(coordinates)), **attributes},
     )
-    data["block"].attrs = _attributes("block; 0 is the input, l the state after block l", "block")
-    data["writer"].attrs = _attributes("residual writer whose branch is measured: attention or SwiGLU")
+    block = Variable(definition="block; 0 is the input, l the state after block l", units="block")
+    writer = Variable(definition="residual writer whose branch is measured: attention or SwiGLU")
+    data["block"].attrs, data["writer"].attrs = block.attributes(), writer.attributes()
+    flags = {"flag_values": list(range(len(STATUS_NAMES))), "flag_meanings": " ".join(STATUS_NAMES)}
     try:
-        data.to_zarr(partial, mode="w", consolidated=False, zarr_format=3)
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            data.to_zarr(partial, mode="w", consolidated=False, zarr_format=3)
         group = zarr.open_group(partial, mode="r+")
-        for name, (dims, text) in variables.items():
-            shape = tuple(len(np.asarray(sizes[dim])) for dim in dims)
-            _add_array(
-                group,
-                name,
-                (cells, *shape),
-                (1, *shape),
-                "float32",
-                np.nan,
-                ("cell", *dims),
-                _attributes(text),
-            )
-        flags = {"flag_values": list(range(len(STATUS_NAMES))), "flag_meanings": " ".join(STATUS_NAMES)}
+        for name, given in variables.items():
+            shape = (cells, *(len(np.asarray(sizes[dim])) for dim in given.dims))
+            _add_array(group, name, shape, "float32", np.nan, ("cell", *given.dims), given.attributes())
         _add_array(
-            group,
-            "status",
-            (cells,),
-            (1,),
-            "int8",
-            TODO,
-            ("cell",),
-            {"long_name": "state of the cell", **flags},
+            group, "status", (cells,), "int8", TODO, ("cell",), {"long_name": "state of the cell", **flags}
         )
         partial.rename(path)
     except BaseException:
@@ -113,22 +112,25 @@ def _add_array(
     group: zarr.Group,
     name: str,
     shape: tuple[int, ...],
-    chunks: tuple[int, ...],
     dtype: str,
     fill: int | float,
     dims: tuple[str, ...],
     attributes: Mapping[str, Any],
 ) -> None:
-    """An array whose chunks carry a checksum, so that a damaged one is noticed."""
+    """An array of one chunk a cell, with a checksum, so that a damaged chunk is noticed.
+
+    Chunks that hold only the fill value are written too, so that a missing one is a loss and not a result.
+    """
     group.create_array(
         name,
         shape=shape,
-        chunks=chunks,
+        chunks=(1, *shape[1:]),
         dtype=dtype,
         fill_value=fill,
         dimension_names=dims,
         attributes=dict(attributes),
         compressors=ZstdCodec(level=3, checksum=True),
+        config={"write_empty_chunks": True},
     )
 
 
@@ -139,23 +141,27 @@ class SweepWriter:
         path: the store.
 
     Raises:
-        StoreError: no sweep, or chunks that are not one cell each (two writers would overwrite each other's
-            cells).
+        StoreError: no sweep, a missing variable, or chunks that are not one cell each (two writers would
+            overwrite each other's cells).
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.group = _open_group(self.path, "r+")
+        found = _arrays(self.group, self.path)
         self.arrays = {
-            name: array
-            for name, array in self.group.arrays()
-            if _dims(array)[:1] == ("cell",) and _is_result(array)
+            name: array.with_config({"write_empty_chunks": True})
+            for name, array in found.items()
+            if _is_result(array)
         }
         for name, array in self.arrays.items():
             if array.chunks != (1, *array.shape[1:]) or array.shards is not None:
                 raise StoreError(
                     f"{path}: chunks of {name} are not one cell each (a compacted store is read-only)"
                 )
+        _check_written(
+            {name: array for name, array in found.items() if name not in self.arrays}, self.path, 0
+        )
 
     def remaining(self) -> tuple[list[int], list[int]]:
         """Cells to do, and those of them that were marked done but whose data are gone or damaged."""
@@ -163,7 +169,7 @@ class SweepWriter:
         for cell in range(self.arrays["status"].shape[0]):
             try:
                 status = int(np.asarray(self.arrays["status"][cell]))
-                if status == DONE and not self._holds_data(cell):
+                if status in (DONE, DIVERGED) and not self._holds_data(cell):
                     lost.append(cell)
             except _UNREADABLE:
                 lost.append(cell)
@@ -173,16 +179,20 @@ class SweepWriter:
         return sorted(todo + lost), lost
 
     def _holds_data(self, cell: int) -> bool:
+        if not all((self.path / name / "c" / str(cell)).exists() for name in self.arrays):
+            return False
         rows = {name: np.asarray(array[cell]) for name, array in self.arrays.items()}
         return bool(np.isfinite(rows["tcs"][0]))
 
     def write(self, cell: int, values: Mapping[str, NDArray[Any]], status: int) -> None:
         """Write a cell's observables, shorter profiles NaN-padded, then its status."""
-        for name, value in values.items():
-            array = self.arrays[name]
+        for name, array in self.arrays.items():
+            if name == "status":
+                continue
             row = np.full((1, *array.shape[1:]), np.nan, np.float32)
-            place: tuple[Any, ...] = (0, *(slice(size) for size in value.shape))
-            row[place] = value
+            if name in values:
+                place: tuple[Any, ...] = (0, *(slice(size) for size in values[name].shape))
+                row[place] = values[name]
             array[cell : cell + 1] = row
         self.arrays["status"][cell : cell + 1] = np.array([status], np.int8)
 
@@ -207,7 +217,59 @@ def _open_group(path: Path, mode: Any) -> zarr.Group:
         raise StoreError(
             f"{path} is no sweep of this project (attribute kind is {group.attrs.get('kind')!r})"
         )
+    for name, kind in (("configuration", dict), ("variables", list), ("axes", list)):
+        try:
+            value = json.loads(str(group.attrs[name]))
+        except (KeyError, ValueError) as error:
+            raise StoreError(f"{path} is damaged: its attribute {name} is missing or no JSON") from error
+        if not isinstance(value, kind):
+            raise StoreError(f"{path} is damaged: its attribute {name} is no {kind.__name__}")
     return group
+
+
+def _arrays(group: zarr.Group, path: Path) -> dict[str, zarr.Array[Any]]:
+    """Every array the store must have.
+
+    Raises:
+        StoreError: naming those that are missing or unreadable.
+    """
+    names = [
+        *json.loads(str(group.attrs["variables"])),
+        *json.loads(str(group.attrs["axes"])),
+        "block",
+        "writer",
+    ]
+    arrays: dict[str, zarr.Array[Any]] = {}
+    missing = []
+    for name in names:
+        try:
+            array = group[name]
+        except _UNREADABLE:
+            missing.append(name)
+            continue
+        if isinstance(array, zarr.Array):
+            arrays[name] = array
+    if missing:
+        raise StoreError(f"{path} is truncated: it holds no readable {', '.join(missing)}")
+    return arrays
+
+
+def _check_written(arrays: Mapping[str, zarr.Array[Any]], path: Path, finished: int) -> None:
+    """Refuse arrays that have lost chunks: all of one written at once, one a finished cell of the others.
+
+    Raises:
+        StoreError: naming the first.
+    """
+    for name, array in arrays.items():
+        cellwise = _is_result(array) and array.chunks == (1, *array.shape[1:]) and array.shape[0] > 1
+        expected = finished if cellwise else array.nchunks
+        lost = expected - array.nchunks_initialized
+        if lost > 0 and cellwise:
+            raise StoreError(
+                f"{path} is truncated: {name} of {lost} finished cells is gone; run with --resume"
+            )
+        if lost > 0:
+            raise StoreError(f"{path} is truncated: {name} is gone; write another store")
 
 
 def _first_line(error: BaseException) -> str:
@@ -218,28 +280,21 @@ def open_cells(path: str | Path) -> xr.Dataset:
     """A sweep as it is stored, along `cell`, loaded into memory.
 
     Raises:
-        StoreError: no sweep, a damaged chunk, a missing variable, or a finished cell without data.
+        StoreError: no sweep, a damaged or missing chunk, or a missing variable.
     """
     path = Path(path)
-    group = _open_group(path, "r")
-    missing = [name for name in json.loads(str(group.attrs["variables"])) if name not in group]
-    if missing:
-        raise StoreError(f"{path} is truncated: it holds no {', '.join(missing)}")
+    arrays = _arrays(_open_group(path, "r"), path)
     try:
         with xr.open_zarr(path, consolidated=False, chunks=None) as lazy:
-            data = lazy.load()
+            data = cast(xr.Dataset, lazy.load())
     except _UNREADABLE as error:
         raise StoreError(f"{path} is damaged ({_first_line(error)}): run the sweep with --resume") from error
-    hollow = int(((data["status"] == DONE) & ~np.isfinite(data["tcs"].isel(block=0))).sum())
-    if hollow:  # a chunk that was deleted reads as the fill value
-        raise StoreError(
-            f"{path} is truncated: {hollow} finished cells hold no data; run the sweep with --resume"
-        )
+    _check_written(arrays, path, int(data["status"].isin([DONE, DIVERGED]).sum()))
     return data
 
 
 def open_sweep(path: str | Path) -> xr.Dataset:
-    """A sweep unstacked over its axes: one dimension per axis, then `block` and `writer`; a list stays along `cell`.
+    """A grid unstacked over its axes, then `block` and `writer`; a list of settings stays along `cell`.
 
     Raises:
         StoreError: as `open_cells`.
@@ -260,7 +315,7 @@ def compact(path: str | Path) -> None:
     """
     path = Path(path)
     data = open_cells(path)
-    todo = int((data["status"] == TODO).sum())
+    todo = int(data["status"].isin([TODO, FAILED]).sum())
     if todo:
         raise StoreError(f"{path} still has {todo} cells to do: only a complete sweep is compacted")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -269,7 +324,8 @@ def compact(path: str | Path) -> None:
         variable.encoding = {}
     codec = ZstdCodec(level=9, checksum=True)
     encoding = {name: {"chunks": data[name].shape, "compressors": codec} for name in data.data_vars}
-    data.to_zarr(partial, mode="w", consolidated=False, zarr_format=3, encoding=encoding)
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        data.to_zarr(partial, mode="w", consolidated=False, zarr_format=3, encoding=encoding)
     path.rename(replaced)
     partial.rename(path)
     shutil.rmtree(replaced)

@@ -10,26 +10,9 @@ from typing import Any
 import click
 import pandas as pd
 
-from theory import LAWS, MERGES, Setting
+from sweeps.sweep import FIELD_DEFINITIONS
+from theory import LAWS, Setting
 
-HELP = {
-    "depth": "Blocks.",
-    "tokens": "Image tokens.",
-    "text_tokens": "Text tokens, a second segment.",
-    "batch": "Samples; the front is read off their mean.",
-    "width": "Features of a token.",
-    "heads": "Attention heads.",
-    "ffn_ratio": "SwiGLU hidden width over width.",
-    "weight_std": "Standard deviation of all block weights.",
-    "writer_std": "Standard deviation of the residual writers; that of the others where not given.",
-    "input_cosine": "Pair cosine of the input tokens, in [0, 1).",
-    "adjoint_cosine": "Pair cosine of the loss adjoints at the last block, in [0, 1).",
-    "merge": f"Residual merge: {', '.join(MERGES)}.",
-    "residual_gain": "lambda of layerscale and rezero, a of deepnorm.",
-    "alpha": "mv_split: gain on the mean.",
-    "beta": "mv_split: gain on the centered part.",
-    "mixer": "Token mixer: softmax.",
-}
 TYPES: dict[str, type] = {
     field.name: float if field.name in ("ffn_ratio", "writer_std") else type(field.default)
     for field in dataclasses.fields(Setting)
@@ -63,7 +46,7 @@ def stack_options(*, lists: bool) -> Callable[[Callable[..., Any]], Callable[...
             if field.name == "rope":
                 default = None if lists else field.default
                 command = click.option(
-                    "--rope/--no-rope", default=default, help="2-D rotary positions on image tokens."
+                    "--rope/--no-rope", default=default, help=f"{FIELD_DEFINITIONS['rope']}."
                 )(command)
                 continue
             flag = f"--{field.name.replace('_', '-')}"
@@ -73,7 +56,7 @@ def stack_options(*, lists: bool) -> Callable[[Callable[..., Any]], Callable[...
                 type=kind,
                 default=None if lists else field.default,
                 show_default=not lists and field.default is not None,
-                help=HELP[field.name],
+                help=f"{FIELD_DEFINITIONS[field.name]}.",
             )(command)
         return command
 
@@ -305,8 +288,10 @@ def onset(store: Path, as_json: bool) -> None:
     cells = onset_cells(store)
     if as_json:
         show_json({"cells": cells})
-    else:
+    elif cells:
         show_table(cells)
+    else:
+        click.echo("no finished cells")
 
 
 @cli.command()
@@ -332,7 +317,7 @@ def show_comparison(document: dict[str, Any]) -> None:
     show_table(document["rows"])
     median, mean = document["median_abs_relative_error"], document["mean_abs_relative_error"]
     if median is not None:
-        click.echo(f"|relative error| of the predicted front: median {median:.2%}, mean {mean:.2%}")
+        click.echo(f"|relative error| of the predictions: median {median:.2%}, mean {mean:.2%}")
 
 
 @cli.command()
@@ -396,7 +381,7 @@ def main() -> None:
     except click.ClickException as error:
         click.echo(f"mms: {error.format_message()}", err=True)
         status = 2
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ArithmeticError, MemoryError) as error:
         click.echo(f"mms: {' '.join(str(error).split())}", err=True)
         status = 2
     except (click.Abort, KeyboardInterrupt):

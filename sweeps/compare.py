@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.stats import binomtest
 
 from sim.store import DIVERGED, DONE, TODO, open_cells
+from sweeps.compare_profiles import profile_rows
 from sweeps.sweep import SETTING_FIELDS
 
 Row = dict[str, Any]
@@ -54,12 +56,15 @@ def compare_store(path: Path) -> list[Row]:
         forecast = {
             name: float(data[name].values[members[0]])
             for name in data.data_vars
-            if name.startswith("predicted")
+            if name.startswith("predicted") and data[name].dims == ("cell",)
         }
         row = {**dict(coordinates), **_compared(forecast, fronts[done], dict(coordinates)["depth"])}
         row["n_to_do"] = sum(status[index] == TODO for index in members).item()
         row["n_diverged"] = sum(status[index] == DIVERGED for index in members).item()
         rows.append(row)
+        if done and "amplification" in data:
+            profiles = profile_rows(data, done, dict(coordinates)["depth"])
+            rows += [_finite({**dict(coordinates), **profile}) for profile in profiles]
     return rows
 
 
@@ -67,11 +72,15 @@ def _compared(forecast: dict[str, float], fronts: np.ndarray, depth: int) -> Row
     count, collapsed = len(fronts), int(np.isfinite(fronts).sum())
     fraction = forecast["predicted_fraction"]
     quantity, predicted, spread = "front", forecast["predicted_front"], forecast["predicted_front_std"]
-    if math.isnan(fraction) or not count:
+    # how surprising the number of collapsed seeds is under the forecast (two-sided binomial)
+    surprise = math.nan
+    if count and not math.isnan(fraction):
+        surprise = float(binomtest(collapsed, count, min(max(fraction, 0.0), 1.0)).pvalue)
+    if math.isnan(fraction):
         predicted, spread = math.nan, math.nan
-    elif collapsed == 0 and fraction < 0.5:
+    elif count and collapsed == 0 and (1 - fraction) ** count > 0.01:
         quantity, predicted, spread = "no_front", math.nan, math.nan
-    elif collapsed < count or fraction < 1:
+    elif count and (collapsed < count or fraction < 0.99):
         quantity = "front_restricted"
         predicted, spread = forecast["predicted_restricted"], forecast["predicted_restricted_std"]
     measured, deviation = math.nan, math.nan
@@ -89,10 +98,16 @@ def _compared(forecast: dict[str, float], fronts: np.ndarray, depth: int) -> Row
         "n": count,
         "n_collapsed": collapsed,
         "predicted_fraction": fraction,
+        "fraction_p": surprise,
         "z": (measured - predicted) / error if error > 0 else math.nan,
         "relative_error": (predicted - measured) / measured if measured else math.nan,
         "spread_ratio": spread / deviation if deviation > 0 else math.nan,
     }
+    return _finite(row)
+
+
+def _finite(row: Row) -> Row:
+    """The row with None for NaN and infinities, which are no JSON."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in row.items()

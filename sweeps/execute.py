@@ -18,21 +18,58 @@ from tqdm import tqdm
 from sim import observables
 from sim.onset import collapse_front
 from sim.simulate import BACKWARD_OBSERVABLES, WRITERS, observable_dims, simulate
-from sim.store import DIVERGED, DONE, FAILED, STATUS_NAMES, StoreError, SweepWriter, create_sweep, open_cells
-from sweeps.sweep import Cell, Sweep, digest
-from theory import Setting, predict_front
+from sim.store import (
+    DIVERGED,
+    DONE,
+    FAILED,
+    STATUS_NAMES,
+    StoreError,
+    SweepWriter,
+    Variable,
+    create_sweep,
+    open_cells,
+)
+from sweeps.sweep import FIELD_DEFINITIONS, Cell, Sweep, digest
+from theory import Setting, predict_front, predict_profile
 from theory.front import FrontPrediction
 
 FORECASTS = {
-    "predicted_front": "mean collapse front over seeds, NaN where none is predicted",
-    "predicted_front_std": "standard deviation of the predicted front between seeds",
-    "predicted_front_deterministic": "front of the mean recursion, NaN where it has none",
-    "predicted_fraction": "fraction of seeds that collapse within the cell's depth, NaN without a theory",
-    "predicted_restricted": "mean over seeds of min(front, depth)",
-    "predicted_restricted_std": "standard deviation between seeds of min(front, depth)",
+    "predicted_front": Variable(
+        definition="mean front over seeds, NaN where none is predicted", units="block"
+    ),
+    "predicted_front_std": Variable(definition="standard deviation of the predicted front", units="block"),
+    "predicted_front_deterministic": Variable(
+        definition="front of the mean recursion, NaN where it has none", units="block"
+    ),
+    "predicted_fraction": Variable(
+        definition="fraction of seeds that collapse within the depth, NaN: no theory"
+    ),
+    "predicted_restricted": Variable(definition="mean over seeds of min(front, depth)", units="block"),
+    "predicted_restricted_std": Variable(
+        definition="standard deviation between seeds of min(front, depth)", units="block"
+    ),
 }
 
-FRONT = "block at which the batch-mean TCS of the image tokens reaches 0.9, interpolated; NaN where none does"
+PROFILE_FORECASTS = {
+    "predicted_tcs": ("tcs", Variable(dims=("block",), definition="predicted TCS, mean over seeds")),
+    "predicted_adjoint_tcs": (
+        "adjoint_tcs",
+        Variable(dims=("block",), definition="predicted pair cosine of dL/dX, mean over seeds"),
+    ),
+    "predicted_amplification": (
+        "amplification",
+        Variable(dims=("block", "writer"), definition="predicted A, mean over seeds"),
+    ),
+    "predicted_mode_ratio": (
+        "mode_ratio",
+        Variable(dims=("block", "writer"), definition="predicted g_mean / g_ctr, mean of the logarithm"),
+    ),
+}
+
+FRONT = Variable(
+    definition="front: where the batch-mean TCS of the image tokens reaches 0.9, interpolated; NaN: nowhere",
+    units="block",
+)
 
 
 def provenance() -> dict[str, str]:
@@ -93,11 +130,35 @@ def _definition(name: str) -> str:
     return f"{text.rstrip('.')}{where}; mean over the batch"
 
 
-def _variables(sweep: Sweep) -> dict[str, tuple[tuple[str, ...], str]]:
+def _variables(sweep: Sweep) -> dict[str, Variable]:
     dims: dict[str, tuple[str, ...]] = {}
     for setting in sweep.settings:
         dims |= observable_dims(setting, backward=sweep.backward)
-    return {"front": ((), FRONT), **{name: (of, _definition(name)) for name, of in dims.items()}}
+    measured = {name: Variable(dims=of, definition=_definition(name)) for name, of in dims.items()}
+    return {"front": FRONT, **measured}
+
+
+def _forecasts(sweep: Sweep, deepest: int) -> dict[str, tuple[Any, Variable]]:
+    """The theory's numbers for every cell: the front, and profiles where a backward pass is measured."""
+    columns = zip(*forecast(sweep), strict=True)
+    rows: dict[str, tuple[Any, Variable]] = {
+        name: (np.repeat(column, sweep.seeds), given)
+        for (name, given), column in zip(FORECASTS.items(), columns, strict=True)
+    }
+    if not sweep.backward:
+        return rows
+    profiles = [
+        predict_profile(setting)
+        for setting in progress(iter(sweep.settings), len(sweep.settings), "profiles")
+    ]
+    for name, (source, given) in PROFILE_FORECASTS.items():
+        values = np.full((len(sweep.cells), *(deepest + 1, 2)[: len(given.dims)]), np.nan)
+        for place, (setting, profile) in enumerate(zip(sweep.settings, profiles, strict=True)):
+            first = setting.depth + 1 - len(profile[source])
+            cells = slice(place * sweep.seeds, (place + 1) * sweep.seeds)
+            values[cells, first : setting.depth + 1] = profile[source]
+        rows[name] = (values, given)
+    return rows
 
 
 def lay_out(sweep: Sweep, path: Path) -> None:
@@ -111,17 +172,16 @@ def lay_out(sweep: Sweep, path: Path) -> None:
     variables = _variables(sweep)
     configuration = sweep.configuration()
     deepest = max(setting.depth for setting in sweep.settings)
+    forecasts = _forecasts(sweep, deepest)
     create_sweep(
         path,
-        coordinates=sweep.coordinates(),
+        coordinates={
+            name: (values, Variable(definition=FIELD_DEFINITIONS[name]))
+            for name, values in sweep.coordinates().items()
+        },
         sizes={"block": range(deepest + 1), "writer": WRITERS},
         variables=variables,
-        forecasts={
-            name: ([value for value in column for _ in range(sweep.seeds)], text)
-            for (name, text), column in zip(
-                FORECASTS.items(), zip(*forecast(sweep), strict=True), strict=True
-            )
-        },
+        forecasts=forecasts,
         attributes={
             "name": sweep.name,
             "claim": sweep.claim,
@@ -129,7 +189,7 @@ def lay_out(sweep: Sweep, path: Path) -> None:
             "grid": bool(sweep.axes),
             "configuration": json.dumps(configuration),
             "configuration_hash": digest(configuration),
-            "variables": json.dumps([*variables, *FORECASTS, "status"]),
+            "variables": json.dumps([*variables, *forecasts, "status"]),
             **provenance(),
         },
     )
@@ -142,7 +202,10 @@ def check_same(sweep: Sweep, path: Path) -> None:
         StoreError: naming the first difference.
     """
     stored = json.loads(SweepWriter(path).group.attrs["configuration"])
-    stored["base"] = dataclasses.asdict(Setting(**stored["base"]))
+    try:
+        stored["base"] = dataclasses.asdict(Setting(**stored["base"]))
+    except (TypeError, KeyError) as error:
+        raise StoreError(f"{path} was written by another version: {error}") from error
     asked = json.loads(json.dumps(sweep.configuration()))
     for part in ("name", "seeds", "axes", "cases", "base", "backward"):
         here, wanted = stored.get(part, False), asked.get(part, False)

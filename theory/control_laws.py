@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sympy import Expr, IndexedBase, Integer, S, Sum, Symbol, sqrt
+from sympy import Expr, IndexedBase, Integer, S, Sum, Symbol, cancel, sqrt
 
 from theory.gradient_modes import T, b, s, t
 from theory.law import Law, Premises, Relation, Sides, Step
@@ -169,6 +169,8 @@ def _attention_only(premises: Premises) -> list[Step]:
     attention, ffn, gain = letter("F_attn"), letter("F_ffn"), Symbol("r", positive=True)
     split = words.mv_split(branch=attention)
     tangent, gradient = entry(TANGENT), entry(GRADIENT)
+    rate, write = Symbol("alpha", positive=True), Symbol("f", real=True)
+    kept = 1 - premises.mean_leak * rate
 
     def split_tangent(token: Expr) -> Expr:
         return BETA[b] * sums.centered(tangent, token) + ALPHA[b] * sums.mean(tangent, token)
@@ -190,9 +192,21 @@ def _attention_only(premises: Premises) -> list[Step]:
             pairing(average(gradient), tangent(t)),
         ),
         sums.step(
-            "that of F_attn sees alpha*J G: <G, J dZ> = <alpha*J G, dF>",
+            "the mean mode of F_attn sees alpha*J G: <G, J dZ> = <alpha*J G, dF>",
             pairing(gradient(t), sums.mean(split_tangent, t)),
             pairing(ALPHA[b] * average(gradient), tangent(t)),
+        ),
+        Step(
+            name="r = 1, F_attn = 0, constant mean write f: m = (1 - alpha) m + f at m = f / alpha",
+            left=kept * write / rate + write,
+            right=write / rate,
+            normal_form=cancel,
+        ),
+        Step(
+            name="with MV-Split on both: m = (1 - alpha)^2 m + alpha f at m = f / (2 - alpha)",
+            left=kept**2 * write / (2 - rate) + rate * write,
+            right=write / (2 - rate),
+            normal_form=cancel,
         ),
     ]
 
@@ -275,7 +289,7 @@ HARD_CENTERING = Law(
     title="hard centering removes the mean once; the norm, the branch and the mixer make it again",
     statement=(
         "J P = 0, but J RMSNorm(P X) != 0, J f(P X) != 0, J A P X != 0 in general;  on a branch's input: "
-        "J Z = J X + J f(P X);  only Z = P(X + F) has J dL/dF = J P G = 0"
+        "J Z = J X + J f(P X);  Z = P(X + F): J dL/dF = J P G = 0"
     ),
     assumes=("J = 1 1^T / T", "P = I - J", "counterexamples at T = 3, D = 1, eps = 0"),
     source="arXiv:2605.06169 App. J (why, derived here)",
@@ -285,7 +299,7 @@ HARD_CENTERING = Law(
 
 DIFFERENCE_MIXERS = Law(
     tag="N2",
-    title="A - I and I - A write no mean of their own, and so never remove the one in the trunk",
+    title="A - I and I - A are blind to the mean, and so never remove the one in the trunk",
     statement=(
         "(A - I) J = (I - A) J = 0;  J(X + (A - I) X W) = J X + J A P X W;  "
         "J(X + (I - A) X W) = J X - J A P X W;  "
@@ -330,7 +344,7 @@ ATTENTION_ONLY = Law(
     title="MV-Split on the attention branch only leaves the FFN's mean write and its gradient at gain 1",
     statement=(
         "J Z = r((1 - alpha)*J X + alpha*J F_attn) + J F_ffn;  the mean of dL/dF is J G for the FFN, "
-        "alpha*J G for attention"
+        "alpha*J G for attention;  a constant mean write f settles at f / alpha instead of f / (2 - alpha)"
     ),
     assumes=(
         "MV-Split (R1) after attention, plain merge after the FFN",

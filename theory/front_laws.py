@@ -365,6 +365,7 @@ MIRROR = Law(
     ),
     assumes=(
         "F1",
+        "the cotangent is independent of W_V, W_O",
         "the adjoint of the softmax weights is neglected",
         "the norm's projection, O(1 / D), is neglected",
     ),

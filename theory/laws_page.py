@@ -7,9 +7,9 @@ from theory.laws import LAWS
 
 HEAD = """# Laws
 
-Made by `python -m theory.laws_page > theory/LAWS.md`; `mms verify` proves them, `mms law TAG` shows the formulas.
-A step marked `=` is an identity whose two sides have one normal form for every size, `>=` a difference that is a
-sum of nonnegative terms, `!=` a counterexample, `by` a classical theorem that is cited.
+Made by `python -m theory.laws_page > theory/LAWS.md`. `mms verify` proves them, `mms law TAG` shows formulas.
+A step marked `=` is an identity whose two sides have one normal form for every size, `>=` a difference that
+is a sum of nonnegative terms, `!=` a counterexample, `by` a classical theorem that is cited.
 """
 
 

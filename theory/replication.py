@@ -57,6 +57,11 @@ def _forward(premises: Premises) -> list[Step]:
             Sum(ATTENTION[t, s] * VALUE[s, b], over(s, T)),
         ),
         tokens.step(
+            "a token mean, as MV-Split takes it: sum_s,q V_s / (k T) = sum_s V_s / T",
+            everywhere(VALUE[s, b], s, q) / (COPIES * T),
+            Sum(VALUE[s, b], over(s, T)) / T,
+        ),
+        tokens.step(
             "mean loss over k T tokens = mean loss over T tokens",
             lengths[1] * everywhere(TOKEN_LOSS[t], t, q),
             lengths[0] * Sum(TOKEN_LOSS[t], over(t, T)),
@@ -79,6 +84,11 @@ def _backward(premises: Premises) -> list[Step]:
             "cotangent of a replica's value: sum_t,q (a_ts / k)(d_t / k) = (1/k) sum_t a_ts d_t",
             everywhere(ATTENTION[t, s] * share * COTANGENT[t, b] * share, t, q),
             share * Sum(ATTENTION[t, s] * COTANGENT[t, b], over(t, T)),
+        ),
+        tokens.step(
+            "cotangent through a token mean: sum_t,q (d_t / k) / (k T) = (1/k) sum_t d_t / T",
+            everywhere(share * COTANGENT[t, b], t, q) / (COPIES * T),
+            share * Sum(COTANGENT[t, b], over(t, T)) / T,
         ),
         tokens.step("cotangent of a score: dL'/dS'_ts = (1/k^2) dL/dS_ts", replica, share**2 * single),
         tokens.step(
@@ -202,7 +212,7 @@ REPLICATION = Law(
     ),
     assumes=(
         "positions are repeated with their tokens",
-        "tokens interact through softmax attention only",
+        "tokens interact through softmax attention and token means only",
         "the loss is the mean over tokens",
         "kappa at equal magnitudes (A4)",
     ),

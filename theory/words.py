@@ -50,4 +50,9 @@ def word_normal_form(expression: Expr, rules: Rules) -> Expr:
             done[spelled_word] = done.get(spelled_word, S.Zero) + Mul(*scalars)
         else:
             pending.extend(Add.make_args(expand(Mul(*scalars) * contracted)))
-    return Add(*(cancel(coefficient) * word for word, coefficient in done.items()))
+    return Add(*(_reduced(coefficient) * word for word, coefficient in done.items()))
+
+
+def _reduced(coefficient: Expr) -> Expr:
+    """The coefficient over one denominator; a single term is reduced as it is, and cancel is slow."""
+    return cancel(coefficient) if isinstance(coefficient, Add) else coefficient

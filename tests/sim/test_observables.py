@@ -195,3 +195,66 @@ def test_mu_eff_converges_where_singular_values_are_close() -> None:
 def test_mu_eff_in_single_precision_is_good_to_its_resolution() -> None:
     a = draw_attention(13, 2, 3, 64)
     assert observables.mu_eff(a.float()).numpy() == pytest.approx(observables.mu_eff(a).numpy(), rel=1e-5)
+
+
+def structured_attention(kind: str, tokens: int) -> Tensor:
+    """Attention matrices with few distinct or symmetric rows."""
+    place = torch.arange(tokens)
+    if kind == "two blocks":
+        same = (place[:, None] * 2 // tokens) == (place[None] * 2 // tokens)
+        weights = same.double()
+    elif kind == "border":
+        border = ((place == 0) | (place == tokens - 1)).double()
+        weights = border[:, None] * border[None] + (1 - border[:, None]) * (1 - border[None]) + 1e-9
+    elif kind == "flip symmetric":
+        distance = (place - (tokens - 1) / 2).abs().double()
+        weights = torch.exp(-((distance[:, None] - distance[None]) ** 2))
+    else:
+        clusters = draw(3, 3, 4)[place % 3]
+        weights = torch.exp(clusters @ draw(4, 3, 4)[place % 3].T)
+    return (weights / weights.sum(-1, keepdim=True))[None, None]
+
+
+@pytest.mark.parametrize("kind", ["two blocks", "border", "flip symmetric", "clusters"])
+@pytest.mark.parametrize("tokens", [2, 3, 4, 8, 12, 64, 65, 100, 300])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_mu_eff_of_structured_attention(kind: str, tokens: int, dtype: torch.dtype) -> None:
+    attention = structured_attention(kind, tokens)
+    _, part = projectors(tokens)
+    expected = np.linalg.norm(part @ attention[0, 0].numpy() @ part, 2)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-5
+    found = observables.mu_eff(attention.to(dtype)).item()
+    assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
+
+
+@given(seed=st.integers(0, 10_000), tokens=st.integers(2, 90))
+@settings(max_examples=30, deadline=None)
+def test_retention_never_exceeds_mu_eff(seed: int, tokens: int) -> None:
+    """Law P2 on every matrix."""
+    attention, x = draw_attention(seed, 1, 2, tokens), draw(seed + 1, 1, tokens, 3)
+    per_head = [observables.mu_eff(attention[:, [head]]).item() for head in range(2)]
+    kept = [observables.retention(attention[:, [head]], x).item() for head in range(2)]
+    assert all(low <= high * (1 + 1e-9) for low, high in zip(kept, per_head, strict=True))
+
+
+def test_broken_attention_gives_nan() -> None:
+    attention = draw_attention(1, 2, 1, 70)
+    attention[0, 0, 3, 4] = torch.nan
+    assert observables.mu_eff(attention).isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("name", ["rho", "var_gain", "row_div", "retention", "leakage"])
+def test_a_single_token_has_no_centered_part_to_compare(name: str) -> None:
+    x = torch.ones(1, 1, 3)
+    with pytest.raises(ValueError, match="tokens must be at least 2, got 1"):
+        measure(name, x, x, torch.ones(1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_is_measured_in_single(name: str, dtype: torch.dtype) -> None:
+    x, u, a = draw(1, 2, 9, 5).to(dtype), draw(2, 2, 9, 5).to(dtype), draw_attention(3, 2, 2, 9).to(dtype)
+    expected = measure(name, x.float(), u.float(), a.float())
+    found = measure(name, x, u, a)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
