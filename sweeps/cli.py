@@ -1,92 +1,25 @@
 """The command line `mms`: verify, law, predict, sweep, onset, compare, figures, demo."""
 
-import dataclasses
-import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-import pandas as pd
 
-from sweeps.sweep import FIELD_DEFINITIONS
-from theory import LAWS, Setting
-
-TYPES: dict[str, type] = {
-    field.name: float if field.name in ("ffn_ratio", "writer_std") else type(field.default)
-    for field in dataclasses.fields(Setting)
-}
-
-
-class CommaList(click.ParamType):
-    """A comma-separated list of distinct values, which becomes an axis."""
-
-    name = "LIST"
-
-    def __init__(self, of: type) -> None:
-        self.of = of
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[Any, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(self.of(part.strip()) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is no comma-separated list of {self.of.__name__} values", param, ctx)
-
-
-def stack_options(*, lists: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The stack options of DESIGN, as single values with their defaults or as lists that become axes."""
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for field in reversed(dataclasses.fields(Setting)):
-            if field.name == "rope":
-                default = None if lists else field.default
-                command = click.option(
-                    "--rope/--no-rope", default=default, help=f"{FIELD_DEFINITIONS['rope']}."
-                )(command)
-                continue
-            flag = f"--{field.name.replace('_', '-')}"
-            kind = CommaList(TYPES[field.name]) if lists else TYPES[field.name]
-            command = click.option(
-                flag,
-                type=kind,
-                default=None if lists else field.default,
-                show_default=not lists and field.default is not None,
-                help=f"{FIELD_DEFINITIONS[field.name]}.",
-            )(command)
-        return command
-
-    return decorate
-
-
-def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--json`: one JSON document and nothing else on stdout."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
-
-
-def show_json(document: Any) -> None:
-    """Print a JSON document; infinities and NaN are not JSON and must have become null."""
-    click.echo(json.dumps(document, allow_nan=False, indent=1))
-
-
-def show_table(rows: list[dict[str, Any]]) -> None:
-    """Print rows as an aligned table, the setting's fields that no row varies in one line above it."""
-    table = pd.DataFrame(rows)
-    fields = [field.name for field in dataclasses.fields(Setting) if field.name in table]
-    fixed = {name: rows[0][name] for name in fields if table[name].nunique(dropna=False) == 1}
-    click.echo(", ".join(f"{name} {value}" for name, value in fixed.items() if value not in (None, False)))
-    shown = table.drop(columns=list(fixed)).dropna(axis="columns", how="all")
-    click.echo(shown.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.4g}"))
+from sweeps.cli_predict import predict
+from sweeps.cli_sweep import sweep_group
+from sweeps.options import json_option, show_json, show_table
+from theory import LAWS
 
 
 @click.group()
 @click.version_option(package_name="mean-mode-screaming")
 def cli() -> None:
     """Will a very deep diffusion transformer collapse, when, and why: derive, predict, measure, compare."""
+
+
+cli.add_command(predict)
+cli.add_command(sweep_group)
 
 
 @cli.command()
@@ -101,7 +34,13 @@ def verify(ctx: click.Context, tags: tuple[str, ...], as_json: bool) -> None:
     proved = all(proof.proved for proof in proofs)
     if as_json:
         laws = [
-            {"tag": proof.tag, "proved": proof.proved, "steps": len(proof.steps), "seconds": proof.seconds}
+            {
+                "tag": proof.tag,
+                "proved": proof.proved,
+                "steps": len(proof.steps),
+                "cited": list(proof.cited),
+                "seconds": proof.seconds,
+            }
             for proof in proofs
         ]
         show_json({"laws": laws, "all_proved": proved})
@@ -136,146 +75,6 @@ def show_law(tag: str, latex: bool) -> None:
         click.echo(f"   {sympy.latex(step.formula()) if latex else step.formula()}")
         if step.witness != 0:
             click.echo(f"   the difference is {sympy.latex(step.witness) if latex else step.witness}")
-
-
-@cli.group()
-def predict() -> None:
-    """Numbers from the theory."""
-
-
-@predict.command("front")
-@stack_options(lists=False)
-@json_option
-def predict_front_command(as_json: bool, **options: Any) -> None:
-    """The collapse front of an untrained stack, with its spread between seeds."""
-    from theory import predict_front
-
-    setting = Setting(**options)
-    prediction = predict_front(setting)
-    if as_json:
-        show_json(
-            {
-                "front": prediction.front,
-                "front_std": prediction.front_std,
-                "front_deterministic": prediction.front_deterministic,
-                "inputs": dataclasses.asdict(setting),
-            }
-        )
-    elif prediction.front is None:
-        click.echo("no collapse front is predicted")
-    else:
-        beyond = (
-            f" (beyond the {setting.depth} blocks of the stack)" if prediction.front > setting.depth else ""
-        )
-        place = f"{prediction.front:.1f} +- {prediction.front_std:.1f} between seeds"
-        click.echo(f"collapse front at block {place}{beyond}")
-
-
-@predict.command("profile")
-@stack_options(lists=False)
-@json_option
-def predict_profile_command(as_json: bool, **options: Any) -> None:
-    """Observables block by block: TCS, rho, adjoint cosine and amplification of both writers."""
-    from theory import predict_profile
-
-    setting = Setting(**options)
-    profile = predict_profile(setting)
-    amplification, adjoint = profile["amplification"], profile["c_delta"]
-    blocks = {
-        "tcs": profile["tcs"].tolist(),
-        "rho": profile["rho"].tolist(),
-        "c_delta": adjoint.tolist(),
-        "amplification_attn": amplification[:, 0].tolist(),
-        "amplification_ffn": amplification[:, 1].tolist(),
-    }
-    if as_json:
-        show_json({**blocks, "inputs": dataclasses.asdict(setting)})
-        return
-    rows = [
-        {
-            "block": block + 1,
-            "tcs": blocks["tcs"][block + 1],
-            "rho": blocks["rho"][block + 1],
-            "c_delta_attn": adjoint[block, 0],
-            "c_delta_ffn": adjoint[block, 1],
-            "amplification_attn": amplification[block, 0],
-            "amplification_ffn": amplification[block, 1],
-        }
-        for block in range(setting.depth)
-    ]
-    if rows:
-        show_table(rows)
-
-
-@cli.group("sweep")
-def sweep_group() -> None:
-    """Sweeps over synthetic stacks."""
-
-
-@sweep_group.command("list")
-def sweep_list() -> None:
-    """The named sweeps."""
-    from sweeps.named import SWEEPS
-
-    for sweep in SWEEPS.values():
-        click.echo(f"{sweep.name}: {sweep.claim}; {len(sweep.cells)} cells")
-
-
-@sweep_group.command("run")
-@click.argument("name", default="collapse_front")
-@stack_options(lists=True)
-@click.option("--seeds", type=click.IntRange(min=1), help="Seeds of every setting.")
-@click.option("--out", type=click.Path(path_type=Path), help="Store to write.  [default: NAME.zarr]")
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
-@click.option("--resume", is_flag=True, help="Go on with the store where it stopped.")
-@click.option(
-    "-n",
-    "--dry-run",
-    is_flag=True,
-    help="Print the resolved configuration, the work to be done and the forecast.",
-)
-def sweep_run(
-    name: str, seeds: int | None, out: Path | None, workers: int, resume: bool, dry_run: bool, **options: Any
-) -> None:
-    """Run a named sweep; every stack option takes a comma list and becomes an axis."""
-    from sweeps.execute import forecast_rows, provenance, run_sweep
-    from sweeps.named import named_sweep
-
-    rope = options.pop("rope")
-    given = {field: values for field, values in options.items() if values is not None}
-    if rope is not None:
-        given["rope"] = (rope,)
-    sweep = named_sweep(name).with_options(given, seeds)
-    out = out or Path(f"{name}.zarr")
-    if dry_run:
-        plan = {"cells": len(sweep.cells), "runs": len(sweep.units()), "out": str(out)}
-        show_json({**sweep.configuration(), **plan, **provenance(), "forecast": forecast_rows(sweep)})
-        return
-    run_sweep(sweep, out, resume=resume, workers=workers)
-    click.echo(f"{out}: {len(sweep.cells)} cells", err=True)
-
-
-@sweep_group.command("status")
-@click.argument("store", type=click.Path(path_type=Path))
-@json_option
-def sweep_status(store: Path, as_json: bool) -> None:
-    """How many cells of a store are to do, done, failed and diverged."""
-    from sweeps.execute import count_status
-
-    counts = count_status(store)
-    if as_json:
-        show_json(counts)
-    else:
-        click.echo("  ".join(f"{name} {count}" for name, count in counts.items()))
-
-
-@sweep_group.command("compact")
-@click.argument("store", type=click.Path(path_type=Path))
-def sweep_compact(store: Path) -> None:
-    """Rewrite a complete store with one chunk per variable: the same bits in few files."""
-    from sim.store import compact
-
-    compact(store)
 
 
 @cli.command()

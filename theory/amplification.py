@@ -110,7 +110,8 @@ def _bounded(premises: Premises) -> list[Step]:
 def _equal_magnitudes(premises: Premises) -> list[Step]:
     form = _sums(premises).normal_form
     kappa, weight = Symbol("kappa", real=True), Symbol("w", positive=True)
-    square = weight**2 * Sum(_coherence(t, s), *PAIRS)
+    entry = Sum(weight * ADJOINT_DIRECTION[t, a] * INPUT_DIRECTION[t, b], over(t, T))
+    square = Sum(entry**2, over(a, M), over(b, N))
     mean_coherence = Sum(off_diagonal(t, s) * _coherence(t, s), *PAIRS) / (T * (T - 1))
     limit = T * weight**2 * (1 + (T - 1) * kappa)
     return [
@@ -118,6 +119,12 @@ def _equal_magnitudes(premises: Premises) -> list[Step]:
             name="w_t = w: |grad|^2 = T w^2 (1 + (T - 1) kappa), kappa the mean of M_ts over s != t",
             left=square,
             right=limit.subs(kappa, mean_coherence),
+            normal_form=form,
+        ),
+        Step(
+            name="A - 1 = (T - 1) kappa, where A = |grad|^2 / (T w^2)",
+            left=square / (T * weight**2) - 1,
+            right=(T - 1) * mean_coherence,
             normal_form=form,
         ),
         Step(
@@ -136,14 +143,22 @@ def _equal_magnitudes(premises: Premises) -> list[Step]:
 
 
 def _absolute_bound(premises: Premises) -> list[Step]:
-    form = IndexSums().normal_form
+    form = _sums(premises).normal_form
     pair = off_diagonal(t, s) * WEIGHT[t] * WEIGHT[s]
     positive, negative = POSITIVE_PART[t, s], NEGATIVE_PART[t, s]
     signed, absolute = Sum(pair * (positive - negative), *PAIRS), Sum(pair * (positive + negative), *PAIRS)
     weight = Symbol("w", positive=True)
     khat = Sum(off_diagonal(t, s) * (positive + negative), *PAIRS) / (T * (T - 1))
     equal = Sum(off_diagonal(t, s) * weight**2 * (positive + negative), *PAIRS)
+    weights = Sum(_weight(t) ** 2, over(t, T))
+    cross = Sum(off_diagonal(t, s) * _weight(t) * _weight(s) * _coherence(t, s), *PAIRS)
     return [
+        Step(
+            name="(A - 1) |w|^2 = sum_{s != t} w_t w_s M_ts, M_ts = M+_ts - M-_ts",
+            left=_gradient_square() - weights,
+            right=cross,
+            normal_form=form,
+        ),
         Step(
             name="sum w_t w_s |M_ts| - sum w_t w_s M_ts = 2 sum w_t w_s M-_ts >= 0",
             left=absolute,
@@ -271,7 +286,7 @@ ABSOLUTE_BOUND = Law(
     tag="A5",
     title="the absolute coherence bounds the amplification",
     statement="|A - 1| <= sum_{s != t} w_t w_s |M_ts| / |w|^2;  = (T - 1) khat at equal magnitudes",
-    assumes=("M_ts = M+_ts - M-_ts and |M_ts| = M+_ts + M-_ts with M+_ts, M-_ts >= 0", "A2", "T > 1"),
+    assumes=("M_ts = M+_ts - M-_ts and |M_ts| = M+_ts + M-_ts with M+_ts, M-_ts >= 0", "T > 1"),
     source="arXiv:2605.06169 Eq. 31-32",
     derive=_absolute_bound,
     evaluate=evaluate_absolute_bound,

@@ -21,8 +21,8 @@ class BlockGains:
     """What one block multiplies energies by now.
 
     Attributes:
-        attention: energy per feature of W_O W_V x for a token of unit energy; weight_std^2 D writer_std^2 D at the
-            initialisation.
+        attention: energy per feature of W_O W_V x for a token of unit energy; weight_std^2 D writer_std^2 D
+            at the initialisation.
         ffn: the same of W2 W_value over hidden units, without the gate's factor; r times `attention` there.
         gate_std: standard deviation of the gates of a token of unit energy.
         merge_attn: gains of the merge behind attention.
@@ -74,12 +74,14 @@ class _MeasuredBlocks:
         return np.stack(states)
 
 
-def dynamic_front(setting: Setting, blocks: Sequence[BlockGains], realisations: int = REALISATIONS) -> FrontPrediction:
+def dynamic_front(
+    setting: Setting, blocks: Sequence[BlockGains], realisations: int = REALISATIONS
+) -> FrontPrediction:
     """The collapse front of a stack whose blocks have these gains, within its blocks.
 
-    Tokens, width, mixer, batch and input cosine are the setting's; weight and writer std, depth and merge give way to the
-    measured gains. Heuristic beyond initialisation: trained weights are correlated with each other and with the
-    tokens, and the recursion sees their size only.
+    Tokens, width, mixer, batch and input cosine are the setting's; weight and writer std, depth and merge
+    give way to the measured gains. Heuristic beyond initialisation: trained weights are correlated with each
+    other and with the tokens, and the recursion sees their size only.
 
     Raises:
         ValueError: no blocks.
@@ -97,5 +99,3 @@ def dynamic_front(setting: Setting, blocks: Sequence[BlockGains], realisations: 
         front_deterministic=float(mean) if np.isfinite(mean) else None,
         samples=samples,
     )
-
-

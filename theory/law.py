@@ -84,6 +84,8 @@ class Step:
         residual = self.residual()
         if self.relation is Relation.UNEQUAL:
             return bool(residual.is_number and residual != 0)
+        if self.relation is Relation.EQUAL and self.witness != 0:
+            return False
         return bool(residual == 0) and is_nonnegative(self.witness)
 
     def formula(self) -> Expr:
@@ -105,6 +107,11 @@ class Proof:
     def proved(self) -> bool:
         """Whether there are steps and all of them hold."""
         return bool(self.steps) and not self.failed
+
+    @property
+    def cited(self) -> tuple[str, ...]:
+        """The classical theorems that steps rest on without proving them."""
+        return tuple(step.theorem for step in self.steps if step.theorem)
 
 
 Sides = tuple[Any, Any]

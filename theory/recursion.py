@@ -219,7 +219,7 @@ class _Merge:
     def __init__(self, field: MeanField, state: State, branch: Branch) -> None:
         self.field, self.state, self.branch = field, state, branch
         gains, tokens = field.gains, field.tokens
-        write = field.mean_energy(branch.token, branch.pair)
+        write = np.maximum(field.mean_energy(branch.token, branch.pair), 0)  # an energy, to order 1/D
         energies = (
             gains.mean_skip**2 * state.mean_energy,
             gains.mean_write**2 * write,

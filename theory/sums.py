@@ -9,9 +9,23 @@ rule sum_j a[i, j] = 1 for those declared as row-stochastic.
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from itertools import permutations, product
 
-from sympy import Add, Expr, IndexedBase, Integer, KroneckerDelta, Mul, Pow, Sum, Symbol, cancel
+from sympy import (
+    Add,
+    Dummy,
+    Expr,
+    IndexedBase,
+    Integer,
+    KroneckerDelta,
+    Mul,
+    Pow,
+    Sum,
+    Symbol,
+    cancel,
+    default_sort_key,
+)
 from sympy.tensor.indexed import Indexed
 
 Term = tuple[tuple[Expr, ...], tuple[tuple[Symbol, Expr], ...]]
@@ -41,7 +55,6 @@ class IndexSums:
     ) -> None:
         self.unit = unit or {}
         self.rows = rows or {}
-        self._fresh = 0
 
     def normal_form(self, expression: Expr) -> Expr:
         """The canonical linear combination of contractions, as an expression; 0 exactly for an identity."""
@@ -78,14 +91,16 @@ class IndexSums:
         renamed, bound = node.function, []
         for index, low, high in node.limits:
             assert low == 1, "sums run from 1"
-            self._fresh += 1
-            fresh = Symbol(f"i{self._fresh}", integer=True)
+            fresh = Dummy("i", integer=True)
             renamed = renamed.subs(index, fresh)
             bound.append((fresh, high))
-        return [
-            ((entries, (*inner, *bound)), coefficient)
-            for (entries, inner), coefficient in self._terms(renamed)
-        ]
+        terms = list(self._terms(renamed))
+        for index, _ in bound:
+            assert not any(high.has(index) for _, high in bound), "the length of a sum is no index"
+            assert not any(coefficient.has(index) for _, coefficient in terms), (
+                "an index stands in entries only"
+            )
+        return [((entries, (*inner, *bound)), coefficient) for (entries, inner), coefficient in terms]
 
     def _canonical(self, term: Term) -> tuple[Term, Expr]:
         entries, bound, factor = list(term[0]), dict(term[1]), Integer(1)
@@ -102,7 +117,7 @@ class IndexSums:
     def _apply_delta(entries: list[Expr], bound: dict[Symbol, Expr]) -> Expr | None:
         for delta in (entry for entry in entries if isinstance(entry, KroneckerDelta)):
             for index, other in (delta.args, delta.args[::-1]):
-                if index in bound:
+                if index in bound and bound.get(other, bound[index]) == bound[index]:
                     entries.remove(delta)
                     entries[:] = [entry.subs(index, other) for entry in entries]
                     del bound[index]
@@ -143,10 +158,10 @@ class IndexSums:
 
     @staticmethod
     def _least_spelling(entries: list[Expr], bound: dict[Symbol, Expr]) -> Term:
-        lengths = sorted(set(bound.values()), key=str)
+        lengths = sorted(set(bound.values()), key=default_sort_key)
         groups = [[index for index in bound if bound[index] == length] for length in lengths]
         names = [
-            [Symbol(f"{length}_{place}", integer=True) for place in range(len(group))]
+            [_bound_name(length, place) for place in range(len(group))]
             for length, group in zip(lengths, groups, strict=True)
         ]
         spellings = []
@@ -168,17 +183,35 @@ class IndexSums:
         return Sum(body, *(over(index, length) for index, length in bound)) if bound else body
 
 
+@cache
+def _bound_name(length: Expr, place: int) -> Symbol:
+    """The canonical name of a bound index: a dummy, which no free symbol can meet."""
+    return Dummy(f"{length}_{place}", integer=True)
+
+
 def is_nonnegative(expression: Expr) -> bool:
     """Whether the expression is, as written, a sum of products of squares and nonnegative entries."""
     if isinstance(expression, Sum):
-        return is_nonnegative(expression.function)
+        ranges = all(high.is_nonnegative for _, _, high in expression.limits)
+        return ranges and is_nonnegative(expression.function)
     if isinstance(expression, Add) and _is_pair_weight(expression):
         return True
     if isinstance(expression, Add | Mul):
         return all(is_nonnegative(argument) for argument in expression.args)
     if isinstance(expression, Pow) and expression.exp.is_Integer and expression.exp % 2 == 0:
-        return all(atom.is_real for atom in expression.base.atoms(Indexed))
+        return _is_real(expression.base)
     return bool(expression.is_nonnegative)
+
+
+def _is_real(expression: Expr) -> bool:
+    """Whether every number, entry and symbol in a sum of products is real."""
+    if isinstance(expression, Sum):
+        return _is_real(expression.function)
+    if isinstance(expression, Add | Mul):
+        return all(_is_real(argument) for argument in expression.args)
+    if isinstance(expression, Pow) and expression.exp.is_Integer:
+        return _is_real(expression.base)
+    return isinstance(expression, KroneckerDelta) or bool(expression.is_real)
 
 
 def _is_pair_weight(expression: Add) -> bool:

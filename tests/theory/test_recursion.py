@@ -203,9 +203,12 @@ def test_the_phase_diagram_reproduces_its_landmarks() -> None:
 
 
 @given(
-    scale=st.floats(0.2, 2), ratio=st.sampled_from([1.0, 3.0, 8.0]), alpha=st.floats(0, 1), beta=st.floats(0.03, 1.5),
+    scale=st.floats(0.2, 2),
+    ratio=st.sampled_from([1.0, 3.0, 8.0]),
+    alpha=st.floats(0, 1),
+    beta=st.floats(0.03, 1.5),
     cosine=st.floats(0.01, 0.99),
-)  # fmt: skip
+)
 @settings(max_examples=80, deadline=None)
 def test_the_odds_bound_of_mv_split_holds(
     scale: float, ratio: float, alpha: float, beta: float, cosine: float

@@ -1,0 +1,78 @@
+"""`mms predict`: numbers from the theory."""
+
+import dataclasses
+from typing import Any
+
+import click
+
+from sweeps.options import json_option, show_json, show_table, stack_options
+from theory import Setting
+
+
+@click.group()
+def predict() -> None:
+    """Numbers from the theory."""
+
+
+@predict.command("front")
+@stack_options(lists=False)
+@json_option
+def predict_front_command(as_json: bool, **options: Any) -> None:
+    """The collapse front of an untrained stack, with its spread between seeds."""
+    from theory import predict_front
+
+    setting = Setting(**options)
+    prediction = predict_front(setting)
+    if as_json:
+        show_json(
+            {
+                "front": prediction.front,
+                "front_std": prediction.front_std,
+                "front_deterministic": prediction.front_deterministic,
+                "inputs": dataclasses.asdict(setting),
+            }
+        )
+    elif prediction.front is None:
+        click.echo("no collapse front is predicted")
+    else:
+        beyond = (
+            f" (beyond the {setting.depth} blocks of the stack)" if prediction.front > setting.depth else ""
+        )
+        place = f"{prediction.front:.1f} +- {prediction.front_std:.1f} between seeds"
+        click.echo(f"collapse front at block {place}{beyond}")
+
+
+@predict.command("profile")
+@stack_options(lists=False)
+@json_option
+def predict_profile_command(as_json: bool, **options: Any) -> None:
+    """Observables block by block: TCS, rho, adjoint cosine and amplification of both writers."""
+    from theory import predict_profile
+
+    setting = Setting(**options)
+    profile = predict_profile(setting)
+    amplification, adjoint = profile["amplification"], profile["c_delta"]
+    blocks = {
+        "tcs": profile["tcs"].tolist(),
+        "rho": profile["rho"].tolist(),
+        "c_delta": adjoint.tolist(),
+        "amplification_attn": amplification[:, 0].tolist(),
+        "amplification_ffn": amplification[:, 1].tolist(),
+    }
+    if as_json:
+        show_json({**blocks, "inputs": dataclasses.asdict(setting)})
+        return
+    rows = [
+        {
+            "block": block + 1,
+            "tcs": blocks["tcs"][block + 1],
+            "rho": blocks["rho"][block + 1],
+            "c_delta_attn": adjoint[block, 0],
+            "c_delta_ffn": adjoint[block, 1],
+            "amplification_attn": amplification[block, 0],
+            "amplification_ffn": amplification[block, 1],
+        }
+        for block in range(setting.depth)
+    ]
+    if rows:
+        show_table(rows)
