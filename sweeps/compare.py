@@ -9,9 +9,10 @@ import numpy as np
 import xarray as xr
 from scipy.stats import binomtest
 
-from sim.store import DIVERGED, DONE, TODO, open_cells
+from sim.store import DIVERGED, DONE, TODO, open_cells, open_sweep
 from sweeps.compare_profiles import profile_rows
 from sweeps.sweep import SETTING_FIELDS
+from sweeps.token_law import exponent_rows
 
 Row = dict[str, Any]
 
@@ -114,9 +115,21 @@ def _finite(row: Row) -> Row:
     }
 
 
+def _exponents(path: Path) -> list[Row]:
+    """The token exponents of a finished grid over tokens and adjoint cosine, else nothing."""
+    axes = json.loads(open_cells(path).attrs["axes"])
+    if not {"tokens", "adjoint_cosine"} <= set(axes):
+        return []
+    data = open_sweep(path)
+    if data.sizes["tokens"] < 2 or "amplification" not in data or not (data["status"] == DONE).all():
+        return []
+    base = {**json.loads(data.attrs["configuration"])["base"], "tokens": None}
+    return [_finite({**base, **row}) for row in exponent_rows(data)]
+
+
 def compare(paths: list[Path]) -> dict[str, Any]:
     """Rows of all stores; median and mean |relative error| over those with numbers on both sides."""
-    rows = [row for path in paths for row in compare_store(path)]
+    rows = [row for path in paths for row in compare_store(path) + _exponents(path)]
     errors = [abs(row["relative_error"]) for row in rows if row["relative_error"] is not None]
     return {
         "rows": rows,

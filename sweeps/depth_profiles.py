@@ -10,7 +10,7 @@ DEPTH_PROFILES = Sweep(
     claim="profiles of TCS, adjoint cosine and amplification against the recursion, over widths",
     base=Setting(depth=52, tokens=64, heads=4, adjoint_cosine=0.1),
     cases=tuple({"width": width, "weight_std": SCALE / width**0.5} for width in (64, 128, 256, 512)),
-    seeds=16,
+    seeds=64,
     laws=("G1", "A2", "A4"),
     backward=True,
 )

@@ -1,5 +1,6 @@
 """Shapes are checked by beartype in the test run; one thread, since the tensors are small."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ install_import_hook("sim", "beartype.beartype")
 
 from sweeps.execute import run_sweep  # noqa: E402 (after the import hook)
 from sweeps.sweep import Sweep  # noqa: E402
+from sweeps.token_law import TOKEN_LAW  # noqa: E402
 from theory import Setting  # noqa: E402
 
 
@@ -31,6 +33,16 @@ def tiny_sweep() -> Sweep:
         seeds=4,
         laws=("P1",),
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_token_law(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished `token_law` of twelve cells, in a folder that serves `mms figures --data`."""
+    path = tmp_path_factory.mktemp("backward") / "token_law.zarr"
+    base = dataclasses.replace(TOKEN_LAW.base, width=32, heads=2, weight_std=0.15, depth=26)
+    axes = {"tokens": (4, 9), "adjoint_cosine": (0.0, 0.5)}
+    run_sweep(dataclasses.replace(TOKEN_LAW, base=base, axes=axes, seeds=3), path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -81,6 +81,7 @@ def writer_inputs(field: MeanField, steps: list[Step]) -> list[WriterInput]:
         fresh = 2 * gains.centered_skip**2 * gains.centered_write**2 * open_cosine * written
         fresh = fresh + gains.centered_write**4 * written**2 * (1 + excess)
         spread = carried**2 * spread + fresh / (width * divisor**2)
+        spread = np.minimum(spread, (1 - inputs[-1].after) ** 2)  # one direction left, at most
     return inputs
 
 

@@ -76,9 +76,15 @@ class ProfileObservables:
             observables["mu_eff"] = linear * open_cosine * columns * edge
         return observables
 
-    def branch(self, step: Step) -> dict[str, Array]:
-        """Residual ratio and variance gain of a branch output over the trunk it is added to."""
+    def branch(self, step: Step, attention: bool) -> dict[str, Array]:
+        """Residual ratio and variance gain of a branch output over the trunk it is added to.
+
+        Attention returns sqrt(g) Ret of the centered part, since P A X = P A P X (law P2).
+        """
         moments, mean = step.branch, step.before.mean_energy
+        if attention:
+            gain = np.sqrt(self.field.attention_gain) * self.operator(step.before)["retention"]
+            return {"r_tr": np.sqrt(moments.token), "var_gain": gain}
         written = moments.token - self.field.mean_energy(moments.token, moments.pair)
         return {
             "r_tr": np.sqrt(moments.token),
@@ -114,7 +120,7 @@ def predict_profile(setting: Setting, realisations: int = PROFILE_REALISATIONS) 
     operators = [observables.operator(state) for state in states[:-1]]
     for name in operators[0] if operators else ():
         profile[name] = np.array([operator[name].mean() for operator in operators])
-    branches = [observables.branch(step) for step in steps]
+    branches = [observables.branch(step, attention=place % 2 == 0) for place, step in enumerate(steps)]
     for name in ("r_tr", "var_gain"):
         profile[name] = _by_writer([branch[name].mean() for branch in branches])
     return profile | _backward_profile(field, walkers, steps)

@@ -4,6 +4,9 @@ import math
 from dataclasses import dataclass
 
 MERGES = ("plain", "layerscale", "rezero", "deepnorm", "mv_split")
+LARGEST_SIZE, LARGEST_GAIN = 2**24, 1e12
+"""Beyond them no stack is meant, and double precision would overflow."""
+
 MIXERS = ("softmax", "uniform", "linear")
 
 
@@ -78,17 +81,21 @@ class Setting:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            if getattr(self, name) > LARGEST_SIZE:
+                raise ValueError(f"{name} must be at most {LARGEST_SIZE}, got {getattr(self, name)}")
         if self.width % self.heads:
             raise ValueError(
                 f"heads must divide width: width {self.width} is no multiple of {self.heads} heads"
             )
         for name in ("ffn_ratio", "weight_std", "residual_gain"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) <= LARGEST_GAIN:
+                raise ValueError(
+                    f"{name} must be positive and at most {LARGEST_GAIN:g}, got {getattr(self, name)}"
+                )
         if self.ffn_width < 1 or abs(self.ffn_width - self.ffn_ratio * self.width) > 1e-6:
             raise ValueError(f"ffn_ratio {self.ffn_ratio} times width {self.width} must be a whole number")
-        if self.writer_std is not None and not 0 <= self.writer_std < math.inf:
-            raise ValueError(f"writer_std must be at least 0 and finite, got {self.writer_std}")
+        if self.writer_std is not None and not 0 <= self.writer_std <= LARGEST_GAIN:
+            raise ValueError(f"writer_std must be in [0, {LARGEST_GAIN:g}], got {self.writer_std}")
         for name in ("input_cosine", "adjoint_cosine"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
@@ -96,8 +103,10 @@ class Setting:
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(known)}")
         for name in ("alpha", "beta"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+            if not abs(getattr(self, name)) <= LARGEST_GAIN:
+                raise ValueError(
+                    f"{name} must be finite and at most {LARGEST_GAIN:g}, got {getattr(self, name)}"
+                )
         if self.rope and math.isqrt(self.tokens) ** 2 != self.tokens:
             raise ValueError(
                 f"rope places the image tokens on a square: tokens must be a square, got {self.tokens}"

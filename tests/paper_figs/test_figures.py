@@ -9,9 +9,9 @@ from sim.store import open_sweep
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_figure_has_labels_lines_and_points(name: str, tiny_store: Path) -> None:
-    _, draw = FIGURES[name]
-    figure = draw(open_sweep(tiny_store))
+def test_figure_has_labels_lines_and_points(name: str, tiny_store: Path, tiny_token_law: Path) -> None:
+    store, draw = FIGURES[name]
+    figure = draw(open_sweep(tiny_token_law if store == tiny_token_law.name else tiny_store))
     assert "seeds" in figure.get_suptitle()
     for panel in figure.axes:
         assert panel.lines or panel.collections
@@ -20,10 +20,23 @@ def test_figure_has_labels_lines_and_points(name: str, tiny_store: Path) -> None
     )
 
 
-def test_all_figures_are_written(tiny_store: Path, tmp_path: Path) -> None:
-    paths = draw_figures((), tiny_store.parent, tmp_path / "out")
-    assert [path.stem for path in paths] == list(FIGURES)
+@pytest.mark.parametrize(
+    ("folder", "names"),
+    [("tiny_store", ["collapse_front", "depth_profiles"]), ("tiny_token_law", ["token_law"])],
+)
+def test_all_figures_of_a_folder_are_written(
+    folder: str, names: list[str], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    paths = draw_figures((), request.getfixturevalue(folder).parent, tmp_path / "out")
+    assert [path.stem for path in paths] == names
     assert all(path.stat().st_size > 10_000 for path in paths)
+
+
+def test_a_figure_of_another_sweep_is_refused(tiny_token_law: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"this figure draws sweeps over depth, .* the store does not vary depth"
+    ):
+        FIGURES["collapse_front"][1](open_sweep(tiny_token_law))
 
 
 def test_unknown_figure_is_named(tmp_path: Path) -> None:

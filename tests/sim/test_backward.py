@@ -153,7 +153,9 @@ def test_adjoint_cosine_has_its_range(cosine: float, message: str) -> None:
 
 
 def test_a_trunk_that_overflows_has_no_gradients() -> None:
-    setting = Setting(depth=4, tokens=4, width=8, heads=1, weight_std=1e30)
+    setting = Setting(
+        depth=4, tokens=4, width=8, heads=1, weight_std=1e12, merge="layerscale", residual_gain=1e12
+    )
     recorded = simulate(setting, 0, backward=True)
     assert all(np.isnan(recorded[name]).all() for name in BACKWARD_OBSERVABLES)
 

@@ -129,3 +129,42 @@ def test_a_write_pads_with_nan_and_sets_the_status_last(store: Path) -> None:
     writer.write(0, {"tcs": np.ones(3, np.float32)}, DONE)
     row = open_cells(store)["tcs"].values[0]
     assert row[:3].tolist() == [1, 1, 1] and np.isnan(row[3:]).all()
+
+
+@pytest.mark.parametrize("name", ["rho", "front", "status"])
+def test_a_missing_chunk_of_any_result_is_noticed_and_repaired(store: Path, name: str) -> None:
+    """A chunk of fill values is written too, so that a missing one is a loss and not a result."""
+    chunk = store / name / "c" / "7"
+    shutil.rmtree(chunk) if chunk.is_dir() else chunk.unlink()
+    if name != "status":
+        with pytest.raises(StoreError, match=f"{name} of 1 finished cells is gone; run with --resume"):
+            open_cells(store)
+    assert 7 in SweepWriter(store).remaining()[0]
+
+
+@pytest.mark.parametrize("name", ["predicted_front", "depth", "merge"])
+def test_a_lost_forecast_or_coordinate_is_refused(store: Path, name: str) -> None:
+    shutil.rmtree(store / name / "c")
+    for use in (open_cells, SweepWriter):
+        with pytest.raises(StoreError, match=f"truncated: {name} is gone; write another store"):
+            use(store)
+
+
+@pytest.mark.parametrize("name", ["tcs", "status", "tokens"])
+def test_a_lost_array_is_named(store: Path, name: str) -> None:
+    shutil.rmtree(store / name)
+    for use in (open_cells, SweepWriter):
+        with pytest.raises(StoreError, match=f"truncated: it holds no readable {name}"):
+            use(store)
+
+
+@pytest.mark.parametrize("value", [None, "null", "[1]", "{"])
+@pytest.mark.parametrize("name", ["configuration", "variables"])
+def test_a_damaged_attribute_is_named(store: Path, name: str, value: str | None) -> None:
+    group = zarr.open_group(store, mode="r+")
+    if value is None:
+        del group.attrs[name]
+    else:
+        group.attrs[name] = value if name == "configuration" else value.replace("[1]", "{}")
+    with pytest.raises(StoreError, match=f"sweep.zarr is damaged: its attribute {name}"):
+        open_cells(store)

@@ -1,6 +1,7 @@
 """The command line: its JSON keys, its one-line errors and its exit codes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -177,3 +178,46 @@ def test_the_installed_command_starts(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("mms")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert "0.1.0" in done.stdout
+
+
+def test_predict_profile_has_the_fixed_keys(mms) -> None:
+    document = json.loads(mms("predict", "profile", "--tokens", 16, "--depth", 5, "--json")[1])
+    assert set(document) == {*("tcs", "rho", "c_delta", "amplification_attn", "amplification_ffn", "inputs")}
+    assert len(document["tcs"]) == 6 and len(document["amplification_ffn"]) == 5
+    assert "amplification_attn" in mms("predict", "profile", "--tokens", 16, "--depth", 5)[1]
+
+
+def test_a_backward_sweep_is_compared_profile_by_profile(mms, tmp_path: Path) -> None:
+    store = tmp_path / "token_law.zarr"
+    stack = ("--width", 32, "--heads", 2, "--weight-std", 0.15, "--depth", 26)
+    assert mms("sweep", "run", "token_law", *stack, "--tokens", "4,9", "--seeds", 3, "--out", store)[0] == 0
+    document = json.loads(mms("compare", store, "--json")[1])
+    quantities = {row["quantity"] for row in document["rows"]}
+    assert {"tcs_profile", "amplification_attn", "mode_ratio_ffn", "token_exponent_attn"} <= quantities
+    profile = next(row for row in document["rows"] if row["quantity"] == "tcs_profile")
+    assert 0 <= profile["rms_error"] <= profile["rms_seed_error"] < 1
+    status, out, _ = mms("figures", "token_law", "--data", tmp_path, "--out", tmp_path / "png")
+    assert status == 0 and Path(out.strip()).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "front", "--weight-std", "1e200"),
+        ("predict", "front", "--ffn-ratio", "1e308"),
+        ("predict", "front", "--merge", "deepnorm", "--residual-gain", "1e200"),
+        ("predict", "front", "--merge", "mv_split", "--alpha", "1e300"),
+        ("predict", "front", "--tokens", "99999999999999999999999999"),
+    ],
+    ids=lambda arguments: arguments[-2],
+)
+def test_absurd_sizes_are_refused_in_one_line(mms, arguments: tuple[str, ...]) -> None:
+    status, out, err = mms(*arguments)
+    assert status == 2 and out == "" and err.count("\n") == 1, err
+
+
+def test_figures_of_an_unfinished_sweep_are_refused(mms, tiny_store: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(tiny_store, tmp_path / "collapse_front.zarr"))
+    zarr.open_group(store, mode="r+")["status"][2] = 0
+    status, _, err = mms("figures", "collapse_front", "--data", tmp_path, "--out", tmp_path / "png")
+    assert status == 2 and "1 cells to do, failed or diverged" in err
