@@ -141,7 +141,7 @@ def simulate(
     Returns:
         `tcs` and `rho` [L + 1], after block l (block 0 is the input); `r_tr` and `var_gain` [L + 1, 2] per
         writer and `mu_eff`, `row_div`, `retention`, `leakage` [L + 1] of block l, NaN at block 0. From a
-        trunk that is no longer finite on, all are NaN. With `backward` also `BACKWARD_OBSERVABLES`: those of
+        trunk that overflowed on, all are NaN. With `backward` also `BACKWARD_OBSERVABLES`: those of
         block l, NaN at block 0, but `adjoint_tcs`, which is of dL/dX_l. Where the trunk does not stay finite
         all of them are NaN; from an adjoint that does not on, those below.
     """
@@ -170,7 +170,8 @@ def _forward(
         output = block.ffn(x)
         recorder.branch(index, 1, x, output)
         x = block.merge_ffn(x, output, segments)
-        if not bool(torch.isfinite(x).all()):
+        # a norm whose squares overflow returns zeros, which are finite and no result
+        if not bool(torch.isfinite(x).all()) or not bool(x.any()):
             break
         recorder.state(index, x)
         if keep:

@@ -96,17 +96,17 @@ def onset(store: Path, as_json: bool) -> None:
 @cli.command()
 @click.argument("stores", nargs=-1, required=True, type=click.Path(path_type=Path))
 @json_option
-@click.option("--markdown", "as_markdown", is_flag=True, help="Print the table of the README.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the fronts as the README's table.")
 def compare(stores: tuple[Path, ...], as_json: bool, as_markdown: bool) -> None:
     """Predicted against measured fronts, by setting; the forecast is the one each STORE began with."""
     from sweeps.compare import compare as compare_stores
-    from sweeps.compare import markdown
+    from sweeps.markdown import front_table
 
     document = compare_stores(list(stores))
     if as_json:
         show_json(document)
     elif as_markdown:
-        click.echo(markdown(document))
+        click.echo(front_table(document))
     else:
         show_comparison(document)
 

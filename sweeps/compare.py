@@ -11,7 +11,6 @@ from scipy.stats import binomtest
 
 from sim.store import DIVERGED, DONE, TODO, open_cells, open_sweep
 from sweeps.compare_profiles import profile_rows
-from sweeps.sweep import SETTING_FIELDS
 from sweeps.token_law import exponent_rows
 
 Row = dict[str, Any]
@@ -136,36 +135,3 @@ def compare(paths: list[Path]) -> dict[str, Any]:
         "median_abs_relative_error": float(np.median(errors)) if errors else None,
         "mean_abs_relative_error": float(np.mean(errors)) if errors else None,
     }
-
-
-def markdown(document: dict[str, Any]) -> str:
-    """A comparison as a Markdown table: the fields that vary, then predicted against measured."""
-    rows = document["rows"]
-    varied = [name for name in rows[0] if name in SETTING_FIELDS and len({row[name] for row in rows}) > 1]
-    lines = [
-        "| "
-        + " | ".join([*varied, "predicted front", "measured front", "n", "z", "error", "spread ratio"])
-        + " |",
-        "|" + " --- |" * (len(varied) + 6),
-    ]
-    for row in rows:
-        sides = [_place(row["predicted"], row["predicted_std"]), _place(row["measured"], row["measured_sem"])]
-        if row["quantity"] == "no_front":
-            sides = ["none", f"none in {row['depth']} blocks"]
-        ratios = [
-            _ratio(row["z"], "+.1f"),
-            _ratio(row["relative_error"], "+.1%"),
-            _ratio(row["spread_ratio"], ".2f"),
-        ]
-        lines.append(
-            "| " + " | ".join([*(str(row[name]) for name in varied), *sides, str(row["n"]), *ratios]) + " |"
-        )
-    return "\n".join(lines)
-
-
-def _place(value: float | None, error: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}" if error is None else f"{value:.1f} +- {error:.1f}"
-
-
-def _ratio(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)

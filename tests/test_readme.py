@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from sweeps import cli
-from sweeps.compare import compare, markdown
+from sweeps.compare import compare
+from sweeps.markdown import exponent_text, front_table, profile_table
 from theory import LAWS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-STORES = [
-    ROOT / "paper_figs" / "data" / f"{name}.zarr" for name in ("collapse_front", "collapse_front_alpha_one")
-]
+DATA = ROOT / "paper_figs" / "data"
+STORES = [DATA / f"{name}.zarr" for name in ("collapse_front", "collapse_front_alpha_one")]
+SETTINGS = [DATA / f"{name}.zarr" for name in ("front_settings", "front_settings_large")]
 
 
 def section(title: str) -> str:
@@ -37,8 +38,34 @@ def test_the_table_of_laws_is_the_registry() -> None:
     assert "\n".join(lines) in section("The laws")
 
 
-def test_the_table_of_fronts_is_made_from_the_committed_stores() -> None:
-    assert markdown(compare(STORES)) in section("Predicted against measured")
+def test_the_tables_are_made_from_the_committed_stores() -> None:
+    text = section("Predicted against measured")
+    assert front_table(compare(STORES)) in text
+    assert front_table(compare(SETTINGS)) in text
+    assert profile_table(compare([DATA / "depth_profiles.zarr"])) in text
+    assert exponent_text(compare([DATA / "token_law.zarr"]), 1) in " ".join(text.split())
+
+
+def test_the_settings_meet_what_the_theory_promises() -> None:
+    """28 fronts: mean |error| at most 4 %, worst 10 %, spread within [2/3, 3/2]; the rest by side."""
+    rows = compare(SETTINGS)["rows"]
+    fronts = [row for row in rows if row["predicted"] is not None and row["input_cosine"] != 0.65]
+    errors = [abs(row["relative_error"]) for row in fronts]
+    assert len(fronts) == 28 and sum(errors) / 28 <= 0.04 and max(errors) <= 0.10
+    assert sum(2 / 3 <= row["spread_ratio"] <= 3 / 2 for row in fronts) >= 26
+    for row in rows:
+        if row not in fronts:
+            assert (row["n_collapsed"] > row["n"] / 2) == (row["predicted_fraction"] > 0.5)
+            assert row["fraction_p"] > 0.01
+
+
+def test_profiles_and_amplification_meet_what_the_theory_promises() -> None:
+    """rms of TCS at most 0.03 at width 512; A within 15 % before the front from width 256 on."""
+    rows = compare([DATA / "depth_profiles.zarr", DATA / "token_law.zarr"])["rows"]
+    wide = [row for row in rows if row["width"] == 512 and row["quantity"] == "tcs_profile"]
+    assert len(wide) == 1 and wide[0]["rms_error"] <= 0.03
+    amplified = [row for row in rows if row["quantity"].startswith("amplification") and row["width"] >= 256]
+    assert len(amplified) == 22 and all(abs(row["worst_relative_error"]) <= 0.15 for row in amplified)
 
 
 def test_the_committed_sweep_meets_what_the_theory_promises() -> None:
@@ -58,13 +85,13 @@ def test_the_committed_sweep_meets_what_the_theory_promises() -> None:
 def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "paper_figs").symlink_to(ROOT / "paper_figs")
     monkeypatch.chdir(tmp_path)
-    assert len(COMMANDS) == 8
+    assert len(COMMANDS) == 9
     for command in COMMANDS:
         monkeypatch.setattr(sys, "argv", shlex.split(command))
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         assert not stopped.value.code, command
-    assert (tmp_path / "small.zarr").exists() and (tmp_path / "figures" / "collapse_front.png").exists()
+    assert (tmp_path / "small.zarr").exists() and (tmp_path / "figures" / "token_law.png").exists()
 
 
 def test_the_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

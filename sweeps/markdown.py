@@ -1,0 +1,78 @@
+"""Comparisons as the Markdown tables of the README."""
+
+from typing import Any
+
+from sweeps.sweep import SETTING_FIELDS
+
+Row = dict[str, Any]
+
+
+def front_table(document: dict[str, Any]) -> str:
+    """Fronts: the fields that vary, then predicted against measured."""
+    rows = [row for row in document["rows"] if "n_collapsed" in row]
+    body = []
+    for row in rows:
+        sides = [_place(row["predicted"], row["predicted_std"]), _place(row["measured"], row["measured_sem"])]
+        if row["quantity"] == "no_front":
+            sides = ["none", f"none in {row['depth']} blocks"]
+        ratios = [
+            _ratio(row["z"], "+.1f"),
+            _ratio(row["relative_error"], "+.1%"),
+            _ratio(row["spread_ratio"], ".2f"),
+        ]
+        body.append([*sides, f"{row['n_collapsed']} of {row['n']}", *ratios])
+    return _table(
+        rows, ["predicted front", "measured front", "collapsed", "z", "error", "spread ratio"], body
+    )
+
+
+def profile_table(document: dict[str, Any]) -> str:
+    """Profiles: rms of TCS, and A of both writers at its largest with the worst error before the front."""
+    settings: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in document["rows"]:
+        key = tuple(row[name] for name in SETTING_FIELDS if name in row)
+        settings.setdefault(key, {})[row["quantity"]] = row
+    groups = [group for group in settings.values() if "tcs_profile" in group]
+    body = []
+    for group in groups:
+        cells = [f"{group['tcs_profile']['rms_error']:.3f}", f"{group['tcs_profile']['rms_seed_error']:.3f}"]
+        for writer in ("attn", "ffn"):
+            row = group[f"amplification_{writer}"]
+            cells += [f"{row['predicted']:.1f}", _place(row["measured"], row["measured_sem"])]
+            cells.append(_ratio(row["worst_relative_error"], "+.1%"))
+        body.append(cells)
+    heads = ["TCS rms, seed mean", "TCS rms, a seed"]
+    for writer in ("attn", "ffn"):
+        heads += [f"A {writer} predicted", f"A {writer} measured", "worst block"]
+    return _table([group["tcs_profile"] for group in groups], heads, body)
+
+
+def exponent_text(document: dict[str, Any], distance: int) -> str:
+    """Token exponents some blocks above the loss, predicted against measured, for every adjoint cosine."""
+    rows = [row for row in document["rows"] if row.get("blocks_from_loss") == distance]
+    return "; ".join(
+        f"{row['predicted']:.2f} against {row['measured']:.2f} +- {row['measured_sem']:.2f} "
+        f"at adjoint cosine {row['adjoint_cosine']:g}"
+        for row in rows
+    )
+
+
+def _table(rows: list[Row], heads: list[str], body: list[list[str]]) -> str:
+    varied = [name for name in SETTING_FIELDS if name in rows[0] and len({row[name] for row in rows}) > 1]
+    varied = [name for name in varied if name != "depth"]
+    lines = ["| " + " | ".join([*varied, *heads]) + " |", "|" + " --- |" * (len(varied) + len(heads))]
+    for row, cells in zip(rows, body, strict=True):
+        lines.append("| " + " | ".join([*(_field(row[name]) for name in varied), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _field(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _place(value: float | None, error: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}" if error is None else f"{value:.1f} +- {error:.1f}"
+
+
+def _ratio(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
