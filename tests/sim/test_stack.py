@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import sim.simulate
 from sim import observables
 from sim.attention import SoftmaxAttention, rope_angles
 from sim.onset import collapse_front
@@ -145,6 +146,32 @@ def test_front_is_read_off_a_profile() -> None:
 
 
 FRONT_SETTING = Setting(depth=60, tokens=8, width=64, heads=2, weight_std=0.125, input_cosine=0.1)
+
+
+@pytest.mark.parametrize("mixer", ["uniform", "linear"])
+def test_predicted_front_of_the_other_mixers_agrees_with_simulation(mixer: str) -> None:
+    setting = dataclasses.replace(FRONT_SETTING, mixer=mixer)
+    fronts = [collapse_front(simulate(setting, seed)["tcs"]) for seed in range(32)]
+    assert None not in fronts
+    error = np.std(fronts, ddof=1) / math.sqrt(len(fronts))
+    assert abs(np.mean(fronts) - predict_front(setting).front) < 4 * error
+
+
+def test_clustered_tokens_break_the_assumption_of_one_pair_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: two tight clusters, predicted by their mean pair cosine, are rejected."""
+
+    def clustered(setting: Setting, generator: torch.Generator) -> torch.Tensor:
+        centers = torch.randn(1, 2, setting.width, generator=generator)
+        own = torch.randn(1, setting.tokens, setting.width, generator=generator)
+        mixed = 0.98**0.5 * centers[:, torch.arange(setting.tokens) % 2] + 0.02**0.5 * own
+        return torch.nn.functional.rms_norm(mixed, (setting.width,))
+
+    monkeypatch.setattr(sim.simulate, "synthetic_input", clustered)
+    profiles = [simulate(FRONT_SETTING, seed)["tcs"] for seed in range(32)]
+    fronts = np.array([collapse_front(profile) or FRONT_SETTING.depth for profile in profiles])
+    cosine = float(np.mean([profile[0] for profile in profiles]))
+    predicted = predict_front(dataclasses.replace(FRONT_SETTING, input_cosine=cosine)).front
+    assert abs(fronts.mean() - predicted) > 4 * fronts.std(ddof=1) / math.sqrt(len(fronts))
 
 
 @pytest.fixture(scope="module")
