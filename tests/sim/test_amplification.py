@@ -56,3 +56,23 @@ def test_repeated_weights_are_not_fresh(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(sim.simulate, "stream", repeated)
     assert np.abs(distance(measured())).max() > 4
+
+
+def test_an_adjoint_that_knows_the_trunk_is_not_independent_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: dL/dX_L is X_L, one token further; the last norm removes the mean mode they share."""
+    setting = dataclasses.replace(SETTING, input_cosine=0.3)
+    kept: list[torch.Tensor] = []
+    forward = sim.simulate._forward
+
+    def remembering(*given: object, **named: object) -> list[torch.Tensor]:
+        trunks = forward(*given, **named)
+        kept[:] = [trunks[-1].clone().roll(1, dims=1)]
+        return trunks
+
+    monkeypatch.setattr(sim.simulate, "_forward", remembering)
+    monkeypatch.setattr(sim.simulate, "synthetic_adjoint", lambda *given: kept[0])
+    runs = [simulate(setting, seed, backward=True) for seed in range(SEEDS)]
+    cosine = float(np.mean([run["adjoint_tcs"][-1] for run in runs]))
+    samples = np.array([run["amplification"][-1] for run in runs], dtype=float)
+    predicted = predict_profile(dataclasses.replace(setting, adjoint_cosine=cosine), 600)["amplification"][-1]
+    assert np.abs((samples.mean(0) - predicted) / (samples.std(0, ddof=1) / math.sqrt(SEEDS))).max() > 4
