@@ -13,7 +13,7 @@ from theory import Setting
 
 
 class SwiGLU(nn.Module):
-    """F = W2 (SiLU(g) * v) with [g, v] = W13 x, no biases (REFERENCE section 1)."""
+    """F = W2 (SiLU(g) * v) with [g, v] = W13 x, no biases (arXiv:2605.06169, setting)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()

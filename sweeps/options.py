@@ -37,7 +37,7 @@ class CommaList(click.ParamType):
 
 
 def stack_options(*, lists: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The stack options of DESIGN, as single values with their defaults or as lists that become axes."""
+    """The stack options, as single values with their defaults or as lists that become axes."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for field in reversed(dataclasses.fields(Setting)):

@@ -36,7 +36,7 @@ def spectral_edge(tokens: int, dimensions: float, head_width: int) -> float:
 
 
 class ProfileObservables:
-    """The forward observables of REFERENCE App. A as functions of the state, for one setting.
+    """The forward observables of App. A as functions of the state, for one setting.
 
     The centered tokens of a deep stack live in fewer directions than D: their purity Pi = v / ((1 - c)^2 (1 +
     2 c - c^2)) is 1 / D for fresh tokens. Retention and leakage hold to about 6 % (T >= 64); mu_eff, for

@@ -37,7 +37,7 @@ def brute_tcs(x: np.ndarray) -> float:
 
 
 def brute(name: str, x: np.ndarray, u: np.ndarray, a: np.ndarray) -> float:
-    """The definition of REFERENCE App. A, term by term, for one sample (heads averaged)."""
+    """The definition of arXiv:2605.06169 App. A, term by term, for one sample (heads averaged)."""
     mean, centered = projectors(len(x))
     norm = np.linalg.norm
     per_head = {

@@ -1,4 +1,4 @@
-"""The trunk against REFERENCE section 1 written out in numpy, and the simulation that streams it."""
+"""The trunk against the published equations written out in numpy, and the simulation that streams it."""
 
 import dataclasses
 import math
