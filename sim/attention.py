@@ -106,7 +106,7 @@ class UniformAttention(Mixer):
 
 
 class QueryKeyMixer(Mixer):
-    """A mixer whose matrix compares queries with keys: RoPE, then non-affine QK-Norm (arXiv:2605.06169, setting).
+    """A mixer that compares queries with keys: RoPE, then non-affine QK-Norm (arXiv:2605.06169).
 
     Args:
         width: features of a token.
@@ -135,7 +135,7 @@ class QueryKeyMixer(Mixer):
 
 
 class SoftmaxAttention(QueryKeyMixer):
-    """A = softmax(q k^T / sqrt(head width)), no biases (arXiv:2605.06169, setting)."""
+    """A = softmax(q k^T / sqrt(head width)), no biases (arXiv:2605.06169)."""
 
     def mixed(self, x: Float[Tensor, "B T D"], segments: Segments) -> Float[Tensor, "B H T F"]:
         queries, keys = self._queries_keys(x, segments)

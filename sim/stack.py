@@ -13,7 +13,7 @@ from theory import Setting
 
 
 class SwiGLU(nn.Module):
-    """F = W2 (SiLU(g) * v) with [g, v] = W13 x, no biases (arXiv:2605.06169, setting)."""
+    """F = W2 (SiLU(g) * v) with [g, v] = W13 x, no biases (arXiv:2605.06169)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()

@@ -90,8 +90,9 @@ def _lognormal(normal: Array, variance: Array) -> Array:
 class MeanField:
     """The recursion of one setting.
 
-    With fresh Gaussian weights the moments of a branch follow from the trunk's pair cosine c = (T m - 1) / (T
-    - 1) (TCS, arXiv:2605.06169 App. A) and the spread of the pair cosines around it. Exact to the order kept, 1/D:
+    With fresh Gaussian weights the moments of a branch follow from the trunk's mean pair cosine
+    c = (T m - 1) / (T - 1) (TCS, arXiv:2605.06169 App. A) and the spread of the pair cosines around it. Exact
+    to the order kept, 1/D:
     the drift of E cos(z_i, z_j) through a merge and its RMSNorm, the tilt and the energy of the branch mean,
     the start. Heuristic: one pair cosine for all pairs of a sample, log-normal energies, and the third moment
     and the saturation of the spread. With text tokens the two segments carry the same statistics, so T counts
