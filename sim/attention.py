@@ -1,14 +1,18 @@
 """Token mixers: softmax, linear and uniform attention, with QK-Norm and optional 2-D rotary positions."""
 
-# B batch, T tokens, D width, H heads, F features of a head, R rotary pairs
+# B batch (behind a leading axis of runs in an ensemble), T tokens, D width, H heads, F features of a head,
+# R rotary pairs
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import elu, rms_norm, scaled_dot_product_attention
 
+from sim.linear import Linear, dot_products
 from sim.merges import Segments
 from theory.setting import MIXERS
 
@@ -41,68 +45,106 @@ def rope_angles(
     return torch.cat([angles, angles.new_zeros(sum(segments[1:]), pairs)])
 
 
-def rotate(x: Float[Tensor, "B H T F"], angles: Float[Tensor, "T R"]) -> Float[Tensor, "B H T F"]:
+@functools.lru_cache(maxsize=16)
+def _rotation(
+    segments: Segments, head_width: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Float[Tensor, "T 1 R"], Float[Tensor, "T 1 R"]]:
+    """Cosine and sine of the angles, the same for all heads."""
+    with torch.inference_mode(False):  # autograd saves no tensor made in inference mode
+        angles = rope_angles(segments, head_width, device)[:, None]
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Float[Tensor, "*B T H F"], segments: Segments) -> Float[Tensor, "*B T H F"]:
     """Rotate each head's first half against its second half (the layout of the published checkpoint)."""
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    cos, sin = _rotation(segments, x.shape[-1], x.device, x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
 
 
 class Mixer(nn.Module):
-    """A row-stochastic token mixer per head: values, mixed by a matrix A with A 1 = 1, written by `proj`.
+    """A token mixer per head: values, mixed by a matrix A of the tokens, written by `proj`.
+
+    What A is made of are the `operands`, a few features a token; A itself is formed only where it is asked
+    for, of as many heads at a time as fit.
 
     Args:
         width: features of a token.
         heads: attention heads.
+
+    Attributes:
+        seen: called with the operands in every forward pass, where it is set (`sim.probe`).
     """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.v_proj = nn.Linear(width, width, bias=False)
-        self.proj = nn.Linear(width, width, bias=False)
+        self.seen: Callable[[tuple[Tensor, ...]], None] | None = None
+        self.v_proj = Linear(width, width)
+        self.proj = Linear(width, width)
 
     @property
-    def readers(self) -> tuple[nn.Linear, ...]:
+    def sources(self) -> tuple[Linear, ...]:
+        """The projections of the trunk that the matrix is made of, in the order in which they are drawn."""
+        return ()
+
+    @property
+    def readers(self) -> tuple[Linear, ...]:
         """The projections that read the trunk, in the order in which their weights are drawn."""
-        return (self.v_proj,)
+        return (*self.sources, self.v_proj)
 
     def _split(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x_BTD.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
 
-    def _written(self, mixed_BHTF: Tensor) -> Tensor:
-        return self.proj(mixed_BHTF.transpose(1, 2).flatten(2))
-
-    def mixed(self, x: Float[Tensor, "B T D"], segments: Segments) -> Float[Tensor, "B H T F"]:
-        """The values of every head, mixed without forming the matrix where there is a faster way."""
-        return self.matrix(x, segments) @ self._split(self.v_proj(x))
-
-    def matrix(self, x: Float[Tensor, "B T D"], segments: Segments) -> Float[Tensor, "B H T T"]:
-        """The row-stochastic mixing matrices A."""
+    def operands(
+        self, x: Float[Tensor, "*B T D"], segments: Segments
+    ) -> tuple[Float[Tensor, "*B H T _"], ...]:
+        """What A is made of, per head, as the mixer compares the tokens of a trunk."""
         raise NotImplementedError
 
-    def forward(self, x: Float[Tensor, "B T D"], segments: Segments) -> Float[Tensor, "B T D"]:
-        """The branch output, on the fast path."""
-        return self._written(self.mixed(x, segments))
+    def matrix_of(self, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N T T"]:
+        """The mixing matrices A of any number of heads, from their operands."""
+        raise NotImplementedError
 
-    def forward_with_matrix(
-        self, x: Float[Tensor, "B T D"], segments: Segments
-    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T T"]]:
-        """The branch output and the matrices that mixed it."""
-        matrix = self.matrix(x, segments)
-        return self._written(matrix @ self._split(self.v_proj(x))), matrix
+    def mix(
+        self, values: Float[Tensor, "*B H T F"], *operands: Float[Tensor, "*B H T _"]
+    ) -> Float[Tensor, "*B H T F"]:
+        """A times the values, without forming A where there is a faster way."""
+        return self.matrix_of(*operands) @ values
+
+    def matrix(self, x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B H T T"]:
+        """The mixing matrices A of all heads at once."""
+        return self.matrix_of(*self.operands(x, segments))
+
+    def mixed(self, x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B H T F"]:
+        """The mixed values of every head."""
+        operands = self.operands(x, segments)
+        if self.seen is not None:
+            self.seen(operands)
+        return self.mix(self._split(self.v_proj(x)), *operands)
+
+    def forward(self, x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B T D"]:
+        """The branch output."""
+        return self.proj(self.mixed(x, segments).transpose(-3, -2).flatten(-2))
 
 
 class UniformAttention(Mixer):
     """A = J: every token reads the mean of the values of all tokens; no queries, keys or positions."""
 
-    def mixed(self, x: Float[Tensor, "B T D"], segments: Segments) -> Float[Tensor, "B H T F"]:
-        values = self._split(self.v_proj(x))
-        return values.mean(-2, keepdim=True).expand_as(values)
+    def operands(
+        self, x: Float[Tensor, "*B T D"], segments: Segments
+    ) -> tuple[Float[Tensor, "*B H T _"], ...]:
+        return (self._split(x)[..., :1],)
 
-    def matrix(self, x: Float[Tensor, "B T D"], segments: Segments) -> Float[Tensor, "B H T T"]:
-        batch, tokens, _ = x.shape
-        return x.new_full((batch, self.heads, tokens, tokens), 1 / tokens)
+    def matrix_of(self, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N T T"]:
+        (like,) = operands
+        tokens = like.shape[-2]
+        return like.new_full((*like.shape[:-1], tokens), 1 / tokens)
+
+    def mix(
+        self, values: Float[Tensor, "*B H T F"], *operands: Float[Tensor, "*B H T _"]
+    ) -> Float[Tensor, "*B H T F"]:
+        return values.mean(-2, keepdim=True).expand_as(values)
 
 
 class QueryKeyMixer(Mixer):
@@ -117,33 +159,41 @@ class QueryKeyMixer(Mixer):
     def __init__(self, width: int, heads: int, *, rope: bool = False) -> None:
         super().__init__(width, heads)
         self.rope = rope
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, width, bias=False)
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, width)
 
     @property
-    def readers(self) -> tuple[nn.Linear, ...]:
-        return (self.q_proj, self.k_proj, self.v_proj)
+    def sources(self) -> tuple[Linear, ...]:
+        return (self.q_proj, self.k_proj)
 
-    def _positioned(self, x_BHTF: Tensor, segments: Segments) -> Tensor:
+    def _positioned(self, x_BTD: Tensor, segments: Segments) -> Tensor:
+        x_BTHF = x_BTD.unflatten(-1, (self.heads, -1))
         if self.rope:
-            x_BHTF = rotate(x_BHTF, rope_angles(segments, x_BHTF.shape[-1], x_BHTF.device))
-        return rms_norm(x_BHTF, (x_BHTF.shape[-1],), eps=QK_EPS)
+            x_BTHF = rotate(x_BTHF, segments)
+        return rms_norm(x_BTHF, (x_BTHF.shape[-1],), eps=QK_EPS).transpose(-3, -2)
 
-    def _queries_keys(self, x: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-        queries, keys = self._split(self.q_proj(x)), self._split(self.k_proj(x))
-        return self._positioned(queries, segments), self._positioned(keys, segments)
+    def operands(
+        self, x: Float[Tensor, "*B T D"], segments: Segments
+    ) -> tuple[Float[Tensor, "*B H T _"], ...]:
+        return self._positioned(self.q_proj(x), segments), self._positioned(self.k_proj(x), segments)
 
 
 class SoftmaxAttention(QueryKeyMixer):
     """A = softmax(q k^T / sqrt(head width)), no biases (arXiv:2605.06169)."""
 
-    def mixed(self, x: Float[Tensor, "B T D"], segments: Segments) -> Float[Tensor, "B H T F"]:
-        queries, keys = self._queries_keys(x, segments)
-        return scaled_dot_product_attention(queries, keys, self._split(self.v_proj(x)))
+    def matrix_of(self, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N T T"]:
+        queries, keys = operands
+        return torch.softmax(dot_products(queries / math.sqrt(queries.shape[-1]), keys), dim=-1)
 
-    def matrix(self, x: Float[Tensor, "B T D"], segments: Segments) -> Float[Tensor, "B H T T"]:
-        queries, keys = self._queries_keys(x, segments)
-        return torch.softmax(queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1]), dim=-1)
+    def mix(
+        self, values: Float[Tensor, "*B H T F"], *operands: Float[Tensor, "*B H T _"]
+    ) -> Float[Tensor, "*B H T F"]:
+        queries, keys = operands
+        if values.ndim == 4:
+            return scaled_dot_product_attention(queries, keys, values)
+        flat_queries, flat_keys, flat_values = (part.flatten(0, -4) for part in (queries, keys, values))
+        mixed = scaled_dot_product_attention(flat_queries, flat_keys, flat_values)
+        return mixed.unflatten(0, values.shape[:-3])
 
 
 class LinearAttention(QueryKeyMixer):
@@ -152,19 +202,23 @@ class LinearAttention(QueryKeyMixer):
     After QK-Norm an entry is at least -sqrt(head width), so that phi, and every entry of A, is positive.
     """
 
-    def _features(self, x: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-        queries, keys = self._queries_keys(x, segments)
+    def operands(
+        self, x: Float[Tensor, "*B T D"], segments: Segments
+    ) -> tuple[Float[Tensor, "*B H T _"], ...]:
+        queries, keys = super().operands(x, segments)
         return elu(queries) + 1, elu(keys) + 1
 
-    def mixed(self, x: Float[Tensor, "B T D"], segments: Segments) -> Float[Tensor, "B H T F"]:
-        queries, keys = self._features(x, segments)
-        weight = queries @ keys.sum(-2).unsqueeze(-1)
-        return queries @ (keys.transpose(-1, -2) @ self._split(self.v_proj(x))) / weight
-
-    def matrix(self, x: Float[Tensor, "B T D"], segments: Segments) -> Float[Tensor, "B H T T"]:
-        queries, keys = self._features(x, segments)
-        products = queries @ keys.transpose(-1, -2)
+    def matrix_of(self, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N T T"]:
+        queries, keys = operands
+        products = dot_products(queries, keys)
         return products / products.sum(-1, keepdim=True)
+
+    def mix(
+        self, values: Float[Tensor, "*B H T F"], *operands: Float[Tensor, "*B H T _"]
+    ) -> Float[Tensor, "*B H T F"]:
+        queries, keys = operands
+        weight = queries @ keys.sum(-2).unsqueeze(-1)
+        return queries @ (keys.transpose(-1, -2) @ values) / weight
 
 
 def make_mixer(name: str, width: int, heads: int, *, rope: bool = False) -> Mixer:

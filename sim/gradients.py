@@ -1,23 +1,74 @@
 """The observables of a residual writer's gradient (G1, A1-A5), exact over the whole batch and by algebra."""
 
-# B batch, T tokens, M features written, N features read
+# B batch (behind a leading axis R of runs in an ensemble), T tokens, M features written, N features read,
+# S samples at a time
+
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from sim.tokens import centered, directions, need_pair, norm
+from sim.linear import dot_products, matrix_times
+from sim.tokens import centered, directions, need_pair, single, within
+
+MATRIX_ENTRIES = {"cpu": 3 * 2**14, "cuda": 2**27}
+"""Entries of a token-pair matrix formed at a time: what stays in a processor's cache, what fills a GPU."""
+
+SHORTEST = 1e-8
+"""Tokens this much shorter than the longest would lose their fourth powers to underflow."""
+
+TRUSTED_RATIO = 30.0
+"""Up to this g_mean / g_ctr the centered part is read off the gradient; beyond, rounding would show in it."""
 
 
-def _scale(x: Tensor, dim: tuple[int, ...] = ()) -> Tensor:
-    """Largest magnitude over `dim` (all where empty), 1 where all vanish; divide by it against underflow."""
-    largest = x.abs().amax(dim, keepdim=bool(dim))
+class WriterModes(NamedTuple):
+    """The two parts of a writer's gradient over a batch (G1), each [] or one per run.
+
+    Attributes:
+        g_mean: |DW_mu|_F.
+        g_ctr: |DW_c|_F.
+        g_inner: <DW_mu, DW_c>.
+    """
+
+    g_mean: Tensor
+    g_ctr: Tensor
+    g_inner: Tensor
+
+
+class Coherence(NamedTuple):
+    """How coherent the tokens' gradients of a writer are, each [*B].
+
+    Attributes:
+        amplification: A (A2).
+        kappa: mean of cos(y) cos(delta) over token pairs (A4).
+        kappa_abs: khat, the mean of |cos(y)||cos(delta)| (A5); NaN where it was not asked for.
+    """
+
+    amplification: Tensor
+    kappa: Tensor
+    kappa_abs: Tensor
+
+
+def _scale(x: Tensor) -> Tensor:
+    """Largest magnitude of every run, 1 where all vanish; divide by it against underflow."""
+    largest = x.abs().amax((-3, -2, -1))
     return torch.where(largest > 0, largest, 1.0)
 
 
-def writer_modes(
-    y: Float[Tensor, "B T N"], delta: Float[Tensor, "B T M"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+def mean_coherent(y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]) -> Float[Tensor, "*R M N"]:
+    """DW_mu = T sum_b dbar_b ybar_b^T, the mean-coherent part of a weight's gradient (G1, Eq. 13)."""
+    return y.shape[-2] * (single(delta).mean(-2).mT @ single(y).mean(-2))
+
+
+def centered_gradient(
+    y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]
+) -> Float[Tensor, "*R M N"]:
+    """DW_c = sum_t,b c(delta)_t c(y)_t^T, from the centered parts themselves (G1, Eq. 14)."""
+    return centered(delta).flatten(-3, -2).mT @ centered(y).flatten(-3, -2)
+
+
+def writer_modes(y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]) -> WriterModes:
     """G_mean, G_ctr and <DW_mu, DW_c> of a writer gradient sum_t,b delta y^T over a batch (G1, Eq. 11-17).
 
     DW_mu = T sum_b dbar_b ybar_b^T, DW_c = grad - DW_mu, and |grad|^2 = G_mean^2 + 2 <DW_mu, DW_c> + G_ctr^2.
@@ -28,61 +79,131 @@ def writer_modes(
         y: inputs of the writer.
         delta: cotangents of its outputs.
     """
+    y, delta = single(y), single(delta)
     y_scale, delta_scale = _scale(y), _scale(delta)
-    y, delta = y / y_scale, delta / delta_scale
-    tokens, scale = y.shape[1], y_scale * delta_scale
-    y_mean, delta_mean = y.mean(1), delta.mean(1)
-    gram = (y_mean @ y_mean.T) * (delta_mean @ delta_mean.T)
-    centered_part = centered(delta).flatten(0, 1).T @ centered(y).flatten(0, 1)
+    y, delta = y / y_scale[..., None, None, None], delta / delta_scale[..., None, None, None]
+    tokens, scale = y.shape[-2], y_scale * delta_scale
+    y_mean, delta_mean = y.mean(-2), delta.mean(-2)
+    gram = (y_mean @ y_mean.mT) * (delta_mean @ delta_mean.mT)
+    part = centered_gradient(y, delta)
     # rounding can leave the sum of samples that cancel below zero
-    g_mean = tokens * gram.sum().clamp_min(0.0).sqrt()
-    inner = tokens * ((delta_mean @ centered_part) * y_mean).sum()
-    return scale * g_mean, scale * torch.linalg.vector_norm(centered_part), scale.square() * inner
+    g_mean = tokens * gram.sum((-2, -1)).clamp_min(0.0).sqrt()
+    inner = tokens * ((delta_mean @ part) * y_mean).sum((-2, -1))
+    g_ctr = torch.linalg.vector_norm(part, dim=(-2, -1))
+    return WriterModes(scale * g_mean, scale * g_ctr, scale.square() * inner)
 
 
-def _gram(x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T T"]:
-    return x @ x.transpose(-1, -2)
+def modes_from_gradient(
+    gradient: Float[Tensor, "*R M N"], y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]
+) -> WriterModes:
+    """`writer_modes` where the gradient sum_t,b delta y^T is at hand, without the cost of another.
 
+    DW_c = grad - DW_mu as long as that subtracts nothing large; else, and in half precision, `writer_modes`.
 
-def _pair_mean(matrix: Float[Tensor, "B T T"], paired: Bool[Tensor, "B T 1"]) -> Float[Tensor, " B"]:
-    """Mean over ordered pairs of distinct tokens that both have a direction; NaN where there is none."""
-    count = paired.sum((-2, -1))
-    off_diagonal = matrix.clone()
-    off_diagonal.diagonal(dim1=-2, dim2=-1).zero_()
-    pairs = count * (count - 1)
-    return torch.where(pairs > 0, off_diagonal.sum((-2, -1)) / pairs, torch.nan)
+    Args:
+        gradient: of the weight, of this batch alone and not yet accumulated.
+        y: inputs of the writer.
+        delta: cotangents of its outputs.
+    """
+    if min(dtype.itemsize for dtype in (gradient.dtype, y.dtype, delta.dtype)) < 4:
+        return writer_modes(y, delta)
+    coherent = mean_coherent(y, delta)
+    part = gradient - coherent
+    g_mean, g_ctr = (torch.linalg.vector_norm(matrix, dim=(-2, -1)) for matrix in (coherent, part))
+    if not within(g_ctr) or not bool((g_mean <= TRUSTED_RATIO * g_ctr).all()):
+        return writer_modes(y, delta)
+    return WriterModes(g_mean, g_ctr, (coherent * part).sum((-2, -1)))
 
 
 def coherence(
-    y: Float[Tensor, "B T N"], delta: Float[Tensor, "B T M"]
-) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"]]:
+    y: Float[Tensor, "*B T N"], delta: Float[Tensor, "*B T M"], *, absolute: bool = True
+) -> Coherence:
     """A, kappa and khat of every sample from one pair of T x T Gram matrices (A2, A4, A5, Eq. 21-32).
 
-    With unit tokens u, e and w_t = |delta_t| |y_t|, M_ts = <u_t, u_s> <e_t, e_s>: A = w^T M w / |w|^2; kappa
+    With unit tokens u, e and w_t = |d_t| |y_t|, M_ts = <u_t, u_s> <e_t, e_s>: A = w^T M w / |w|^2; kappa
     is the mean of M_ts and khat that of |M_ts| over s != t, pairs with a zero token left out. A is NaN where
     the gradient of every token vanishes, kappa and khat where fewer than two tokens have a direction.
 
-    Raises:
-        ValueError: fewer than two tokens.
+    M is symmetric: it is formed a band of rows at a time, from the diagonal on.
+
+    Args:
+        y: inputs of the writer.
+        delta: cotangents of its outputs.
+        absolute: compute khat; NaN without.
     """
-    need_pair(y)
-    (y_unit, y_directed), (delta_unit, delta_directed) = directions(y), directions(delta)
-    matrix = _gram(y_unit) * _gram(delta_unit)
-    paired = y_directed & delta_directed
-    return _rayleigh(matrix, y, delta), _pair_mean(matrix, paired), _pair_mean(matrix.abs(), paired)
+    lead, tokens = y.shape[:-2], y.shape[-2]
+    read, written = (_scaled(single(x).reshape(-1, tokens, x.shape[-1])) for x in (y, delta))
+    weights, inverses = read.size * written.size, read.inverse * written.inverse
+    entries = MATRIX_ENTRIES.get(y.device.type, MATRIX_ENTRIES["cuda"])
+    at_once = max(1, entries // tokens**2)
+    sums = [
+        _pair_sums(
+            *(part[start : start + at_once] for part in (read.x, written.x, weights, inverses)),
+            band=max(1, -(-tokens // -(-(tokens**2) // entries))),
+            absolute=absolute,
+        )
+        for start in range(0, len(weights), at_once)
+    ]
+    weighted, plain, magnitudes = (torch.cat(parts) for parts in zip(*sums, strict=True))
+    own = (weights * read.length * written.length).square().sum(-1)
+    count = (inverses > 0).sum(-1)
+    pairs = torch.where(count > 1, count * (count - 1), torch.nan)
+    return Coherence(
+        *(values.reshape(lead) for values in (1 + weighted / own, plain / pairs, magnitudes / pairs))
+    )
 
 
-def _rayleigh(
-    matrix: Float[Tensor, "B T T"], y: Float[Tensor, "B T N"], delta: Float[Tensor, "B T M"]
-) -> Float[Tensor, " B"]:
-    """w^T M w / |w|^2 with w_t = |y_t| |delta_t|."""
-    lengths = [torch.linalg.vector_norm(x / _scale(x, (-2, -1)), dim=-1, keepdim=True) for x in (y, delta)]
-    weight = lengths[0] * lengths[1]
-    weight = weight / weight.amax(-2, keepdim=True)
-    return norm(weight).square().reciprocal() * (weight.transpose(-1, -2) @ matrix @ weight)[:, 0, 0]
+class _Scaled(NamedTuple):
+    """Tokens times a number each, fit for fourth powers: their true size per unit of x, their length as they
+    are now, and its inverse, 0 where a token has no direction."""
+
+    x: Tensor
+    size: Tensor
+    length: Tensor
+    inverse: Tensor
 
 
-def writer_amplification(y: Float[Tensor, "B T N"], delta: Float[Tensor, "B T M"]) -> Float[Tensor, " B"]:
+def _scaled(x: Float[Tensor, "B T D"]) -> _Scaled:
+    """Every sample divided by its longest token; unit tokens where some are too short for that."""
+    length = torch.linalg.vector_norm(x, dim=-1)
+    least, most = torch.aminmax(length, dim=-1, keepdim=True)
+    if within(most) and bool((least > SHORTEST * most).all()):
+        length = length / most
+        return _Scaled(x / most[..., None], torch.ones_like(length), length, 1 / length)
+    unit, directed = directions(x)
+    size = torch.linalg.vector_norm(x / x.abs().amax((-2, -1), keepdim=True), dim=-1)
+    alive = torch.ones_like(size) if directed is None else directed[..., 0].to(x)
+    return _Scaled(unit, size / size.amax(-1, keepdim=True), alive, alive)
+
+
+def _pair_sums(
+    y: Float[Tensor, "S T N"],
+    delta: Float[Tensor, "S T M"],
+    weights: Float[Tensor, "S T"],
+    inverses: Float[Tensor, "S T"],
+    *,
+    band: int,
+    absolute: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over s != t of w_t w_s K_ts, r_t r_s K_ts, r_t r_s |K_ts|; K is the product of the Gram matrices."""
+    weighted, plain, magnitudes = (weights.new_zeros(len(weights)) for _ in range(3))
+    for start in range(0, y.shape[1], band):
+        rows, rest = slice(start, start + band), slice(start, None)
+        products = dot_products(y[:, rows], y[:, rest]) * dot_products(delta[:, rows], delta[:, rest])
+        products.diagonal(dim1=-2, dim2=-1).zero_()
+        # the pairs beyond the square on the diagonal stand for their mirror image too
+        weights_beside, inverses_beside = weights[:, rest].clone(), inverses[:, rest].clone()
+        weights_beside[:, band:] *= 2
+        inverses_beside[:, band:] *= 2
+        weighted = weighted + (weights[:, rows] * matrix_times(products, weights_beside)).sum(-1)
+        plain = plain + (inverses[:, rows] * matrix_times(products, inverses_beside)).sum(-1)
+        if absolute:
+            sizes = matrix_times(products.abs_(), inverses_beside)
+            magnitudes = magnitudes + (inverses[:, rows] * sizes).sum(-1)
+    return weighted, plain, magnitudes if absolute else magnitudes * torch.nan
+
+
+def writer_amplification(y: Float[Tensor, "*B T N"], delta: Float[Tensor, "*B T M"]) -> Float[Tensor, "*B"]:
     """A = |grad_W|_F^2 / sum_t |delta_t|^2 |y_t|^2 of every sample, between 0 and T (A2-A3, Eq. 21-26).
 
     Exact, from the T x T Gram matrices. NaN where the gradient of every token vanishes.
@@ -91,13 +212,12 @@ def writer_amplification(y: Float[Tensor, "B T N"], delta: Float[Tensor, "B T M"
         y: inputs of the writer.
         delta: cotangents of its outputs.
     """
-    matrix = _gram(directions(y)[0]) * _gram(directions(delta)[0])
-    return _rayleigh(matrix, y, delta)
+    return coherence(y, delta, absolute=False).amplification
 
 
 def kappa(
-    y: Float[Tensor, "B T N"], delta: Float[Tensor, "B T M"], absolute: bool = False
-) -> Float[Tensor, " B"]:
+    y: Float[Tensor, "*B T N"], delta: Float[Tensor, "*B T M"], absolute: bool = False
+) -> Float[Tensor, "*B"]:
     """Mean over s != t of cos(y_t, y_s) cos(delta_t, delta_s) of every sample (A4, Eq. 27-30).
 
     Pairs with a zero token are left out; NaN where fewer than two tokens have a direction.
@@ -110,4 +230,6 @@ def kappa(
     Raises:
         ValueError: fewer than two tokens.
     """
-    return coherence(y, delta)[2 if absolute else 1]
+    need_pair(y)
+    found = coherence(y, delta, absolute=absolute)
+    return found.kappa_abs if absolute else found.kappa

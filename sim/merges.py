@@ -1,6 +1,6 @@
 """Residual merges: how a branch output joins the trunk before the Post-Norm RMSNorm."""
 
-# B batch, T tokens, D width
+# B batch (behind a leading axis of runs in an ensemble), T tokens, D width
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ MERGE_EPS = 1e-5
 Segments = tuple[int, ...]
 
 
-def segment_mean(x: Float[Tensor, "B T D"], segments: Segments) -> Float[Tensor, "B T D"]:
+def segment_mean(x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B T D"]:
     """J_seg X: every token replaced by the mean of its segment (arXiv:2605.06169 App. E); empty segments are
     skipped.
 
@@ -44,8 +44,8 @@ class Merge(nn.Module):
         return trunk + branch
 
     def forward(
-        self, trunk: Float[Tensor, "B T D"], branch: Float[Tensor, "B T D"], segments: Segments
-    ) -> Float[Tensor, "B T D"]:
+        self, trunk: Float[Tensor, "*B T D"], branch: Float[Tensor, "*B T D"], segments: Segments
+    ) -> Float[Tensor, "*B T D"]:
         """The normalised merge of trunk and branch; `segments` are the token counts of image and text."""
         return rms_norm(self.combine(trunk, branch, segments), (self.width,), eps=self.eps)
 
@@ -90,13 +90,15 @@ class DeepNorm(Merge):
 
     def __init__(self, width: int, gain: float, *, eps: float = MERGE_EPS) -> None:
         super().__init__(width, eps=eps)
-        self.gain = float(gain)
+        self.gain: Tensor
+        self.register_buffer("gain", torch.tensor([float(gain)]), persistent=False)
 
     def combine(self, trunk: Tensor, branch: Tensor, segments: Segments) -> Tensor:
         return self.gain * trunk + branch
 
     def gains(self) -> Gains:
-        return Gains(mean_skip=self.gain, mean_write=1.0, centered_skip=self.gain, centered_write=1.0)
+        gain = _rms(self.gain)
+        return Gains(mean_skip=gain, mean_write=1.0, centered_skip=gain, centered_write=1.0)
 
 
 class MVSplit(Merge):

@@ -1,56 +1,28 @@
-"""Run one synthetic stack at initialisation and measure every observable at every block."""
+"""Run synthetic stacks at initialisation, one or an ensemble, and measure every observable at every block."""
 
-# B batch, T tokens, D width, H heads, L blocks
+# R runs of an ensemble, B batch, T tokens, D width, L blocks
 
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sim import observables
-from sim.backward import BlockBackward, backward_block
-from sim.gradients import coherence
+from sim.ensemble import stack_members
+from sim.probe import BlockProbe
+from sim.record import BACKWARD_OBSERVABLES, Array, Record, observable_dims
 from sim.stack import Block, synthetic_adjoint, synthetic_input
 from theory import Setting
-
-Array = NDArray[np.float32]
-
-WRITERS = ("attn", "ffn")
-STATE_OBSERVABLES = ("tcs", "rho")
-BRANCH_OBSERVABLES = ("r_tr", "var_gain")
-OPERATOR_OBSERVABLES = ("mu_eff", "row_div", "retention", "leakage")
-
-
-BACKWARD_OBSERVABLES: dict[str, tuple[tuple[str, ...], str]] = {
-    "g_mean": (("block", "writer"), "Frobenius norm of the mean-coherent part of a writer's gradient (G1)"),
-    "g_ctr": (("block", "writer"), "Frobenius norm of the centered part of a writer's gradient (G1)"),
-    "g_inner": (("block", "writer"), "Inner product of the two parts of a writer's gradient (G1)"),
-    "amplification": (("block", "writer"), "A, squared gradient over its diagonal sum (A2), batch mean"),
-    "kappa": (("block", "writer"), "Mean over token pairs of cos(y) cos(delta) (A4), batch mean"),
-    "kappa_abs": (("block", "writer"), "Mean over token pairs of |cos(y)||cos(delta)| (A5), batch mean"),
-    "grad_rms_q": (("block",), "Root mean square of the gradient of the query projection"),
-    "grad_rms_k": (("block",), "Root mean square of the gradient of the key projection"),
-    "adjoint_tcs": (("block",), "Mean cosine similarity of the loss adjoints dL/dX_l, batch mean"),
-}
-"""Name -> dimensions and definition; gradients are summed over the batch as an optimiser sees them."""
 
 ADJOINT_STREAM = 2**32 - 1
 """The stream of the synthetic loss adjoint, beyond the blocks of any stack."""
 
-
-def observable_dims(setting: Setting, *, backward: bool = False) -> dict[str, tuple[str, ...]]:
-    """Names and dimensions of what is recorded of this setting; with text, forward segments get a suffix."""
-    suffixes = ("", "_image", "_text") if setting.text_tokens else ("",)
-    dims: dict[str, tuple[str, ...]] = {}
-    for suffix in suffixes:
-        dims |= {f"{name}{suffix}": ("block",) for name in STATE_OBSERVABLES}
-        dims |= {f"{name}{suffix}": ("block", "writer") for name in BRANCH_OBSERVABLES}
-    dims |= {name: ("block",) for name in OPERATOR_OBSERVABLES}
-    return dims | ({name: of for name, (of, _) in BACKWARD_OBSERVABLES.items()} if backward else {})
+DRAWN = ("weight_std", "writer_std", "input_cosine", "adjoint_cosine", "residual_gain", "alpha", "beta")
+"""The fields of a setting in which members of an ensemble may differ: they change no shape."""
 
 
 def stream(setting: Setting, seed: int, name: int) -> torch.Generator:
@@ -69,58 +41,6 @@ def stream(setting: Setting, seed: int, name: int) -> torch.Generator:
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).digest()
     sequence = np.random.SeedSequence([seed, *np.frombuffer(digest, np.uint32).tolist()], spawn_key=(name,))
     return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
-
-
-class _Recorder:
-    """Batch means of the observables, collected block by block."""
-
-    def __init__(self, setting: Setting, *, backward: bool) -> None:
-        self.segments = {"": slice(None)}
-        if setting.text_tokens:
-            self.segments |= {"_image": slice(setting.tokens), "_text": slice(setting.tokens, None)}
-        sizes = {"block": setting.depth + 1, "writer": len(WRITERS)}
-        self.values = {
-            name: np.full([sizes[dim] for dim in dims], np.nan, np.float32)
-            for name, dims in observable_dims(setting, backward=backward).items()
-        }
-
-    def state(self, block: int, x: Tensor) -> None:
-        for suffix, tokens in self.segments.items():
-            part = x[:, tokens]
-            if part.shape[1] > 1:  # a segment of one token has no pairs and no centered part
-                self.values[f"tcs{suffix}"][block] = float(observables.tcs(part).mean())
-                self.values[f"rho{suffix}"][block] = float(observables.rho(part).mean())
-
-    def branch(self, block: int, writer: int, trunk: Tensor, output: Tensor) -> None:
-        for suffix, tokens in self.segments.items():
-            if trunk[:, tokens].shape[1] < 2:
-                continue
-            for name in BRANCH_OBSERVABLES:
-                measure = getattr(observables, name)
-                value = measure(trunk[:, tokens], output[:, tokens]).mean()
-                self.values[f"{name}{suffix}"][block, writer] = float(value)
-
-    def operator(self, block: int, matrix: Tensor, x: Tensor) -> None:
-        self.values["mu_eff"][block] = float(observables.mu_eff(matrix).mean())
-        self.values["row_div"][block] = float(observables.row_div(matrix).mean())
-        self.values["retention"][block] = float(observables.retention(matrix, x).mean())
-        self.values["leakage"][block] = float(observables.leakage(matrix, x).mean())
-
-    def adjoint(self, block: int, adjoint: Tensor) -> None:
-        self.values["adjoint_tcs"][block] = float(observables.adjoint_tcs(adjoint).mean())
-
-    def gradients(self, block: int, found: BlockBackward) -> None:
-        for name, gradient in (("grad_rms_q", found.queries), ("grad_rms_k", found.keys)):
-            if gradient is not None:
-                size = gradient.numel() ** 0.5
-                self.values[name][block] = float(torch.linalg.vector_norm(gradient)) / size
-        for writer, (y, delta) in enumerate(found.writers):
-            modes = observables.writer_modes(y, delta)
-            for name, value in zip(("g_mean", "g_ctr", "g_inner"), modes, strict=True):
-                self.values[name][block, writer] = float(value)
-            pairs = coherence(y, delta)
-            for name, values in zip(("amplification", "kappa", "kappa_abs"), pairs, strict=True):
-                self.values[name][block, writer] = float(values.mean())
 
 
 def simulate(
@@ -145,52 +65,129 @@ def simulate(
         block l, NaN at block 0, but `adjoint_tcs`, which is of dL/dX_l. Where the trunk does not stay finite
         all of them are NaN; from an adjoint that does not on, those below.
     """
-    recorder = _Recorder(setting, backward=backward)
-    trunks = _forward(recorder, setting, seed, torch.device(device), keep=backward)
-    if backward and len(trunks) == setting.depth + 1:
-        _backward(recorder, setting, seed, trunks)
-    return recorder.values
+    values = _Walk([(setting, seed)], torch.device(device), backward=backward).values()
+    return {name: value[0] for name, value in values.items()}
 
 
-@torch.inference_mode()
-def _forward(
-    recorder: _Recorder, setting: Setting, seed: int, device: torch.device, *, keep: bool
-) -> list[Tensor]:
-    """Record the forward observables; the finite trunks after blocks 0, 1, ... where they are to be kept."""
-    x = synthetic_input(setting, stream(setting, seed, 0)).to(device)
-    recorder.state(0, x)
-    trunks = [x] if keep else []
-    block, segments = Block(setting).to(device), setting.segments
-    for index in range(1, setting.depth + 1):
-        block.reset_parameters(stream(setting, seed, index))
-        output, matrix = block.operator.forward_with_matrix(x, segments)
-        recorder.operator(index, matrix, x)
-        recorder.branch(index, 0, x, output)
-        x = block.merge_attn(x, output, segments)
-        output = block.ffn(x)
-        recorder.branch(index, 1, x, output)
-        x = block.merge_ffn(x, output, segments)
-        # a norm whose squares overflow returns zeros, which are finite and no result
-        if not bool(torch.isfinite(x).all()) or not bool(x.any()):
-            break
-        recorder.state(index, x)
-        if keep:
-            trunks.append(x)
-    return trunks
+def simulate_ensemble(
+    runs: Sequence[tuple[Setting, int]], *, backward: bool = False, device: str | torch.device = "cpu"
+) -> dict[str, Array]:
+    """`simulate` for many seeds, and settings of one shape, stepped as one batched network.
+
+    Every run draws what it draws alone; the values are the same up to rounding.
+
+    Args:
+        runs: setting and seed of each; settings may differ in `DRAWN`.
+        backward: as in `simulate`.
+        device: as in `simulate`.
+
+    Returns:
+        As `simulate`, behind a first axis of runs.
+
+    Raises:
+        ValueError: no runs, or settings of different shapes.
+    """
+    if not runs:
+        raise ValueError("an ensemble needs at least one run")
+    first = runs[0][0]
+    for setting, _ in runs:
+        for field in dataclasses.fields(setting):
+            here, there = getattr(setting, field.name), getattr(first, field.name)
+            if field.name not in DRAWN and here != there:
+                raise ValueError(f"the runs of an ensemble share their {field.name}, got {there} and {here}")
+    return _Walk(runs, torch.device(device), backward=backward).values()
 
 
-def _backward(recorder: _Recorder, setting: Setting, seed: int, trunks: list[Tensor]) -> None:
-    """Record the backward observables from the last block down to the input."""
-    device = trunks[0].device
-    adjoint = synthetic_adjoint(setting, stream(setting, seed, ADJOINT_STREAM)).to(device)
-    recorder.adjoint(setting.depth, adjoint)
-    block = Block(setting).to(device)
-    for index in range(setting.depth, 0, -1):
-        block.reset_parameters(stream(setting, seed, index))
-        # a clone, since autograd saves no tensor made in inference mode
-        found = backward_block(block, trunks[index - 1].clone(), adjoint, setting.segments)
-        adjoint = found.adjoint
-        if not bool(torch.isfinite(adjoint).all()):
-            break
-        recorder.gradients(index, found)
-        recorder.adjoint(index - 1, adjoint)
+class _Walk:
+    """Down the stack and up again with one resident block, which takes the part of every block in turn."""
+
+    def __init__(self, runs: Sequence[tuple[Setting, int]], device: torch.device, *, backward: bool) -> None:
+        self.runs = runs
+        self.device = device
+        self.depth, self.segments = runs[0][0].depth, runs[0][0].segments
+        self.backward = backward
+        members = [Block(setting) for setting, _ in runs]
+        self.stacked = len(runs) > 1
+        self.block = (stack_members(members) if self.stacked else members[0]).to(device)
+        differentiated = [self.block.operator.proj, self.block.ffn.w2, *self.block.operator.sources]
+        self.block.requires_grad_(False)
+        for layer in differentiated:
+            layer.requires_grad_(backward)
+        self.weights = [layer.weight for layer in differentiated]
+        dims = observable_dims(runs[0][0], backward=backward)
+        self.record = Record(dims, self.depth, runs=len(runs) if self.stacked else None)
+        self.probe = BlockProbe(self.block, self.record, 1)
+        # the first block at which the trunk of a run, or the last at which its adjoint, is no result
+        self.trunk_lost = np.full(len(runs), self.depth + 1)
+        self.adjoint_lost = np.full(len(runs), -1)
+
+    def values(self) -> dict[str, Array]:
+        """Walk, and blank what is no result."""
+        trunks = self._down()
+        if self.backward and len(trunks) == self.depth + 1:
+            self._up(trunks)
+        return {name: self._blanked(name, values) for name, values in self.record.values().items()}
+
+    def _blanked(self, name: str, values: Array) -> Array:
+        values = values if self.stacked else values[None]
+        for run, (down, up) in enumerate(zip(self.trunk_lost, self.adjoint_lost, strict=True)):
+            if name not in BACKWARD_OBSERVABLES:
+                values[run, down:] = np.nan
+            elif down <= self.depth:
+                values[run] = np.nan
+            elif up >= 0:
+                values[run, : up + (name != "adjoint_tcs")] = np.nan
+        return values
+
+    def _drawn(self, draw: Callable[[Setting, torch.Generator], Tensor], name: int) -> Tensor:
+        draws = [draw(setting, stream(setting, seed, name)) for setting, seed in self.runs]
+        return (torch.stack(draws) if self.stacked else draws[0]).to(self.device)
+
+    def _become(self, index: int) -> None:
+        """Draw the weights of block `index`."""
+        self.probe.index = index
+        for run, (setting, seed) in enumerate(self.runs):
+            self.block.reset_parameters(
+                stream(setting, seed, index), setting=setting, run=run if self.stacked else None
+            )
+
+    def _alive(self, x: Tensor) -> NDArray[np.bool_]:
+        """Which runs have a finite trunk; a norm whose squares overflow returns zeros, and that is no result."""
+        rows = x.reshape(len(self.runs), -1)
+        return (torch.isfinite(rows).all(1) & rows.any(1)).cpu().numpy()
+
+    @torch.inference_mode()
+    def _down(self) -> list[Tensor]:
+        """Record the forward observables; the trunks after blocks 0, 1, ... where they are needed again."""
+        x = self._drawn(synthetic_input, 0)
+        trunks = [x] if self.backward else []
+        for index in range(1, self.depth + 1):
+            self._become(index)
+            x = self.block(x, self.segments)
+            self.trunk_lost[~self._alive(x) & (self.trunk_lost > self.depth)] = index
+            if (self.trunk_lost <= self.depth).all():
+                break
+            if self.backward:
+                trunks.append(x)
+        if not self.depth:
+            self.probe.state(0, x, self.segments)
+        return trunks
+
+    def _up(self, trunks: list[Tensor]) -> None:
+        """Record the backward observables from the last block down to the input."""
+        self.probe.forward = False
+        adjoint = self._drawn(synthetic_adjoint, ADJOINT_STREAM)
+        if not self.depth:
+            self.probe.adjoint(0, adjoint)
+        for index in range(self.depth, 0, -1):
+            self._become(index)
+            # a clone, since autograd saves no tensor made in inference mode
+            start = trunks[index - 1].clone().requires_grad_()
+            end = self.block(start, self.segments)
+            adjoint, *_ = torch.autograd.grad(end, [start, *self.weights], adjoint)
+            self.adjoint_lost[~np.isfinite(self._sizes(adjoint)) & (self.adjoint_lost < 0)] = index
+            if (self.adjoint_lost >= 0).all():
+                break
+
+    def _sizes(self, adjoint: Tensor) -> Array:
+        return adjoint.reshape(len(self.runs), -1).abs().amax(1).cpu().numpy()

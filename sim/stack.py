@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
 from sim.attention import make_mixer
+from sim.linear import Linear
 from sim.merges import MERGE_EPS, Segments, make_merge
 from theory import Setting
 
@@ -17,10 +18,10 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.w13 = nn.Linear(width, 2 * hidden, bias=False)
-        self.w2 = nn.Linear(hidden, width, bias=False)
+        self.w13 = Linear(width, 2 * hidden)
+        self.w2 = Linear(hidden, width)
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
         """The branch output."""
         gate, value = self.w13(x).chunk(2, dim=-1)
         return self.w2(silu(gate) * value)
@@ -49,19 +50,29 @@ class Block(nn.Module):
             for _ in range(2)
         )
 
-    def reset_parameters(self, generator: torch.Generator) -> None:
-        """Draw all weights afresh, in a fixed order: N(0, weight_std^2), the writers N(0, writer_std^2)."""
-        writer_std = self.setting.weight_std if self.setting.writer_std is None else self.setting.writer_std
+    def reset_parameters(
+        self, generator: torch.Generator, *, setting: Setting | None = None, run: int | None = None
+    ) -> None:
+        """Draw all weights afresh, in a fixed order: N(0, weight_std^2), the writers N(0, writer_std^2).
+
+        Args:
+            generator: where the draws come from, on any device.
+            setting: whose standard deviations; None takes the block's own.
+            run: in an ensemble, the member whose weights are drawn.
+        """
+        setting = self.setting if setting is None else setting
+        writer_std = setting.weight_std if setting.writer_std is None else setting.writer_std
         readers = (*self.operator.readers, self.ffn.w13)
         for layers, std in (
-            (readers, self.setting.weight_std),
+            (readers, setting.weight_std),
             ((self.operator.proj, self.ffn.w2), writer_std),
         ):
             for layer in layers:
-                drawn = torch.randn(layer.weight.shape, generator=generator, device=generator.device)
-                layer.weight.detach().copy_(drawn.mul_(std))
+                weight = layer.weight.detach() if run is None else layer.weight.detach()[run]
+                drawn = torch.randn(weight.shape, generator=generator, device=generator.device)
+                weight.copy_(drawn.mul_(std))
 
-    def forward(self, x: Float[Tensor, "B T D"], segments: Segments) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B T D"]:
         """The trunk after the block."""
         x = self.merge_attn(x, self.operator(x, segments), segments)
         return self.merge_ffn(x, self.ffn(x), segments)
@@ -75,7 +86,7 @@ class Stack(nn.Module):
         self.setting = setting
         self.blocks = nn.ModuleList(Block(setting) for _ in range(setting.depth))
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
         """The final trunk."""
         for block in self.blocks:
             x = block(x, self.setting.segments)
@@ -90,7 +101,7 @@ def _aligned_tokens(setting: Setting, cosine: float, generator: torch.Generator)
     return cosine**0.5 * common + (1 - cosine) ** 0.5 * own
 
 
-def synthetic_input(setting: Setting, generator: torch.Generator) -> Float[Tensor, "B T D"]:
+def synthetic_input(setting: Setting, generator: torch.Generator) -> Float[Tensor, "*B T D"]:
     """X_0 = RMSNorm(sqrt(c0) 1 u^T + sqrt(1 - c0) E), u and E standard normal and fresh for every sample.
 
     c0 is `input_cosine`: the pair cosine of the tokens up to O(1 / width). Text tokens, if any, share u.
@@ -99,7 +110,7 @@ def synthetic_input(setting: Setting, generator: torch.Generator) -> Float[Tenso
     return rms_norm(tokens, (setting.width,), eps=MERGE_EPS)
 
 
-def synthetic_adjoint(setting: Setting, generator: torch.Generator) -> Float[Tensor, "B T D"]:
+def synthetic_adjoint(setting: Setting, generator: torch.Generator) -> Float[Tensor, "*B T D"]:
     """dL/dX_L = sqrt(c_G) 1 u^T + sqrt(1 - c_G) E, as `synthetic_input` but without the norm.
 
     c_G is `adjoint_cosine`. Drawn from a stream of its own, it is independent of the trunk.

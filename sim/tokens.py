@@ -1,10 +1,18 @@
-"""What every observable starts from: the centered part of a set of tokens, its norm, and token directions."""
+"""What every observable starts from: mean and centered part of a set of tokens, and token directions."""
 
-# B batch, T tokens, D width
+# B batch (behind a leading axis of runs in an ensemble), T tokens, D width
+
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+EPS = 1e-12
+"""Keeps ratios finite where a centered part is zero; far below every norm of a normalised trunk."""
+
+SAFE_NORMS = (1e-15, 1e15)
+"""Squares and fourth powers of norms between them stay clear of the limits of single precision."""
 
 
 def need_pair(x: Float[Tensor, "*B T D"]) -> None:
@@ -37,14 +45,89 @@ def norm(x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B"]:
     return torch.linalg.vector_norm(single(x), dim=(-2, -1))
 
 
-def directions(x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B T D"], Bool[Tensor, "B T 1"]]:
-    """Unit tokens, and which tokens have a direction; zero tokens have none and stay zero.
+class TokenParts(NamedTuple):
+    """Mean and centered part of a set of tokens, by their size.
 
-    Tokens are first divided by their largest entry, so that none overflows or underflows on the way.
+    Attributes:
+        tokens: how many, per sample or one number for all.
+        mean: token mean [*B, D].
+        spread: |c(X)|_F^2 [*B].
+    """
+
+    tokens: Tensor | int
+    mean: Tensor
+    spread: Tensor
+
+    @property
+    def mean_norm(self) -> Tensor:
+        """|mu(X)|_F = sqrt(T) |token mean|."""
+        return self.tokens**0.5 * torch.linalg.vector_norm(self.mean, dim=-1)
+
+    @property
+    def centered_norm(self) -> Tensor:
+        """|c(X)|_F."""
+        return self.spread.sqrt()
+
+    @property
+    def norm(self) -> Tensor:
+        """|X|_F; the two parts are orthogonal."""
+        return torch.hypot(self.mean_norm, self.centered_norm)
+
+    def joined(self, other: "TokenParts") -> "TokenParts":
+        """The parts of both sets together, with no large number subtracted."""
+        count = self.tokens + other.tokens
+        share = other.tokens / count
+        apart = other.mean - self.mean
+        step = apart * (share[..., None] if isinstance(share, Tensor) else share)
+        between = self.tokens * share * apart.square().sum(-1)
+        return TokenParts(count, self.mean + step, self.spread + other.spread + between)
+
+
+def token_parts(x: Float[Tensor, "*B T D"]) -> TokenParts:
+    """Mean and centered part of every sample.
+
+    The mean of the centered tokens, zero but for rounding, corrects both, so that nearly equal tokens keep a
+    spread accurate to its own size.
     """
     x = single(x)
+    mean = x.mean(-2, keepdim=True)
+    apart = x - mean
+    drift = apart.mean(-2)
+    energy = torch.linalg.vector_norm(apart, dim=(-2, -1)).square()
+    spread = (energy - x.shape[-2] * drift.square().sum(-1)).clamp_min(0.0)
+    return TokenParts(x.shape[-2], mean[..., 0, :] + drift, spread)
+
+
+def unit_parts(unit: Float[Tensor, "*B T D"], directed: Bool[Tensor, "*B T 1"] | None) -> TokenParts:
+    """Mean and centered part of the unit tokens that have a direction; None where all have one."""
+    if directed is None:
+        return token_parts(unit)
+    count = directed.sum((-2, -1))
+    mean = unit.sum(-2, keepdim=True) / count[..., None, None]
+    apart = (unit - mean) * directed
+    drift = apart.sum(-2) / count[..., None]
+    energy = torch.linalg.vector_norm(apart, dim=(-2, -1)).square()
+    spread = (energy - count * drift.square().sum(-1)).clamp_min(0.0)
+    return TokenParts(count, mean[..., 0, :] + drift, spread)
+
+
+def directions(x: Float[Tensor, "*B T D"]) -> tuple[Float[Tensor, "*B T D"], Bool[Tensor, "*B T 1"] | None]:
+    """Unit tokens, and which tokens have a direction (None: all); zero tokens have none and stay zero.
+
+    Where a norm could overflow or underflow, tokens are first divided by their largest entry.
+    """
+    x = single(x)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    if within(length):
+        return x / length, None
     largest = x.abs().amax(-1, keepdim=True)
     directed = largest != 0  # true of NaN, which must not pass for a zero token
     scaled = x / largest
     unit = torch.where(directed, scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True), 0.0)
     return unit, directed
+
+
+def within(lengths: Tensor) -> bool:
+    """Whether all norms lie where their squares are safe; false where one is zero or NaN."""
+    least, most = torch.aminmax(lengths)
+    return bool((least > SAFE_NORMS[0]) & (most < SAFE_NORMS[1]))

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from sim import observables
 from sim.onset import collapse_front
-from sim.simulate import BACKWARD_OBSERVABLES, WRITERS, observable_dims, simulate
+from sim.record import BACKWARD_OBSERVABLES, WRITERS, observable_dims
+from sim.simulate import simulate
 from sim.store import (
     DIVERGED,
     DONE,

@@ -62,14 +62,14 @@ def test_an_adjoint_that_knows_the_trunk_is_not_independent_of_it(monkeypatch: p
     """Negative control: dL/dX_L is X_L, one token further; the last norm removes the mean mode they share."""
     setting = dataclasses.replace(SETTING, input_cosine=0.3)
     kept: list[torch.Tensor] = []
-    forward = sim.simulate._forward
+    down = sim.simulate._Walk._down
 
-    def remembering(*given: object, **named: object) -> list[torch.Tensor]:
-        trunks = forward(*given, **named)
+    def remembering(walk: object) -> list[torch.Tensor]:
+        trunks = down(walk)
         kept[:] = [trunks[-1].clone().roll(1, dims=1)]
         return trunks
 
-    monkeypatch.setattr(sim.simulate, "_forward", remembering)
+    monkeypatch.setattr(sim.simulate._Walk, "_down", remembering)
     monkeypatch.setattr(sim.simulate, "synthetic_adjoint", lambda *given: kept[0])
     runs = [simulate(setting, seed, backward=True) for seed in range(SEEDS)]
     cosine = float(np.mean([run["adjoint_tcs"][-1] for run in runs]))

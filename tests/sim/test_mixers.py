@@ -19,9 +19,11 @@ SEGMENTS = (9, 2)
 @pytest.mark.parametrize("name", MIXERS)
 def test_rows_sum_to_one_and_the_fast_path_agrees(name: str, rope: bool) -> None:
     mixer = make_mixer(name, 16, 2, rope=rope).double()
-    output, matrix = mixer.forward_with_matrix(X, SEGMENTS)
+    matrix = mixer.matrix(X, SEGMENTS)
     assert matrix.shape == (2, 2, 11, 11) and (matrix > 0).all()
     torch.testing.assert_close(matrix.sum(-1), torch.ones(2, 2, 11, dtype=torch.float64))
+    values = mixer.v_proj(X).unflatten(-1, (2, 8)).transpose(1, 2)
+    output = mixer.proj((matrix @ values).transpose(1, 2).flatten(2))
     torch.testing.assert_close(output, mixer(X, SEGMENTS))
 
 
@@ -30,13 +32,13 @@ def test_uniform_attention_writes_the_mean() -> None:
     expected = mixer.proj(mixer.v_proj(X)).mean(1, keepdim=True).expand_as(X)
     torch.testing.assert_close(mixer(X, SEGMENTS), expected)
     assert {name for name, _ in mixer.named_parameters()} == {"v_proj.weight", "proj.weight"}
-    _, matrix = mixer.forward_with_matrix(X, SEGMENTS)
+    matrix = mixer.matrix(X, SEGMENTS)
     assert observables.mu_eff(matrix).max().item() == pytest.approx(0, abs=1e-12)
 
 
 def test_linear_attention_follows_its_definition() -> None:
     mixer = LinearAttention(16, 2).double()
-    _, matrix = mixer.forward_with_matrix(X, SEGMENTS)
+    matrix = mixer.matrix(X, SEGMENTS)
     for head in range(2):
         cut = slice(8 * head, 8 * head + 8)
         q, k = (
@@ -52,8 +54,7 @@ def test_linear_attention_stays_positive_where_features_are_extreme() -> None:
     """QK-Norm bounds an entry by sqrt(head width), so that no row of products can vanish in float32."""
     mixer = LinearAttention(128, 1)
     x = torch.randn(1, 6, 128, generator=torch.Generator().manual_seed(5)) * 1e4
-    output, matrix = mixer.forward_with_matrix(x, (6, 0))
-    assert (matrix > 0).all() and output.isfinite().all()
+    assert (mixer.matrix(x, (6, 0)) > 0).all() and mixer(x, (6, 0)).isfinite().all()
 
 
 @pytest.mark.parametrize("name", MIXERS)

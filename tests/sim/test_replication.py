@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from sim import observables
-from sim.backward import WriterPair, backward_block
+from sim.probe import watch_writer
 from sim.simulate import stream
 from sim.stack import Stack, synthetic_input
 from theory import Setting
@@ -22,6 +22,10 @@ VARIANTS = [
     {"merge": "mv_split", "alpha": 0.3, "beta": 0.7},
     {"merge": "layerscale", "residual_gain": 0.5},
 ]
+
+
+WriterPair = tuple[Tensor, Tensor]
+"""What a writer read, and the cotangent of what it wrote."""
 
 
 class Path(NamedTuple):
@@ -58,16 +62,16 @@ def trained(setting: Setting, copies: int, *, reduction: str = "mean") -> Path:
 
 def writer_pairs(stack: Stack, x: Tensor, targets: Tensor) -> list[WriterPair]:
     """Inputs and cotangents of every writer under the mean loss."""
-    trunks = [x]
-    with torch.no_grad():
-        for block in stack.blocks:
-            trunks.append(block(trunks[-1], stack.setting.segments))
-    adjoint = 2 * (trunks[-1] - targets) / targets.numel()
-    pairs: list[WriterPair] = []
-    for block, trunk in zip(reversed(stack.blocks), reversed(trunks[:-1]), strict=True):
-        found = backward_block(block, trunk, adjoint, stack.setting.segments)
-        adjoint, pairs = found.adjoint, [*found.writers, *pairs]
-    return pairs
+    seen: dict[torch.nn.Module, WriterPair] = {}
+    writers = [layer for block in stack.blocks for layer in (block.operator.proj, block.ffn.w2)]
+    handles = [
+        watch_writer(layer, lambda y, delta, layer=layer: seen.update({layer: (y, delta)}))
+        for layer in writers
+    ]
+    mse_loss(stack(x), targets).backward()
+    for handle in handles:
+        handle.remove()
+    return [seen[layer] for layer in writers]
 
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=str)

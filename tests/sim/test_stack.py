@@ -11,7 +11,8 @@ import sim.simulate
 from sim import observables
 from sim.attention import SoftmaxAttention, rope_angles
 from sim.onset import collapse_front
-from sim.simulate import observable_dims, simulate, stream
+from sim.record import observable_dims
+from sim.simulate import simulate, stream
 from sim.stack import Block, Stack, synthetic_input
 from theory import MERGES, Setting, predict_front
 
@@ -73,7 +74,9 @@ def test_block_follows_the_reference_equations(rope: bool) -> None:
 def test_fused_and_explicit_attention_agree() -> None:
     mixer = SoftmaxAttention(16, 2, rope=True)
     x = torch.randn(2, 11, 16, generator=torch.Generator().manual_seed(3))
-    output, matrix = mixer.forward_with_matrix(x, (9, 2))
+    matrix = mixer.matrix(x, (9, 2))
+    values = mixer.v_proj(x).unflatten(-1, (2, 8)).transpose(1, 2)
+    output = mixer.proj((matrix @ values).transpose(1, 2).flatten(2))
     torch.testing.assert_close(output, mixer(x, (9, 2)))
     torch.testing.assert_close(matrix.sum(-1), torch.ones(2, 2, 11))
 

@@ -17,7 +17,8 @@ import xarray as xr
 import zarr
 
 import sweeps.execute
-from sim.simulate import BACKWARD_OBSERVABLES, simulate
+from sim.record import BACKWARD_OBSERVABLES
+from sim.simulate import simulate
 from sim.store import DIVERGED, DONE, FAILED, TODO, SweepWriter, open_cells
 from sweeps.compare import compare, onset_cells
 from sweeps.execute import run_sweep

@@ -1,0 +1,91 @@
+"""What is measured of a pass through the blocks: names, dimensions, and the values as they come in."""
+
+# R runs of an ensemble, B batch, L blocks, W writers
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from theory import Setting
+
+Array = NDArray[np.float32]
+
+WRITERS = ("attn", "ffn")
+STATE_OBSERVABLES = ("tcs", "rho")
+BRANCH_OBSERVABLES = ("r_tr", "var_gain")
+OPERATOR_OBSERVABLES = ("mu_eff", "row_div", "retention", "leakage")
+
+BACKWARD_OBSERVABLES: dict[str, tuple[tuple[str, ...], str]] = {
+    "g_mean": (("block", "writer"), "Frobenius norm of the mean-coherent part of a writer's gradient (G1)"),
+    "g_ctr": (("block", "writer"), "Frobenius norm of the centered part of a writer's gradient (G1)"),
+    "g_inner": (("block", "writer"), "Inner product of the two parts of a writer's gradient (G1)"),
+    "amplification": (("block", "writer"), "A, squared gradient over its diagonal sum (A2), batch mean"),
+    "kappa": (("block", "writer"), "Mean over token pairs of cos(y) cos(delta) (A4), batch mean"),
+    "kappa_abs": (("block", "writer"), "Mean over token pairs of |cos(y)||cos(delta)| (A5), batch mean"),
+    "grad_rms_q": (("block",), "Root mean square of the gradient of the query projection"),
+    "grad_rms_k": (("block",), "Root mean square of the gradient of the key projection"),
+    "adjoint_tcs": (("block",), "Mean cosine similarity of the loss adjoints dL/dX_l, batch mean"),
+}
+"""Name -> dimensions and definition; gradients are summed over the batch as an optimiser sees them."""
+
+
+def observable_dims(setting: Setting, *, backward: bool = False) -> dict[str, tuple[str, ...]]:
+    """Names and dimensions of what is recorded of this setting; with text, forward segments get a suffix."""
+    suffixes = ("", "_image", "_text") if setting.text_tokens else ("",)
+    dims: dict[str, tuple[str, ...]] = {}
+    for suffix in suffixes:
+        dims |= {f"{name}{suffix}": ("block",) for name in STATE_OBSERVABLES}
+        dims |= {f"{name}{suffix}": ("block", "writer") for name in BRANCH_OBSERVABLES}
+    dims |= {name: ("block",) for name in OPERATOR_OBSERVABLES}
+    return dims | ({name: of for name, (of, _) in BACKWARD_OBSERVABLES.items()} if backward else {})
+
+
+class Record:
+    """Values of observables at blocks and writers, kept where they were computed until they are asked for.
+
+    Args:
+        dims: name -> dimensions, of `observable_dims`; other names are not recorded.
+        depth: blocks.
+        runs: members of an ensemble, which every value then has as its first axis; None for a single run.
+    """
+
+    def __init__(self, dims: Mapping[str, tuple[str, ...]], depth: int, *, runs: int | None = None) -> None:
+        self.dims = dict(dims)
+        self.depth = depth
+        self.runs = runs
+        self._entries: dict[str, list[tuple[tuple[int, ...], Tensor]]] = {name: [] for name in dims}
+
+    def wants(self, *names: str) -> bool:
+        """Whether any of the names is recorded."""
+        return any(name in self.dims for name in names)
+
+    def put(self, name: str, place: tuple[int, ...], values: Tensor) -> None:
+        """Values per sample, or one of the whole batch, at (block,) or (block, writer)."""
+        if name in self.dims:
+            self._entries[name].append((place, values.detach()))
+
+    def clear(self) -> None:
+        """Forget all values."""
+        for entries in self._entries.values():
+            entries.clear()
+
+    def values(self) -> dict[str, Array]:
+        """Batch means [L + 1] or [L + 1, W], behind an axis of runs in an ensemble; NaN where none came."""
+        return {name: self._filled(name) for name in self.dims}
+
+    def _filled(self, name: str) -> Array:
+        lead = () if self.runs is None else (self.runs,)
+        sizes = {"block": self.depth + 1, "writer": len(WRITERS)}
+        filled = np.full([*lead, *(sizes[dim] for dim in self.dims[name])], np.nan, np.float32)
+        entries = self._entries[name]
+        if not entries:
+            return filled
+        values = torch.stack([value for _, value in entries])
+        values = values.flatten(1 + len(lead)).mean(-1) if values.ndim > 1 + len(lead) else values
+        measured = values.float().cpu().numpy()
+        for (place, _), value in zip(entries, measured, strict=True):
+            filled[(slice(None), *place) if lead else place] = value
+        return filled
