@@ -62,18 +62,16 @@ def attention_statistics(
     part_transposed = part.transpose(-1, -2).contiguous()
     flat = [single(operand).reshape(-1, *operand.shape[-2:]) for operand in operands]
     found: list[tuple[Tensor, ...]] = []
-    for chunk in _chunks(len(part) * heads, at_a_time(tokens * tokens, x.device)):
-        matrix = mixer.matrix_of(*(operand[chunk] for operand in flat))
-        samples = torch.arange(chunk.start, chunk.stop, device=x.device) // heads
-        first = chunk.start // heads
+    for chunk in _chunks(part.shape[0] * heads, at_a_time(tokens * tokens, x.device)):
         if chunk.stop - chunk.start == 1:
-            beside, beside_norms = part_transposed[first][None], part_norms[first][None]
+            samples: slice | Tensor = slice(chunk.start // heads, chunk.start // heads + 1)
         else:
-            beside, beside_norms = part_transposed[samples], part_norms[samples]
-        apart, column_means = _apart(matrix)
+            samples = torch.arange(chunk.start, chunk.stop, device=x.device) // heads
+        beside, beside_norms = part_transposed[samples], part_norms[samples]
+        apart, column_means = _apart(mixer.matrix_of(*(operand[chunk] for operand in flat)))
         found.append(
             (
-                _centered_norm(apart) if singular_value else apart.new_full((len(apart),), torch.nan),
+                _centered_norm(apart) if singular_value else torch.full_like(beside_norms, torch.nan),
                 _row_div(apart, column_means),
                 _retention(apart, beside, beside_norms),
                 _leakage(column_means, beside, beside_norms),
@@ -186,31 +184,35 @@ def _leading_singular_value(matrix: Float[Tensor, "N T T"], tolerance: float) ->
     The basis is not re-orthogonalised: rounding repeats Ritz values that have converged, it does not move the
     largest, and a start that has left its Krylov space goes on in another.
     """
-    tokens, count = matrix.shape[-1], len(matrix)
+    tokens = matrix.shape[-1]
     tiny = torch.finfo(matrix.dtype).tiny
     floor = 8 * torch.finfo(matrix.dtype).eps * norm(matrix).square()
-    transposed = matrix.transpose(-1, -2)
-    vector = _start(tokens, matrix.dtype, matrix.device).expand(count, tokens)
-    before, length = torch.zeros_like(vector), matrix.new_zeros(count, 1)
+    vector = _start(tokens, matrix.dtype, matrix.device)
+    if matrix.shape[0] == 1:  # a batch of one takes a slow path
+        times, times_transposed = matrix[0].mv, matrix[0].mT.mv
+    else:
+        vector = vector.expand(matrix.shape[0], tokens)
+        times, times_transposed = (functools.partial(matrix_times, of) for of in (matrix, matrix.mT))
+    before, length = torch.zeros_like(vector), torch.zeros_like(vector[..., :1])
     diagonal: list[Tensor] = []
     beside: list[Tensor] = []
-    value = matrix.new_zeros(count)
+    value = floor
     for step in range(1, tokens + 1):
-        image = matrix_times(matrix, vector)
+        image = times(vector)
         diagonal.append(torch.linalg.vector_norm(image, dim=-1, keepdim=True).square())
-        image = torch.addcmul(matrix_times(transposed, image), diagonal[-1], vector, value=-1)
+        image = torch.addcmul(times_transposed(image), diagonal[-1], vector, value=-1)
         image = torch.addcmul(image, length, before, value=-1)
         length = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
         if step in TESTS or (step > TESTS[-1] and step % 3 == 0) or step == tokens:
             value, last = _ritz(torch.cat(diagonal, -1), torch.cat(beside, -1))
-            if bool((length[:, 0] * last <= tolerance * value + floor).all()):
+            if bool((length[..., 0] * last <= tolerance * value + floor).all()):
                 break
         beside.append(length)
         before, vector = vector, image / length.clamp_min(tiny)
-    return value.clamp_min(0.0).sqrt()
+    return value.clamp_min(0.0).sqrt().reshape(-1)
 
 
-def _ritz(diagonal: Float[Tensor, "N K"], beside: Float[Tensor, "N J"]) -> tuple[Tensor, Tensor]:
+def _ritz(diagonal: Float[Tensor, "*N K"], beside: Float[Tensor, "*N J"]) -> tuple[Tensor, Tensor]:
     """Leading eigenvalue of each tridiagonal matrix, and the size of its vector's last entry."""
     values, vectors = torch.linalg.eigh(torch.diag_embed(diagonal) + torch.diag_embed(beside, offset=-1))
-    return values[:, -1], vectors[:, -1, -1].abs()
+    return values[..., -1], vectors[..., -1, -1].abs()

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sim.linear import dot_products, matrix_times
-from sim.tokens import centered, directions, need_pair, single, within
+from sim.tokens import SAFE_NORMS, centered, directions, need_pair, single, within
 
 MATRIX_ENTRIES = {"cpu": 3 * 2**14, "cuda": 2**27}
 """Entries of a token-pair matrix formed at a time: what stays in a processor's cache, what fills a GPU."""
@@ -164,12 +164,13 @@ class _Scaled(NamedTuple):
 
 
 def _scaled(x: Float[Tensor, "B T D"]) -> _Scaled:
-    """Every sample divided by its longest token; unit tokens where some are too short for that."""
+    """Tokens as they are where that is safe, else divided by the longest; unit tokens where some are short."""
     length = torch.linalg.vector_norm(x, dim=-1)
-    least, most = torch.aminmax(length, dim=-1, keepdim=True)
-    if within(most) and bool((least > SHORTEST * most).all()):
-        length = length / most
-        return _Scaled(x / most[..., None], torch.ones_like(length), length, 1 / length)
+    least, most = (float(bound) for bound in torch.aminmax(length))
+    if most * SHORTEST < least and SAFE_NORMS[0] < least and most < SAFE_NORMS[1]:
+        if least < 1e-4 or most > 1e4:
+            x, length = x / most, length / most
+        return _Scaled(x, torch.ones_like(length), length, 1 / length)
     unit, directed = directions(x)
     size = torch.linalg.vector_norm(x / x.abs().amax((-2, -1), keepdim=True), dim=-1)
     alive = torch.ones_like(size) if directed is None else directed[..., 0].to(x)
@@ -185,22 +186,23 @@ def _pair_sums(
     band: int,
     absolute: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over s != t of w_t w_s K_ts, r_t r_s K_ts, r_t r_s |K_ts|; K is the product of the Gram matrices."""
-    weighted, plain, magnitudes = (weights.new_zeros(len(weights)) for _ in range(3))
+    """Sums over s != t of w_t w_s K_ts, r_t r_s K_ts, r_t r_s |K_ts|, K the product of the Gram matrices."""
+    rows_of: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     for start in range(0, y.shape[1], band):
         rows, rest = slice(start, start + band), slice(start, None)
         products = dot_products(y[:, rows], y[:, rest]) * dot_products(delta[:, rows], delta[:, rest])
-        products.diagonal(dim1=-2, dim2=-1).zero_()
-        # the pairs beyond the square on the diagonal stand for their mirror image too
-        weights_beside, inverses_beside = weights[:, rest].clone(), inverses[:, rest].clone()
-        weights_beside[:, band:] *= 2
-        inverses_beside[:, band:] *= 2
-        weighted = weighted + (weights[:, rows] * matrix_times(products, weights_beside)).sum(-1)
-        plain = plain + (inverses[:, rows] * matrix_times(products, inverses_beside)).sum(-1)
+        products[..., :band].triu_(1)  # every pair once
+        rows_of[0].append(matrix_times(products, weights[:, rest]))
+        rows_of[1].append(matrix_times(products, inverses[:, rest]))
         if absolute:
-            sizes = matrix_times(products.abs_(), inverses_beside)
-            magnitudes = magnitudes + (inverses[:, rows] * sizes).sum(-1)
-    return weighted, plain, magnitudes if absolute else magnitudes * torch.nan
+            rows_of[2].append(matrix_times(products.abs_(), inverses[:, rest]))
+    weighted, plain = (
+        2 * (vector * torch.cat(found, -1)).sum(-1)
+        for vector, found in zip((weights, inverses), rows_of[:2], strict=True)
+    )
+    if not absolute:
+        return weighted, plain, plain * torch.nan
+    return weighted, plain, 2 * (inverses * torch.cat(rows_of[2], -1)).sum(-1)
 
 
 def writer_amplification(y: Float[Tensor, "*B T N"], delta: Float[Tensor, "*B T M"]) -> Float[Tensor, "*B"]:

@@ -40,6 +40,6 @@ def dot_products(a: Float[Tensor, "*N T F"], b: Float[Tensor, "*N S F"]) -> Floa
 
 def matrix_times(matrix: Float[Tensor, "N T S"], vector: Float[Tensor, "N S"]) -> Float[Tensor, "N T"]:
     """Each matrix times its vector; a batch of one, for which the batched product is slow, by itself."""
-    if len(matrix) == 1:
+    if matrix.shape[0] == 1:
         return matrix[0].mv(vector[0])[None]
     return (matrix @ vector[..., None])[..., 0]

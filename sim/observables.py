@@ -1,4 +1,4 @@
-"""The observables of arXiv:2605.06169 App. A, exact: the trunk's here, attention's and gradients' re-exported."""
+"""The observables of arXiv:2605.06169 App. A, exact: of the trunk; of attention and gradients re-exported."""
 
 # B batch (behind a leading axis of runs in an ensemble), T tokens, D width
 

@@ -37,7 +37,7 @@ class _Watch(torch.autograd.Function):
         return written.view_as(written)
 
     @staticmethod
-    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, None, None]:
         (y,) = ctx.saved_tensors
         with torch.no_grad():
             ctx.seen(y, delta)
@@ -53,7 +53,7 @@ def watch_writer(layer: Linear, seen: Seen) -> RemovableHandle:
     def show(_: nn.Module, given: tuple[Tensor, ...], written: Tensor) -> Tensor | None:
         if not (torch.is_grad_enabled() and written.requires_grad):
             return None
-        watched: Tensor = _Watch.apply(written, given[0], seen)
+        watched: Tensor = _Watch.apply(written, given[0], seen)  # type: ignore[no-untyped-call]
         return watched
 
     return layer.register_forward_hook(show)

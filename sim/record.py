@@ -87,5 +87,5 @@ class Record:
         values = values.flatten(1 + len(lead)).mean(-1) if values.ndim > 1 + len(lead) else values
         measured = values.float().cpu().numpy()
         for (place, _), value in zip(entries, measured, strict=True):
-            filled[(slice(None), *place) if lead else place] = value
+            filled[(slice(None),) * len(lead) + place] = value
         return filled

@@ -152,7 +152,7 @@ class _Walk:
             )
 
     def _alive(self, x: Tensor) -> NDArray[np.bool_]:
-        """Which runs have a finite trunk; a norm whose squares overflow returns zeros, and that is no result."""
+        """Which runs have a finite trunk; a norm whose squares overflow returns zeros, which is no result."""
         rows = x.reshape(len(self.runs), -1)
         return (torch.isfinite(rows).all(1) & rows.any(1)).cpu().numpy()
 

@@ -1,0 +1,266 @@
+"""What the observables cost, how the simulator scales, what an ensemble gains: `make bench`.
+
+With a GPU at hand the ratios are printed for it too; `--json FILE` writes all of them down.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sim.attention import rope_angles
+from sim.ensemble import stack_members
+from sim.probe import Probe
+from sim.record import observable_dims
+from sim.simulate import simulate, simulate_ensemble, stream
+from sim.stack import Stack, synthetic_input
+from sim.training import AdamW, Schedule, data_order, train_ensemble
+from theory import Setting
+
+REPEATS = 7
+TRUNK = Setting(depth=16, tokens=256, text_tokens=32, batch=2, width=256, heads=4, rope=True)
+DEEP = Setting(depth=1000, tokens=256, batch=1, width=256, heads=4, weight_std=0.02)
+LONG = Setting(depth=8, tokens=4096, batch=1, width=128, heads=4)
+TRAINED = Setting(
+    depth=16,
+    tokens=16,
+    text_tokens=4,
+    batch=64,
+    width=16,
+    heads=1,
+    weight_std=0.16,
+    writer_std=0.0,
+    rope=True,
+)
+
+
+class Straightforward(nn.Module):
+    """REFERENCE section 1 as one would write it down: the trunk the bare stack is measured against."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.setting, width, hidden = setting, setting.width, setting.ffn_width
+        sizes = {"q": (width, width), "k": (width, width), "v": (width, width), "o": (width, width)}
+        sizes |= {"w13": (width, 2 * hidden), "w2": (hidden, width)}
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({name: nn.Linear(*size, bias=False) for name, size in sizes.items()})
+            for _ in range(setting.depth)
+        )
+        self.norm = nn.RMSNorm(width, eps=1e-5, elementwise_affine=False)
+        self.qk_norm = nn.RMSNorm(setting.head_width, eps=1e-6, elementwise_affine=False)
+        angles = rope_angles(setting.segments, setting.head_width)
+        self.register_buffer("cos", angles.cos().float())
+        self.register_buffer("sin", angles.sin().float())
+
+    def positioned(self, x: Tensor) -> Tensor:
+        x = x.unflatten(-1, (self.setting.heads, -1)).transpose(1, 2)
+        first, second = x.chunk(2, dim=-1)
+        turned = (first * self.cos + second * self.sin, second * self.cos - first * self.sin)
+        return self.qk_norm(torch.cat(turned, dim=-1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            values = block["v"](x).unflatten(-1, (self.setting.heads, -1)).transpose(1, 2)
+            queries, keys = self.positioned(block["q"](x)), self.positioned(block["k"](x))
+            mixed = nn.functional.scaled_dot_product_attention(queries, keys, values)
+            x = self.norm(x + block["o"](mixed.transpose(1, 2).flatten(2)))
+            gate, value = block["w13"](x).chunk(2, dim=-1)
+            x = self.norm(x + block["w2"](nn.functional.silu(gate) * value))
+        return x
+
+
+def ratios(work: dict[str, Callable[[], object]], device: str) -> dict[str, float]:
+    """Median times over that of the first, measured in turns, each after a warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for repeat in range(REPEATS + 1):
+        for name, run in work.items():
+            start = time.perf_counter()
+            run()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if repeat:
+                times[name].append(time.perf_counter() - start)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    first = median[next(iter(work))]
+    return {name: value / first for name, value in median.items()}
+
+
+def observables(device: str) -> dict[str, float]:
+    """Forward and backward of a resident stack, bare and probed, and of the straightforward one."""
+    stack = Stack(TRUNK)
+    for index, block in enumerate(stack.blocks, start=1):
+        block.reset_parameters(stream(TRUNK, 0, index))
+    x = synthetic_input(TRUNK, stream(TRUNK, 0, 0)).to(device)
+    adjoint = torch.randn(x.shape, generator=stream(TRUNK, 1, 0)).to(device)
+    plain = Straightforward(TRUNK).to(device)
+    for source, target in zip(stack.blocks, plain.blocks, strict=True):
+        layers = (*source.operator.readers, source.operator.proj, source.ffn.w13, source.ffn.w2)
+        for name, layer in zip(("q", "k", "v", "o", "w13", "w2"), layers, strict=True):
+            target[name].weight.data.copy_(layer.weight)
+    stack.to(device)
+    torch.testing.assert_close(plain(x), stack(x), rtol=1e-3, atol=1e-3)
+    names = list(observable_dims(TRUNK, backward=True))
+
+    def walk(network: nn.Module) -> None:
+        network.zero_grad(set_to_none=True)
+        network(x).backward(adjoint)
+
+    def probed(chosen: list[str]) -> None:
+        with Probe(stack, names=chosen) as probe:
+            walk(stack)
+        probe.values()
+
+    return ratios(
+        {
+            "bare": lambda: walk(stack),
+            "straightforward": lambda: walk(plain),
+            "all observables": lambda: probed(names),
+            "without mu_eff and kappa_abs": lambda: probed(
+                [name for name in names if name not in ("mu_eff", "kappa_abs")]
+            ),
+        },
+        device,
+    )
+
+
+def training(device: str, runs: int = 16, steps: int = 20) -> float:
+    """Throughput of an ensemble over that of its runs one by one, fused AdamW in both."""
+    data, targets = (synthetic_input(TRAINED, stream(TRAINED, seed, 0)).to(device) for seed in (7, 8))
+
+    def member(seed: int) -> Stack:
+        stack = Stack(TRAINED)
+        for index, block in enumerate(stack.blocks, start=1):
+            block.reset_parameters(stream(TRAINED, seed, index))
+        return stack.to(device)
+
+    def places(seed: int, step: int) -> Tensor:
+        return torch.from_numpy(data_order(seed, step, len(data), 4)).to(device)
+
+    def batch(step: int, members: list[int]) -> tuple[Tensor, Tensor]:
+        chosen = torch.stack([places(seed, step) for seed in members])
+        return data[chosen], targets[chosen]
+
+    def losses(network: nn.Module, given: tuple[Tensor, Tensor]) -> Tensor:
+        return (network(given[0]) - given[1]).square().flatten(1).mean(1)
+
+    members = [member(seed) for seed in range(runs)]
+    schedule = Schedule(slope=5e-5)
+
+    def together() -> None:
+        network = stack_members(members)
+        train_ensemble(network, losses, batch, [schedule] * runs, steps=steps, options=AdamW())
+
+    def alone() -> None:
+        network = member(0)
+        optimiser = torch.optim.AdamW(network.parameters(), weight_decay=0.1, fused=True)
+        for step in range(1, steps + 1):
+            for group in optimiser.param_groups:
+                group["lr"] = schedule.rate(step)
+            chosen = places(0, step)
+            optimiser.zero_grad()
+            (network(data[chosen]) - targets[chosen]).square().mean().backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimiser.step()
+
+    found = ratios({"ensemble": together, "alone": alone}, device)
+    return runs * found["alone"]
+
+
+def at_initialisation(device: str, runs: int = 16) -> float:
+    """Throughput of simulating an ensemble of small stacks over one by one."""
+    setting = Setting(depth=32, tokens=16, width=32, heads=2, weight_std=0.15)
+    cells = [(setting, seed) for seed in range(runs)]
+    found = ratios(
+        {
+            "ensemble": lambda: simulate_ensemble(cells, backward=True, device=device),
+            "alone": lambda: simulate(setting, 0, backward=True, device=device),
+        },
+        device,
+    )
+    return runs * found["alone"]
+
+
+def apart(setting: Setting) -> dict[str, float]:
+    """Seconds and resident memory of a simulation with all observables, in a process of its own."""
+    command = [sys.executable, __file__, "--alone", json.dumps(dataclasses.asdict(setting))]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(run.stdout)
+    return found
+
+
+def alone(setting: Setting) -> None:
+    """Simulate in this process and print seconds and the largest resident size in gigabytes."""
+    simulate(dataclasses.replace(setting, depth=2), 0, backward=True)
+    start = time.perf_counter()
+    found = simulate(setting, 0, backward=True)
+    assert np.isfinite(found["tcs"]).all() and np.isfinite(found["adjoint_tcs"]).all()
+    seconds = time.perf_counter() - start
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(json.dumps({"seconds": seconds, "gigabytes": largest}))
+
+
+def scaling() -> dict[str, object]:
+    """Time against depth from 64 to 1000 blocks, and memory."""
+    depths = (64, 128, 256, 512, 1000)
+    found = [apart(dataclasses.replace(DEEP, depth=depth)) for depth in depths]
+    slope = np.polyfit(np.log(depths), np.log([one["seconds"] for one in found]), 1)[0]
+    long = apart(LONG)
+    return {
+        "slope of time in depth": float(slope),
+        "seconds": dict(zip(depths, (one["seconds"] for one in found), strict=True)),
+        "gigabytes at 1000 blocks": found[-1]["gigabytes"],
+        "gigabytes at 4096 tokens": long["gigabytes"],
+        "seconds at 4096 tokens": long["seconds"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the ratios to this file")
+    parser.add_argument("--part", action="append", choices=("observables", "ensembles", "scaling"))
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    parts = given.part or ["observables", "ensembles", "scaling"]
+    torch.set_num_threads(1)
+    if given.alone:
+        alone(Setting(**json.loads(given.alone)))
+        return
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    results: dict[str, object] = {
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+        "cpu": platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+    for device in devices:
+        if "observables" in parts:
+            results[f"{device}: forward and backward, over the bare trunk"] = observables(device)
+        if "ensembles" in parts:
+            results[f"{device}: 16 runs trained as an ensemble, throughput over one by one"] = training(
+                device
+            )
+            results[f"{device}: 16 runs simulated as an ensemble, throughput over one by one"] = (
+                at_initialisation(device)
+            )
+    if "scaling" in parts:
+        results["depth and tokens"] = scaling()
+    text = json.dumps(results, indent=1)
+    print(text)
+    if given.json:
+        given.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
