@@ -164,7 +164,7 @@ class _Scaled(NamedTuple):
 
 
 def _scaled(x: Float[Tensor, "B T D"]) -> _Scaled:
-    """Tokens as they are where that is safe, else divided by the longest; unit tokens where some are short."""
+    """Tokens as they are where that is safe, else over the longest one; unit tokens where some are short."""
     length = torch.linalg.vector_norm(x, dim=-1)
     least, most = (float(bound) for bound in torch.aminmax(length))
     if most * SHORTEST < least and SAFE_NORMS[0] < least and most < SAFE_NORMS[1]:

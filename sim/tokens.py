@@ -102,7 +102,7 @@ def unit_parts(unit: Float[Tensor, "*B T D"], directed: Bool[Tensor, "*B T 1"] |
     """Mean and centered part of the unit tokens that have a direction; None where all have one."""
     if directed is None:
         return token_parts(unit)
-    count = directed.sum((-2, -1))
+    count = directed.sum((-2, -1)).to(unit.dtype)  # integers would divide in single precision
     mean = unit.sum(-2, keepdim=True) / count[..., None, None]
     apart = (unit - mean) * directed
     drift = apart.sum(-2) / count[..., None]

@@ -60,7 +60,7 @@ class AdamW:
 
 
 class EnsembleOptimiser:
-    """torch.optim.AdamW on stacked parameters (`sim.ensemble`), every run with its own rate and gradient norm.
+    """torch.optim.AdamW on stacked parameters (`sim.ensemble`), every run with its own rate and norm.
 
     All parameters are moved into one buffer [R, P], matrices before vectors, of which they become views; the
     rows of a run are two parameters of the optimiser, in a group of their own each.
