@@ -1,4 +1,4 @@
-"""Token mixers: softmax, linear and uniform attention, with QK-Norm and optional 2-D rotary positions."""
+"""Attention as a token mixer: softmax, linear, uniform, blended, gated; QK-Norm and 2-D rotary positions."""
 
 # B batch (behind a leading axis of runs in an ensemble), T tokens, D width, H heads, F features of a head,
 # R rotary pairs
@@ -14,7 +14,6 @@ from torch.nn.functional import elu, rms_norm, scaled_dot_product_attention
 
 from sim.linear import Linear, dot_products
 from sim.merges import Segments
-from theory.setting import MIXERS
 
 ROPE_THETA = 10000.0
 QK_EPS = 1e-6
@@ -48,14 +47,14 @@ def rope_angles(
 @functools.lru_cache(maxsize=16)
 def _rotation(
     segments: Segments, head_width: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Float[Tensor, "T 1 R"], Float[Tensor, "T 1 R"]]:
+) -> tuple[Float[Tensor, "T R"], Float[Tensor, "T R"]]:
     """Cosine and sine of the angles, the same for all heads."""
     with torch.inference_mode(False):  # autograd saves no tensor made in inference mode
-        angles = rope_angles(segments, head_width, device)[:, None]
+        angles = rope_angles(segments, head_width, device)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(x: Float[Tensor, "*B T H F"], segments: Segments) -> Float[Tensor, "*B T H F"]:
+def rotate(x: Float[Tensor, "*B T F"], segments: Segments) -> Float[Tensor, "*B T F"]:
     """Rotate each head's first half against its second half (the layout of the published checkpoint)."""
     cos, sin = _rotation(segments, x.shape[-1], x.device, x.dtype)
     first, second = x.chunk(2, dim=-1)
@@ -66,7 +65,8 @@ class Mixer(nn.Module):
     """A token mixer per head: values, mixed by a matrix A of the tokens, written by `proj`.
 
     What A is made of are the `operands`, a few features a token; A itself is formed only where it is asked
-    for, of as many heads at a time as fit.
+    for, of as many heads at a time as fit. It is all that mixes tokens: what a mixer does token by token
+    behind it (`gated`) is no part of A.
 
     Args:
         width: features of a token.
@@ -103,7 +103,7 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
     def matrix_of(self, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N T T"]:
-        """The mixing matrices A of any number of heads, from their operands."""
+        """The mixing matrices A of any number of heads, from their operands; the caller may write on them."""
         raise NotImplementedError
 
     def mix(
@@ -167,10 +167,10 @@ class QueryKeyMixer(Mixer):
         return (self.q_proj, self.k_proj)
 
     def _positioned(self, x_BTD: Tensor, segments: Segments) -> Tensor:
-        x_BTHF = x_BTD.unflatten(-1, (self.heads, -1))
+        x_BHTF = self._split(x_BTD)
         if self.rope:
-            x_BTHF = rotate(x_BTHF, segments)
-        return rms_norm(x_BTHF, (x_BTHF.shape[-1],), eps=QK_EPS).transpose(-3, -2)
+            x_BHTF = rotate(x_BHTF, segments)
+        return rms_norm(x_BHTF, (x_BHTF.shape[-1],), eps=QK_EPS)
 
     def operands(
         self, x: Float[Tensor, "*B T D"], segments: Segments
@@ -183,7 +183,8 @@ class SoftmaxAttention(QueryKeyMixer):
 
     def matrix_of(self, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N T T"]:
         queries, keys = operands
-        return torch.softmax(dot_products(queries / math.sqrt(queries.shape[-1]), keys), dim=-1)
+        scores = dot_products(queries / math.sqrt(queries.shape[-1]), keys)
+        return torch.softmax(scores, dim=-1, out=None if scores.requires_grad else scores)
 
     def mix(
         self, values: Float[Tensor, "*B H T F"], *operands: Float[Tensor, "*B H T _"]
@@ -221,21 +222,48 @@ class LinearAttention(QueryKeyMixer):
         return queries @ (keys.transpose(-1, -2) @ values) / weight
 
 
-def make_mixer(name: str, width: int, heads: int, *, rope: bool = False) -> Mixer:
-    """The mixer of a name: softmax, uniform or linear.
+class BlendedAttention(SoftmaxAttention):
+    """B = e I + l A with A softmax attention: A - I, I - A and (1 - l) I + l A (N2, N3).
 
     Args:
-        name: one of `theory.setting.MIXERS`.
         width: features of a token.
         heads: attention heads.
-        rope: rotate the queries and keys of image tokens; `uniform` has none.
-
-    Raises:
-        ValueError: an unknown name.
+        identity: e.
+        share: l.
+        rope: rotate the queries and keys of image tokens.
     """
-    if name == "uniform":
-        return UniformAttention(width, heads)
-    compared = {"softmax": SoftmaxAttention, "linear": LinearAttention}
-    if name not in compared:
-        raise ValueError(f"unknown mixer {name!r}: choose one of {', '.join(MIXERS)}")
-    return compared[name](width, heads, rope=rope)
+
+    def __init__(self, width: int, heads: int, *, identity: float, share: float, rope: bool = False) -> None:
+        super().__init__(width, heads, rope=rope)
+        self.identity = identity
+        self.share = share
+
+    def matrix_of(self, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N T T"]:
+        attention = super().matrix_of(*operands)
+        one = torch.eye(attention.shape[-1], dtype=attention.dtype, device=attention.device)
+        return self.identity * one + self.share * attention
+
+    def mix(
+        self, values: Float[Tensor, "*B H T F"], *operands: Float[Tensor, "*B H T _"]
+    ) -> Float[Tensor, "*B H T F"]:
+        return self.identity * values + self.share * super().mix(values, *operands)
+
+
+class GatedAttention(SoftmaxAttention):
+    """Softmax attention whose output is gated token by token: sigmoid(W_g x_t) * (A V)_t (App. J, N4).
+
+    One gate a feature, between the heads and the residual writer: a gate a head is the case of equal rows of
+    W_g, so what these gates cannot prevent, those cannot. `matrix` is A, before the gate; the writer reads
+    the gated values.
+    """
+
+    def __init__(self, width: int, heads: int, *, rope: bool = False) -> None:
+        super().__init__(width, heads, rope=rope)
+        self.gate_proj = Linear(width, width)
+
+    @property
+    def readers(self) -> tuple[Linear, ...]:
+        return (*super().readers, self.gate_proj)
+
+    def mixed(self, x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B H T F"]:
+        return torch.sigmoid(self._split(self.gate_proj(x))) * super().mixed(x, segments)

@@ -4,9 +4,11 @@
 # N matrices (samples and heads) at a time
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -58,85 +60,101 @@ def attention_statistics(
     need_pair(x)
     tokens, lead, heads = x.shape[-2], x.shape[:-2], mixer.heads
     part = centered(x).reshape(-1, tokens, x.shape[-1])
-    part_norms = norm(part)
-    part_transposed = part.transpose(-1, -2).contiguous()
+    transposed = part.transpose(-1, -2).contiguous()
     flat = [single(operand).reshape(-1, *operand.shape[-2:]) for operand in operands]
-    found: list[tuple[Tensor, ...]] = []
+    parts: list[_MatrixParts] = []
     for chunk in _chunks(part.shape[0] * heads, at_a_time(tokens * tokens, x.device)):
         if chunk.stop - chunk.start == 1:
             samples: slice | Tensor = slice(chunk.start // heads, chunk.start // heads + 1)
         else:
             samples = torch.arange(chunk.start, chunk.stop, device=x.device) // heads
-        beside, beside_norms = part_transposed[samples], part_norms[samples]
-        apart, column_means = _apart(mixer.matrix_of(*(operand[chunk] for operand in flat)))
-        found.append(
-            (
-                _centered_norm(apart) if singular_value else torch.full_like(beside_norms, torch.nan),
-                _row_div(apart, column_means),
-                _retention(apart, beside, beside_norms),
-                _leakage(column_means, beside, beside_norms),
-            )
-        )
-    means = (torch.cat(values).unflatten(0, (*lead, heads)).mean(-1) for values in zip(*found, strict=True))
-    return AttentionStatistics(*means)
+        matrix = mixer.matrix_of(*(operand[chunk] for operand in flat))
+        parts.append(_matrix_parts(matrix, transposed[samples], singular_value=singular_value))
+    shape = (*lead, heads)
+    found = _MatrixParts(*(torch.cat(values).unflatten(0, shape) for values in zip(*parts, strict=True)))
+    return AttentionStatistics(
+        found.singular_value.mean(-1),
+        _row_div(found).mean(-1),
+        _retention(found, norm(part).reshape(*lead, 1)).mean(-1),
+        _leakage(found, part.reshape(x.shape), norm(part).reshape(*lead, 1)).mean(-1),
+    )
+
+
+class _MatrixParts(NamedTuple):
+    """What is kept of a matrix A, for any number of them: |P A|_F, |P A c(X)|_F, |P A P|_2, column means."""
+
+    apart: Tensor
+    mixed: Tensor
+    singular_value: Tensor
+    column_means: Tensor
 
 
 def _chunks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _apart(matrix: Float[Tensor, "N T T"]) -> tuple[Float[Tensor, "N T T"], Float[Tensor, "N T"]]:
-    """P A and the column means of A."""
+def _matrix_parts(
+    matrix: Float[Tensor, "N T T"], transposed: Float[Tensor, "N D T"] | None, *, singular_value: bool
+) -> _MatrixParts:
+    """The parts of matrices, which are overwritten, beside c(X)^T; NaN for what is not asked for."""
     column_means = matrix.mean(-2)
-    apart = matrix - column_means[:, None]
-    return apart, column_means
-
-
-def _row_div(apart: Tensor, column_means: Tensor) -> Tensor:
-    spread = norm(apart)
-    return spread / torch.hypot(
-        spread, apart.shape[-1] ** 0.5 * torch.linalg.vector_norm(column_means, dim=-1)
+    apart = matrix.sub_(column_means[:, None])
+    size = norm(apart)
+    missing = torch.full_like(size, torch.nan)
+    return _MatrixParts(
+        size,
+        missing if transposed is None else norm(dot_products(apart, transposed)),
+        _centered_norm(apart) if singular_value else missing,
+        column_means,
     )
 
 
-def _retention(apart: Tensor, part_transposed: Tensor, part_norms: Tensor) -> Tensor:
-    return norm(dot_products(apart, part_transposed)) / (part_norms + EPS)
+def _row_div(found: _MatrixParts) -> Tensor:
+    scale = found.column_means.shape[-1] ** 0.5
+    return found.apart / torch.hypot(
+        found.apart, scale * torch.linalg.vector_norm(found.column_means, dim=-1)
+    )
 
 
-def _leakage(column_means: Tensor, part_transposed: Tensor, part_norms: Tensor) -> Tensor:
-    leaked = matrix_times(part_transposed, column_means)
-    scale = column_means.shape[-1] ** 0.5
+def _retention(found: _MatrixParts, part_norms: Tensor) -> Tensor:
+    return found.mixed / (part_norms + EPS)
+
+
+def _leakage(found: _MatrixParts, part: Float[Tensor, "*B T D"], part_norms: Tensor) -> Tensor:
+    leaked = found.column_means @ part
+    scale = found.column_means.shape[-1] ** 0.5
     return scale * torch.linalg.vector_norm(leaked, dim=-1) / (part_norms + EPS)
 
 
-def _of_heads(attention: Float[Tensor, "*B H T T"]) -> tuple[Tensor, Tensor]:
-    """P A and the column means, heads and samples in one axis."""
+def _of_heads(attention: Float[Tensor, "*B H T T"], x: Tensor | None = None) -> _MatrixParts:
+    """The parts of given matrices."""
     need_pair(attention)
-    return _apart(single(attention).reshape(-1, *attention.shape[-2:]))
+    transposed = None
+    if x is not None:
+        part = centered(x)[..., None, :, :].expand(*attention.shape[:-1], x.shape[-1])
+        transposed = part.reshape(-1, *x.shape[-2:]).transpose(-1, -2)
+    matrix = single(attention).reshape(-1, *attention.shape[-2:]).clone()
+    found = _matrix_parts(matrix, transposed, singular_value=False)
+    return _MatrixParts(*(values.unflatten(0, attention.shape[:-2]) for values in found))
 
 
-def _beside(attention: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """c(X) transposed and its norm, once for every head."""
-    part = centered(x)[..., None, :, :].expand(*attention.shape[:-1], x.shape[-1])
-    part = part.reshape(-1, *x.shape[-2:])
-    return part.transpose(-1, -2), norm(part)
+def _part_norms(x: Tensor) -> Tensor:
+    return norm(centered(x))[..., None]
 
 
 def row_div(attention: Float[Tensor, "*B H T T"]) -> Float[Tensor, "*B"]:
     """|A - J A|_F / |A|_F: how far the rows of the attention matrix differ, mean over heads."""
-    return _row_div(*_of_heads(attention)).unflatten(0, attention.shape[:-2]).mean(-1)
+    return _row_div(_of_heads(attention)).mean(-1)
 
 
 def retention(attention: Float[Tensor, "*B H T T"], x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B"]:
     """Ret(c<-c) = |c(A c(X))|_F / (|c(X)|_F + eps), mean over heads."""
-    apart, _ = _of_heads(attention)
-    return _retention(apart, *_beside(attention, x)).unflatten(0, attention.shape[:-2]).mean(-1)
+    return _retention(_of_heads(attention, x), _part_norms(x)).mean(-1)
 
 
 def leakage(attention: Float[Tensor, "*B H T T"], x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B"]:
     """Leakage(mu<-c) = |mu(A c(X))|_F / (|c(X)|_F + eps), mean over heads (law P1's leakage term)."""
-    _, column_means = _of_heads(attention)
-    return _leakage(column_means, *_beside(attention, x)).unflatten(0, attention.shape[:-2]).mean(-1)
+    return _leakage(_of_heads(attention), centered(x), _part_norms(x)).mean(-1)
 
 
 def mu_eff(attention: Float[Tensor, "*B H T T"], *, tolerance: float | None = None) -> Float[Tensor, "*B"]:
@@ -154,8 +172,10 @@ def mu_eff(attention: Float[Tensor, "*B H T T"], *, tolerance: float | None = No
     Raises:
         ValueError: fewer than two tokens.
     """
-    apart, _ = _of_heads(attention)
-    return _centered_norm(apart, tolerance).unflatten(0, attention.shape[:-2]).mean(-1)
+    need_pair(attention)
+    matrix = single(attention).reshape(-1, *attention.shape[-2:])
+    value = _centered_norm(matrix - matrix.mean(-2, keepdim=True), tolerance)
+    return value.unflatten(0, attention.shape[:-2]).mean(-1)
 
 
 def _centered_norm(apart: Float[Tensor, "N T T"], tolerance: float | None = None) -> Float[Tensor, " N"]:
@@ -178,41 +198,74 @@ def _start(tokens: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return (drawn / torch.linalg.vector_norm(drawn)).to(device, dtype)
 
 
+def _tested(step: int, tokens: int) -> bool:
+    return step in TESTS or (step > TESTS[-1] and step % 3 == 0) or step == tokens
+
+
 def _leading_singular_value(matrix: Float[Tensor, "N T T"], tolerance: float) -> Float[Tensor, " N"]:
     """Largest singular value of each matrix by Lanczos iteration on its normal matrix.
 
     The basis is not re-orthogonalised: rounding repeats Ritz values that have converged, it does not move the
     largest, and a start that has left its Krylov space goes on in another.
     """
-    tokens = matrix.shape[-1]
-    tiny = torch.finfo(matrix.dtype).tiny
     floor = 8 * torch.finfo(matrix.dtype).eps * norm(matrix).square()
-    vector = _start(tokens, matrix.dtype, matrix.device)
-    if matrix.shape[0] == 1:  # a batch of one takes a slow path
-        times, times_transposed = matrix[0].mv, matrix[0].mT.mv
-    else:
-        vector = vector.expand(matrix.shape[0], tokens)
-        times, times_transposed = (functools.partial(matrix_times, of) for of in (matrix, matrix.mT))
-    before, length = torch.zeros_like(vector), torch.zeros_like(vector[..., :1])
+    start = _start(matrix.shape[-1], matrix.dtype, matrix.device)
+    if matrix.device.type == "cpu":
+        found = [
+            _iterated(one, start, tolerance, least) for one, least in zip(matrix, floor.tolist(), strict=True)
+        ]
+        return floor.new_tensor(found)
+    return _iterated_together(matrix, start, tolerance, floor)
+
+
+def _iterated(
+    matrix: Float[Tensor, "T T"], start: Float[Tensor, " T"], tolerance: float, floor: float
+) -> float:
+    """One matrix, its few numbers in Python: on a CPU an operation on a vector costs more than its sums."""
+    transposed, tokens = matrix.mT, len(start)
+    vector, before, length = start, start, 0.0
+    diagonal: list[float] = []
+    beside: list[float] = []
+    value = 0.0
+    for step in range(1, tokens + 1):
+        image = matrix.mv(vector)
+        ritz = image.dot(image).item()
+        image = torch.addmv(before, transposed, image, beta=-length).add_(vector, alpha=-ritz)
+        diagonal.append(ritz)
+        length = image.dot(image).item() ** 0.5
+        if _tested(step, tokens) or length == 0:
+            values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, -1))
+            value = values[-1]
+            if length * abs(vectors[-1, -1]) <= tolerance * value + floor:
+                break
+        beside.append(length)
+        before, vector = vector, image.div_(length)
+    return math.sqrt(max(value, 0.0))
+
+
+def _iterated_together(
+    matrix: Float[Tensor, "N T T"], start: Float[Tensor, " T"], tolerance: float, floor: Float[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """All matrices at once, as a GPU wants them."""
+    tokens, tiny = matrix.shape[-1], torch.finfo(matrix.dtype).tiny
+    vector = start.expand(len(matrix), tokens)
+    before, length = torch.zeros_like(vector), torch.zeros_like(vector[:, :1])
     diagonal: list[Tensor] = []
     beside: list[Tensor] = []
-    value = floor
+    value = torch.zeros_like(floor)
     for step in range(1, tokens + 1):
-        image = times(vector)
+        image = matrix_times(matrix, vector)
         diagonal.append(torch.linalg.vector_norm(image, dim=-1, keepdim=True).square())
-        image = torch.addcmul(times_transposed(image), diagonal[-1], vector, value=-1)
+        image = torch.addcmul(matrix_times(matrix.mT, image), diagonal[-1], vector, value=-1)
         image = torch.addcmul(image, length, before, value=-1)
         length = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
-        if step in TESTS or (step > TESTS[-1] and step % 3 == 0) or step == tokens:
-            value, last = _ritz(torch.cat(diagonal, -1), torch.cat(beside, -1))
-            if bool((length[..., 0] * last <= tolerance * value + floor).all()):
+        if _tested(step, tokens):
+            core = torch.diag_embed(torch.cat(diagonal, -1))
+            core = core + torch.diag_embed(torch.cat(beside, -1), offset=-1) if beside else core
+            values, vectors = torch.linalg.eigh(core)
+            value, last = values[:, -1], vectors[:, -1, -1].abs()
+            if bool((length[:, 0] * last <= tolerance * value + floor).all()):
                 break
         beside.append(length)
         before, vector = vector, image / length.clamp_min(tiny)
-    return value.clamp_min(0.0).sqrt().reshape(-1)
-
-
-def _ritz(diagonal: Float[Tensor, "*N K"], beside: Float[Tensor, "*N J"]) -> tuple[Tensor, Tensor]:
-    """Leading eigenvalue of each tridiagonal matrix, and the size of its vector's last entry."""
-    values, vectors = torch.linalg.eigh(torch.diag_embed(diagonal) + torch.diag_embed(beside, offset=-1))
-    return values[..., -1], vectors[..., -1, -1].abs()
+    return value.clamp_min(0.0).sqrt()

@@ -15,11 +15,14 @@ from sim.tokens import SAFE_NORMS, centered, directions, need_pair, single, with
 MATRIX_ENTRIES = {"cpu": 3 * 2**14, "cuda": 2**27}
 """Entries of a token-pair matrix formed at a time: what stays in a processor's cache, what fills a GPU."""
 
+TRUSTED_SHARE = 0.01
+"""Down to this share of the energies |DW_c|^2 is a difference of them; below, rounding would show in it."""
+
+LEAST_BAND = 64
+"""Rows of it formed at a time at least: thinner products are slow."""
+
 SHORTEST = 1e-8
 """Tokens this much shorter than the longest would lose their fourth powers to underflow."""
-
-TRUSTED_RATIO = 30.0
-"""Up to this g_mean / g_ctr the centered part is read off the gradient; beyond, rounding would show in it."""
 
 
 class WriterModes(NamedTuple):
@@ -98,7 +101,8 @@ def modes_from_gradient(
 ) -> WriterModes:
     """`writer_modes` where the gradient sum_t,b delta y^T is at hand, without the cost of another.
 
-    DW_c = grad - DW_mu as long as that subtracts nothing large; else, and in half precision, `writer_modes`.
+    From |DW_c|^2 = |grad|^2 - 2 <grad, DW_mu> + |DW_mu|^2 as long as that subtracts nothing large; else, and
+    in half precision, `writer_modes`.
 
     Args:
         gradient: of the weight, of this batch alone and not yet accumulated.
@@ -107,12 +111,16 @@ def modes_from_gradient(
     """
     if min(dtype.itemsize for dtype in (gradient.dtype, y.dtype, delta.dtype)) < 4:
         return writer_modes(y, delta)
-    coherent = mean_coherent(y, delta)
-    part = gradient - coherent
-    g_mean, g_ctr = (torch.linalg.vector_norm(matrix, dim=(-2, -1)) for matrix in (coherent, part))
-    if not within(g_ctr) or not bool((g_mean <= TRUSTED_RATIO * g_ctr).all()):
+    tokens, y_mean, delta_mean = y.shape[-2], y.mean(-2), delta.mean(-2)
+    shared = tokens * ((delta_mean @ gradient).double() * y_mean.double()).sum((-2, -1))
+    y_mean, delta_mean = y_mean.double(), delta_mean.double()
+    coherent = tokens**2 * ((y_mean @ y_mean.mT) * (delta_mean @ delta_mean.mT)).sum((-2, -1))
+    total = torch.linalg.vector_norm(gradient, dim=(-2, -1), dtype=torch.float64).square()
+    rest = total - 2 * shared + coherent
+    if not within(total) or not bool((rest > TRUSTED_SHARE * (total + coherent)).all()):
         return writer_modes(y, delta)
-    return WriterModes(g_mean, g_ctr, (coherent * part).sum((-2, -1)))
+    modes = (coherent.clamp_min(0.0).sqrt(), rest.sqrt(), shared - coherent)
+    return WriterModes(*(mode.to(gradient.dtype) for mode in modes))
 
 
 def coherence(
@@ -139,7 +147,7 @@ def coherence(
     sums = [
         _pair_sums(
             *(part[start : start + at_once] for part in (read.x, written.x, weights, inverses)),
-            band=max(1, -(-tokens // -(-(tokens**2) // entries))),
+            band=max(LEAST_BAND, -(-tokens // -(-(tokens**2) // entries))),
             absolute=absolute,
         )
         for start in range(0, len(weights), at_once)
@@ -166,7 +174,7 @@ class _Scaled(NamedTuple):
 def _scaled(x: Float[Tensor, "B T D"]) -> _Scaled:
     """Tokens as they are where that is safe, else over the longest one; unit tokens where some are short."""
     length = torch.linalg.vector_norm(x, dim=-1)
-    least, most = (float(bound) for bound in torch.aminmax(length))
+    least, most = (float(bound.detach()) for bound in torch.aminmax(length))
     if most * SHORTEST < least and SAFE_NORMS[0] < least and most < SAFE_NORMS[1]:
         if least < 1e-4 or most > 1e4:
             x, length = x / most, length / most

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
-from theory import MERGES, Gains
+from theory import Gains
 
 MERGE_EPS = 1e-5
 Segments = tuple[int, ...]
@@ -27,7 +27,7 @@ def segment_mean(x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor
 
 
 class Merge(nn.Module):
-    """A residual merge followed by a non-affine RMSNorm: X' = RMSNorm(Z(X, F)).
+    """A residual merge followed by a non-affine RMSNorm, X' = RMSNorm(Z(X, F)); `PreNorm` alone has none.
 
     Args:
         width: features of a token.
@@ -43,6 +43,10 @@ class Merge(nn.Module):
         """Z, the merged trunk before the norm."""
         return trunk + branch
 
+    def read(self, trunk: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
+        """What a branch reads of the trunk, and whatever comes behind the last block: the normed trunk."""
+        return trunk
+
     def forward(
         self, trunk: Float[Tensor, "*B T D"], branch: Float[Tensor, "*B T D"], segments: Segments
     ) -> Float[Tensor, "*B T D"]:
@@ -50,7 +54,11 @@ class Merge(nn.Module):
         return rms_norm(self.combine(trunk, branch, segments), (self.width,), eps=self.eps)
 
     def gains(self) -> Gains:
-        """What the merge multiplies mean and centered part by now, for the theory (rms over features)."""
+        """What the merge multiplies mean and centered part by now, for the theory (rms over features).
+
+        Raises:
+            ValueError: a merge that has no gains: it is not linear in the branch, or no norm follows.
+        """
         return Gains(mean_skip=1.0, mean_write=1.0, centered_skip=1.0, centered_write=1.0)
 
 
@@ -128,6 +136,53 @@ class MVSplit(Merge):
         )
 
 
+class HardCentering(Merge):
+    """Z = P (X + F), P segment-wise: the mean is removed in every merge (N1, arXiv:2605.06169 App. J)."""
+
+    def combine(self, trunk: Tensor, branch: Tensor, segments: Segments) -> Tensor:
+        merged = trunk + branch
+        return merged - segment_mean(merged, segments)
+
+    def gains(self) -> Gains:
+        return Gains(mean_skip=0.0, mean_write=0.0, centered_skip=1.0, centered_write=1.0)
+
+
+class Highway(DeepNorm):
+    """Z = lambda X + RMSNorm(F) with a constant lambda: Post-Norm with a highway path, Keel-style.
+
+    The branch is normed token by token before it joins, so that a merge changes a share 1 / (1 + lambda^2) of
+    the trunk's energy whatever the weights are, and with lambda^2 of the order of the number of merges the
+    path from the last block to the first stays open. This is our equation for the idea of arXiv:2601.19895
+    (Post-Norm beyond 1000 layers by a highway path), not that paper's, which we do not quote. A branch of
+    zeros stays zero; near it the norm's derivative is 1 / sqrt(eps).
+    """
+
+    def combine(self, trunk: Tensor, branch: Tensor, segments: Segments) -> Tensor:
+        return self.gain * trunk + rms_norm(branch, (self.width,), eps=self.eps)
+
+    def gains(self) -> Gains:
+        raise ValueError("no theory of the merge 'highway': its branch is normed")
+
+
+class PreNorm(Merge):
+    """X' = X + F(RMSNorm(X)): the branches read a normed trunk, the trunk has no norm and grows.
+
+    The contrast to the Post-Norm merges. The last norm, which a head needs, is the `read` that every reader
+    of the trunk goes through: a stack ends in the trunk as it is, and TCS knows no lengths.
+    """
+
+    def read(self, trunk: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
+        return rms_norm(trunk, (self.width,), eps=self.eps)
+
+    def forward(
+        self, trunk: Float[Tensor, "*B T D"], branch: Float[Tensor, "*B T D"], segments: Segments
+    ) -> Float[Tensor, "*B T D"]:
+        return self.combine(trunk, branch, segments)
+
+    def gains(self) -> Gains:
+        raise ValueError("no theory of the merge 'pre_norm': its trunk has no norm")
+
+
 def make_merge(
     name: str,
     width: int,
@@ -137,12 +192,12 @@ def make_merge(
     beta: float = 1.0,
     eps: float = MERGE_EPS,
 ) -> Merge:
-    """The merge of a name: plain, layerscale, rezero, deepnorm or mv_split.
+    """The merge of a name, behind one sub-layer.
 
     Args:
-        name: one of `theory.MERGES`.
+        name: one of `theory.MERGES` but `mv_split_attn`, which names two (`Setting.merges`).
         width: features of a token.
-        residual_gain: lambda of layerscale and rezero, a of deepnorm.
+        residual_gain: lambda of layerscale, rezero and highway, a of deepnorm.
         alpha: mean gain of mv_split.
         beta: centered gain of mv_split.
         eps: of the RMSNorm.
@@ -150,11 +205,13 @@ def make_merge(
     Raises:
         ValueError: an unknown name.
     """
-    if name == "plain":
-        return Plain(width, eps=eps)
     if name == "mv_split":
         return MVSplit(width, alpha, beta, eps=eps)
-    scaled = {"layerscale": LayerScale, "rezero": ReZero, "deepnorm": DeepNorm}
+    constant = {"plain": Plain, "hard_centering": HardCentering, "pre_norm": PreNorm}
+    if name in constant:
+        return constant[name](width, eps=eps)
+    scaled = {"layerscale": LayerScale, "rezero": ReZero, "deepnorm": DeepNorm, "highway": Highway}
     if name not in scaled:
-        raise ValueError(f"unknown merge {name!r}: choose one of {', '.join(MERGES)}")
+        single = [*constant, *scaled, "mv_split"]
+        raise ValueError(f"unknown merge {name!r}: choose one of {', '.join(single)}")
     return scaled[name](width, residual_gain, eps=eps)

@@ -8,7 +8,16 @@ from torch import Tensor
 
 from sim.attention_statistics import leakage, mu_eff, retention, row_div
 from sim.gradients import kappa, writer_amplification, writer_modes
-from sim.tokens import EPS, TokenParts, centered, directions, need_pair, token_parts, unit_parts
+from sim.tokens import (
+    EPS,
+    TokenParts,
+    centered,
+    directions,
+    need_pair,
+    spread_out_parts,
+    token_parts,
+    unit_parts,
+)
 
 __all__ = [
     "EPS",
@@ -22,7 +31,7 @@ __all__ = [
     "rho",
     "row_div",
     "segment_parts",
-    "segment_tcs",
+    "segment_state",
     "tcs",
     "tcs_deficit",
     "var_gain",
@@ -113,13 +122,22 @@ def var_gain(trunk: Float[Tensor, "*B T D"], branch: Float[Tensor, "*B T D"]) ->
     return parts_var_gain(token_parts(trunk), token_parts(branch))
 
 
-def _by_segment(x: Tensor, segments: tuple[int, ...], measured: list[TokenParts]) -> dict[str, TokenParts]:
+def _lengths(segments: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(length for length in segments if length)
+
+
+def _sets(segments: tuple[int, ...]) -> dict[str, slice]:
     """All tokens under "", and image and text where there is text, if they have two tokens or more."""
-    if len(measured) == 1:
-        return {"": measured[0]}
-    named = {"": measured[0].joined(measured[1]), "_image": measured[0], "_text": measured[1]}
-    sizes = {"": x.shape[-2], "_image": segments[0], "_text": segments[1]}
-    return {suffix: parts for suffix, parts in named.items() if sizes[suffix] > 1}
+    image, total = segments[0], sum(segments)
+    named = {"": slice(0, total), "_image": slice(0, image), "_text": slice(image, total)}
+    kept = named if len(_lengths(segments)) > 1 else {"": named[""]}
+    return {suffix: place for suffix, place in kept.items() if place.stop - place.start > 1}
+
+
+def _joined(segments: tuple[int, ...], measured: list[TokenParts]) -> dict[str, TokenParts]:
+    whole = measured[0] if len(measured) == 1 else measured[0].joined(measured[1])
+    named = dict(zip(("", "_image", "_text"), (whole, *measured), strict=False))
+    return {suffix: named[suffix] for suffix in _sets(segments)}
 
 
 def segment_parts(x: Float[Tensor, "*B T D"], segments: tuple[int, ...]) -> dict[str, TokenParts]:
@@ -127,15 +145,25 @@ def segment_parts(x: Float[Tensor, "*B T D"], segments: tuple[int, ...]) -> dict
 
     A segment of one token has no pairs and no centered part; it is left out.
     """
-    lengths = [length for length in segments if length]
-    return _by_segment(x, segments, [token_parts(part) for part in x.split(lengths, dim=-2)])
+    spread_out = spread_out_parts(x, _lengths(segments), unit=False)
+    if spread_out:
+        return _joined(segments, spread_out[0])
+    return {suffix: token_parts(x[..., place, :]) for suffix, place in _sets(segments).items()}
 
 
-def segment_tcs(x: Float[Tensor, "*B T D"], segments: tuple[int, ...]) -> dict[str, Tensor]:
-    """TCS of all tokens (suffix ""), and with text of `_image` and `_text` tokens."""
-    unit, directed = directions(x)
-    lengths = [length for length in segments if length]
-    alive = [None] * len(lengths) if directed is None else directed.split(lengths, dim=-2)
-    pieces = zip(unit.split(lengths, dim=-2), alive, strict=True)
-    parts = _by_segment(x, segments, [unit_parts(*piece) for piece in pieces])
-    return {suffix: 1 - _deficit(part) for suffix, part in parts.items()}
+def segment_state(
+    x: Float[Tensor, "*B T D"], segments: tuple[int, ...]
+) -> tuple[dict[str, TokenParts], dict[str, Tensor]]:
+    """`segment_parts` and the TCS of the same sets of tokens, from as few passes over them as can be."""
+    spread_out = spread_out_parts(x, _lengths(segments), unit=True)
+    if spread_out:
+        parts, units = (_joined(segments, measured) for measured in spread_out)
+    else:
+        unit, directed = directions(x)
+        sets = _sets(segments).items()
+        parts = {suffix: token_parts(x[..., place, :]) for suffix, place in sets}
+        units = {
+            suffix: unit_parts(unit[..., place, :], None if directed is None else directed[..., place, :])
+            for suffix, place in sets
+        }
+    return parts, {suffix: 1 - _deficit(part) for suffix, part in units.items()}

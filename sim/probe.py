@@ -22,6 +22,9 @@ from sim.tokens import TokenParts
 
 Seen = Callable[[Tensor, Tensor], None]
 
+HELD_BYTES = 2**25
+"""What measurements that are put off may hold."""
+
 
 class _Watch(torch.autograd.Function):
     """The identity on a layer's output; its backward shows what the layer read and the cotangent it got.
@@ -70,13 +73,38 @@ class _Trunk:
     def __init__(self) -> None:
         self._seen: tuple[Tensor, dict[str, TokenParts]] | None = None
 
+    def remember(self, x: Tensor, parts: dict[str, TokenParts]) -> None:
+        self._seen = (x, parts)
+
     def parts(self, x: Tensor, segments: Segments) -> dict[str, TokenParts]:
         if self._seen is None or self._seen[0] is not x:
             self._seen = (x, observables.segment_parts(x, segments))
         return self._seen[1]
 
-    def forget(self) -> None:
-        self._seen = None
+
+class _Queue:
+    """Measurements put off until some have gathered: in a row they find their code and data in the cache.
+
+    On a CPU alone; what they hold is bounded.
+    """
+
+    def __init__(self) -> None:
+        self._work: list[Callable[[], None]] = []
+        self._held = 0
+
+    def add(self, work: Callable[[], None], *held: Tensor) -> None:
+        """Do the work now or later; it reads these tensors, which must stay as they are."""
+        self._work.append(work)
+        self._held += sum(tensor.numel() * tensor.itemsize for tensor in held)
+        if self._held > HELD_BYTES or held[0].device.type != "cpu":
+            self.flush()
+
+    @torch.no_grad()
+    def flush(self) -> None:
+        """Do all that is left."""
+        work, self._work, self._held = self._work, [], 0
+        for measure in work:
+            measure()
 
 
 class BlockProbe:
@@ -87,27 +115,42 @@ class BlockProbe:
         record: where the values go.
         index: of the block, from 1.
         trunk: shared with the probes of its neighbours.
+        queue: shared with the probes of its neighbours.
 
     Attributes:
         index: may be set anew, where one block takes the part of many.
         forward: whether the forward pass is measured; the backward always is.
     """
 
-    def __init__(self, block: Block, record: Record, index: int, *, trunk: _Trunk | None = None) -> None:
+    def __init__(
+        self,
+        block: Block,
+        record: Record,
+        index: int,
+        *,
+        trunk: _Trunk | None = None,
+        queue: _Queue | None = None,
+    ) -> None:
         self.block = block
         self.record = record
         self.index = index
         self.forward = True
         self._trunk = trunk or _Trunk()
+        self._queue = queue or _Queue()
         self._operands: tuple[Tensor, ...] = ()
         self._pending: dict[int, tuple[Tensor, Tensor]] = {}
         self._handles = self._hooks()
 
     def remove(self) -> None:
-        """Take all hooks off the block."""
+        """Finish what is put off, and take all hooks off the block."""
+        self.finish()
         self.block.operator.seen = None
         for handle in self._handles:
             handle.remove()
+
+    def finish(self) -> None:
+        """Finish what is put off."""
+        self._queue.flush()
 
     def _hooks(self) -> list[RemovableHandle]:
         block = self.block
@@ -146,10 +189,14 @@ class BlockProbe:
         if not self._measuring:
             return
         (x, _), operands, self._operands = given, self._operands, ()
+        measure = functools.partial(self._attention, self.index, operands, x.detach())
+        self._queue.add(measure, x, *operands)
+
+    def _attention(self, index: int, operands: tuple[Tensor, ...], x: Tensor) -> None:
         singular_value = self.record.wants("mu_eff")
         found = attention_statistics(self.block.operator, operands, x, singular_value=singular_value)
         for name, values in zip(OPERATOR_OBSERVABLES, found, strict=True):
-            self.record.put(name, (self.index,), values)
+            self.record.put(name, (index,), values)
 
     @torch.no_grad()
     def _branch(self, writer: int, _: nn.Module, given: tuple[Any, ...]) -> None:
@@ -165,10 +212,11 @@ class BlockProbe:
     @torch.no_grad()
     def state(self, index: int, x: Tensor, segments: Segments) -> None:
         """Record the trunk after block `index`, 0 for the input."""
-        for suffix, parts in self._trunk.parts(x, segments).items():
+        found, cosines = observables.segment_state(x, segments)
+        self._trunk.remember(x, found)
+        for suffix, parts in found.items():
             self.record.put(f"rho{suffix}", (index,), observables.parts_rho(parts))
-        for suffix, values in observables.segment_tcs(x, segments).items():
-            self.record.put(f"tcs{suffix}", (index,), values)
+            self.record.put(f"tcs{suffix}", (index,), cosines[suffix])
 
     def _input(self, _: nn.Module, given: tuple[Any, ...]) -> None:
         if self.index == 1:
@@ -186,7 +234,6 @@ class BlockProbe:
         if x.requires_grad and self.record.wants("adjoint_tcs") and not recomputing():
             x.register_hook(functools.partial(self.adjoint, index))
 
-    @torch.no_grad()
     def adjoint(self, index: int, adjoint: Tensor) -> None:
         """Record the loss adjoint dL/dX after block `index`."""
         self.record.put("adjoint_tcs", (index,), observables.adjoint_tcs(adjoint))
@@ -195,16 +242,18 @@ class BlockProbe:
         """The cotangent of a writer has come down; its weight's gradient follows at once, if there is one."""
         place = (self.index, writer)
         if self.record.wants("amplification", "kappa", "kappa_abs"):
-            found = coherence(y, delta, absolute=self.record.wants("kappa_abs"))
-            for name, values in zip(("amplification", "kappa", "kappa_abs"), found, strict=True):
-                self.record.put(name, place, values)
+            self._queue.add(functools.partial(self._coherence, place, y.detach(), delta), y, delta)
         layer = (self.block.operator.proj, self.block.ffn.w2)[writer]
         if layer.weight.requires_grad:
             self._pending[writer] = (y, delta)
         else:
             self._modes(place, writer_modes(y, delta))
 
-    @torch.no_grad()
+    def _coherence(self, place: tuple[int, int], y: Tensor, delta: Tensor) -> None:
+        found = coherence(y, delta, absolute=self.record.wants("kappa_abs"))
+        for name, values in zip(("amplification", "kappa", "kappa_abs"), found, strict=True):
+            self.record.put(name, place, values)
+
     def _gradient(self, writer: int, gradient: Tensor) -> None:
         y, delta = self._pending.pop(writer)
         self._modes((self.index, writer), modes_from_gradient(gradient, y, delta))
@@ -213,7 +262,6 @@ class BlockProbe:
         for name, value in zip(("g_mean", "g_ctr", "g_inner"), modes, strict=True):
             self.record.put(name, place, value)
 
-    @torch.no_grad()
     def _root_mean_square(self, name: str, gradient: Tensor) -> None:
         size = gradient.shape[-2:].numel() ** 0.5
         self.record.put(name, (self.index,), torch.linalg.vector_norm(gradient, dim=(-2, -1)) / size)
@@ -256,9 +304,10 @@ class Probe:
         self._probes: list[BlockProbe] = []
 
     def __enter__(self) -> "Probe":
-        trunk = _Trunk()
+        trunk, queue = _Trunk(), _Queue()
         self._probes = [
-            BlockProbe(self._blocks[index - 1], self.record, index, trunk=trunk) for index in self.blocks
+            BlockProbe(self._blocks[index - 1], self.record, index, trunk=trunk, queue=queue)
+            for index in self.blocks
         ]
         return self
 
@@ -271,4 +320,6 @@ class Probe:
 
     def values(self) -> dict[str, Array]:
         """Name -> [L + 1] or [L + 1, W], behind an axis of runs for an ensemble; NaN where not measured."""
+        for probe in self._probes[:1]:
+            probe.finish()
         return self.record.values()

@@ -126,6 +126,7 @@ class _Walk:
         trunks = self._down()
         if self.backward and len(trunks) == self.depth + 1:
             self._up(trunks)
+        self.probe.finish()
         return {name: self._blanked(name, values) for name, values in self.record.values().items()}
 
     def _blanked(self, name: str, values: Array) -> Array:

@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
-from sim.attention import make_mixer
 from sim.linear import Linear
 from sim.merges import MERGE_EPS, Segments, make_merge
+from sim.mixers import make_mixer
 from theory import Setting
 
 
@@ -30,6 +30,8 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """One block: X <- merge(X, attention(X)), then X <- merge(X, SwiGLU(X)); each merge ends in an RMSNorm.
 
+    Every branch reads `merge.read(X)`: the trunk itself, but where the merge leaves it without a norm.
+
     Sub-module names follow the published checkpoint (`operator.{q,k,v}_proj`, `operator.proj`, `ffn.w13`,
     `ffn.w2`). The residual writers are `operator.proj` (label `attn`) and `ffn.w2` (label `ffn`).
     """
@@ -37,17 +39,19 @@ class Block(nn.Module):
     def __init__(self, setting: Setting) -> None:
         super().__init__()
         self.setting = setting
-        self.operator = make_mixer(setting.mixer, setting.width, setting.heads, rope=setting.rope)
+        self.operator = make_mixer(
+            setting.mixer, setting.width, setting.heads, share=setting.mixer_share, rope=setting.rope
+        )
         self.ffn = SwiGLU(setting.width, setting.ffn_width)
         self.merge_attn, self.merge_ffn = (
             make_merge(
-                setting.merge,
+                merge,
                 setting.width,
                 residual_gain=setting.residual_gain,
                 alpha=setting.alpha,
                 beta=setting.beta,
             )
-            for _ in range(2)
+            for merge in setting.merges
         )
 
     def reset_parameters(
@@ -74,8 +78,8 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B T D"]:
         """The trunk after the block."""
-        x = self.merge_attn(x, self.operator(x, segments), segments)
-        return self.merge_ffn(x, self.ffn(x), segments)
+        x = self.merge_attn(x, self.operator(self.merge_attn.read(x), segments), segments)
+        return self.merge_ffn(x, self.ffn(self.merge_ffn.read(x)), segments)
 
 
 class Stack(nn.Module):
@@ -87,7 +91,7 @@ class Stack(nn.Module):
         self.blocks = nn.ModuleList(Block(setting) for _ in range(setting.depth))
 
     def forward(self, x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
-        """The final trunk."""
+        """The final trunk; what comes behind it reads it as the branches do, by `Merge.read`."""
         for block in self.blocks:
             x = block(x, self.setting.segments)
         return x

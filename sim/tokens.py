@@ -2,6 +2,7 @@
 
 # B batch (behind a leading axis of runs in an ensemble), T tokens, D width
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 EPS = 1e-12
 """Keeps ratios finite where a centered part is zero; far below every norm of a normalised trunk."""
+
+TRUSTED_SHARE = 0.1
+"""Down to this share of the energy the spread is a difference of sums; below, rounding would show in it."""
 
 SAFE_NORMS = (1e-15, 1e15)
 """Squares and fourth powers of norms between them stay clear of the limits of single precision."""
@@ -125,6 +129,53 @@ def directions(x: Float[Tensor, "*B T D"]) -> tuple[Float[Tensor, "*B T D"], Boo
     scaled = x / largest
     unit = torch.where(directed, scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True), 0.0)
     return unit, directed
+
+
+@functools.lru_cache(maxsize=16)
+def _membership(
+    segments: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Float[Tensor, " S"], Float[Tensor, "S T"]]:
+    """How many tokens every segment has, and which they are."""
+    with torch.inference_mode(False):
+        counts = torch.tensor(segments, dtype=dtype, device=device)
+        return counts, torch.block_diag(*(torch.ones(1, count) for count in segments)).to(counts)
+
+
+def spread_out_parts(
+    x: Float[Tensor, "*B T D"], segments: tuple[int, ...], *, unit: bool
+) -> tuple[list[TokenParts], list[TokenParts]] | None:
+    """Parts of the tokens of every segment, and of their unit tokens, where all are well spread; else None.
+
+    |c(X)|^2 = |X|^2 - T |mean|^2, in two passes over the tokens; None where that would subtract something
+    large, or a token has no safe direction.
+
+    Args:
+        x: tokens.
+        segments: lengths, none of them zero.
+        unit: the parts of the unit tokens too; else these are an empty list.
+    """
+    x = single(x)
+    length = torch.linalg.vector_norm(x, dim=-1)
+    counts, members = _membership(segments, x.dtype, x.device)
+    rows = (members / counts[:, None]).expand(*x.shape[:-2], *members.shape)
+    if unit:
+        rows = torch.cat([rows, rows / length[..., None, :]], dim=-2)
+    means = rows @ x
+    squares = means.square().sum(-1)
+    energy = length.square() @ members.mT
+    spread = energy - counts * squares[..., : len(segments)]
+    trusted = (spread > TRUSTED_SHARE * energy).all()
+    if unit:
+        unit_spread = counts * (1 - squares[..., len(segments) :])
+        trusted &= (unit_spread > TRUSTED_SHARE * counts).all()
+    if not (bool(trusted) and within(length)):
+        return None
+    found = [TokenParts(n, means[..., s, :], spread[..., s]) for s, n in enumerate(segments)]
+    if not unit:
+        return found, []
+    return found, [
+        TokenParts(n, means[..., len(segments) + s, :], unit_spread[..., s]) for s, n in enumerate(segments)
+    ]
 
 
 def within(lengths: Tensor) -> bool:

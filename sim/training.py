@@ -239,7 +239,7 @@ def train_ensemble(
             del found  # its graph knows the parameters by their old shape
             optimiser.keep(kept)
             found = loss(network, batches(step, running))
-        found.sum().backward()  # type: ignore[no-untyped-call]
+        found.sum().backward()
         now = [schedules[run].rate(step) for run in running]
         optimiser.step(now)
         rates[running, step - 1] = now

@@ -24,10 +24,11 @@ FIELD_DEFINITIONS = {
     "input_cosine": "Pair cosine of the input tokens, in [0, 1)",
     "adjoint_cosine": "Pair cosine of the loss adjoints at the last block, in [0, 1)",
     "merge": f"Residual merge: {', '.join(MERGES)}",
-    "residual_gain": "lambda of layerscale and rezero, a of deepnorm",
+    "residual_gain": "lambda of layerscale, rezero and highway, a of deepnorm",
     "alpha": "mv_split: gain on the mean",
     "beta": "mv_split: gain on the centered part",
     "mixer": f"Token mixer: {', '.join(MIXERS)}",
+    "mixer_share": "lazy: the share l of attention in (1 - l) I + l A",
     "rope": "2-D rotary positions on image tokens",
     "seed": "Seed of weights and input",
 }

@@ -1,5 +1,6 @@
 """What is claimed: laws with machine-checked proofs, and the theory that predicts the collapse front."""
 
+from theory.coverage import has_theory, silence
 from theory.front import FrontPrediction, deterministic_fronts, predict_front
 from theory.functional_step import FunctionalStep, predict_functional_step
 from theory.law import Law, Premises
@@ -20,7 +21,9 @@ __all__ = [
     "Premises",
     "Setting",
     "deterministic_fronts",
+    "has_theory",
     "predict_front",
     "predict_functional_step",
     "predict_profile",
+    "silence",
 ]

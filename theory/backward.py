@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from theory.front import Step, Walkers
-from theory.recursion import TINY, MeanField
+from theory.recursion import TINY, MeanField, MergeGains
 
 Array = NDArray[np.float64]
 
@@ -26,6 +26,7 @@ class WriterInput:
         slope: response of y's pair product to the pair product of its input.
         pair_spread: V, the double-centred variance of the input's pair cosines.
         carried: share of the pair spread that passes the merge.
+        gains: of the merge.
     """
 
     cosine: Array
@@ -37,6 +38,7 @@ class WriterInput:
     slope: Array
     pair_spread: Array
     carried: Array
+    gains: MergeGains
 
 
 def writer_inputs(field: MeanField, steps: list[Step]) -> list[WriterInput]:
@@ -46,11 +48,11 @@ def writer_inputs(field: MeanField, steps: list[Step]) -> list[WriterInput]:
     the merge carries it on. It orients the centered Gram matrices of trunk and adjoint alike (heuristic: mu =
     3 for attention).
     """
-    gains, width = field.gains, field.width
+    width = field.width
     spread = np.broadcast_to((1 - field.input_cosine) ** 2 / width, steps[0].before.mean_energy.shape)
     inputs = []
     for place, step in enumerate(steps):
-        cosine = field.cosine(step.before.mean_energy)
+        cosine, gains = field.cosine(step.before.mean_energy), step.branch.gains
         open_cosine, divisor = np.maximum(1 - cosine, TINY), step.merged.divisor
         if place % 2 == 0:
             rows, token, pair = field.mixed(step.before)
@@ -75,6 +77,7 @@ def writer_inputs(field: MeanField, steps: list[Step]) -> list[WriterInput]:
                 slope=slope,
                 pair_spread=spread,
                 carried=carried,
+                gains=gains,
             )
         )
         written = gain * (token - pair)
@@ -146,7 +149,7 @@ class Adjoint:
     def descend(self, given: WriterInput, attention: bool) -> WriterGradient:
         """Pass one merge and its branch; returns the gradient of the writer between them."""
         self._through_norm(given)
-        gains, field, tokens = self.field.gains, self.field, self.field.tokens
+        gains, field, tokens = given.gains, self.field, self.field.tokens
         mean, centered = gains.mean_write**2 * self.mean, gains.centered_write**2 * self.centered
         energy = mean + centered
         cosine = (tokens * mean / energy - 1) / (tokens - 1)
@@ -177,11 +180,12 @@ class Adjoint:
         tokens = self.field.tokens
         part = (tokens - 1) / tokens * given.centered
         common = (given.token + (tokens - 1) * given.pair) / tokens
-        oriented = self.field.gains.centered_write**2 * self.orientation
+        oriented = given.gains.centered_write**2 * self.orientation
         aligned = tokens * given.slope * given.pair_spread * oriented / np.maximum(part * centered, 1e-300)
         coherent = (tokens - 1) * given.pair / given.token * cosine
         excess = coherent + aligned * (part / given.token) * (centered / (mean + centered))
-        ratio = (tokens - 1) * common / part * mean / centered / np.maximum(1 + aligned, 0.05)
+        with np.errstate(divide="ignore"):  # uniform attention writes no centered part: the ratio is infinite
+            ratio = (tokens - 1) * common / part * mean / centered / np.maximum(1 + aligned, 0.05)
         return WriterGradient(
             adjoint_cosine=cosine,
             amplification=1 + excess,
@@ -196,27 +200,23 @@ class Adjoint:
         field, c, others = self.field, given.cosine, self.field.tokens - 1
         if attention:
             gain, open_cosine = field.attention_gain, 1 - given.cosine
-            rows = field.rows(c)
+            common, kept, weight = (field.identity + field.share) ** 2, field.identity**2, field.share**2
+            mixer, rows = field.rows(c), field.attention_rows(c)
             square, overlap = rows.square, rows.overlap
             key: Array | float = 0.0
             query: Array | float = 0.0
             crossed: Array | float = 0.0
-            if field.mixers == {"softmax"}:  # the others' rows move with their logits at order 1/d_h only
+            if field.attentions == {"softmax"}:  # the others' rows move with their logits at order 1/d_h only
                 key = square + c * cosine * others * overlap
                 query = open_cosine**2 * square + (1 - square) * given.pair_spread
                 crossed = open_cosine**2 * overlap + (1 - overlap) * given.pair_spread
-            token = gain * (square + cosine * others * overlap + query + open_cosine * key)
-            pair = (
-                (1 - square) / others + cosine * (1 - overlap) + cosine * crossed - open_cosine * key / others
-            )
-            seeded = 2 * gain * energy * (1 / field.tokens + c * cosine)
-            return (
-                token,
-                gain * pair,
-                seeded,
-                gain * (1 + open_cosine**2) / field.tokens,
-                np.full_like(c, 4.0),
-            )
+            valued = mixer.square + cosine * others * mixer.overlap
+            token = gain * (valued + weight * query + weight * open_cosine * key)
+            pair = (common - mixer.square) / others + cosine * (common - mixer.overlap)
+            pair = pair + weight * cosine * crossed - weight * open_cosine * key / others
+            seeded = 2 * gain * weight * energy * (1 / field.tokens + c * cosine)
+            passed = gain * kept + gain * weight * (1 + open_cosine**2) / field.tokens
+            return token, gain * pair, seeded, passed, np.full_like(c, 4.0)
         read, gain = field.gate_variance, field.ffn_gain
         kernel, slopes, slopes_slope = field.tables(c, "kernel", "gate_slope", "gate_slope_slope")
         pair_gate = read * c * slopes + kernel

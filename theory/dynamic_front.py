@@ -59,7 +59,7 @@ class _MeasuredBlocks:
             field.ffn_gain = np.array([[gains.ffn]])
             field.gate_variance = np.array([[gains.gate_std**2]])
             (field.silu_energy,) = field.tables(np.ones((1, 1)), "kernel")
-            field.gains = _merge_gains(merge)
+            field.gains_attn = field.gains_ffn = _merge_gains(merge)
             yield field
 
     def cosines(self, realisations: int) -> Array:

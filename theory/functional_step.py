@@ -10,6 +10,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from theory.mixers import ATTENTIONS
 from theory.recursion import MeanField, State
 from theory.setting import Setting
 
@@ -148,8 +149,12 @@ def predict_functional_step(setting: Setting) -> FunctionalStep:
     too large.
 
     Raises:
-        ValueError: a merge other than plain.
+        ValueError: a merge other than plain, or a mixer that is no attention by itself.
     """
+    if setting.mixer not in ATTENTIONS:
+        raise ValueError(
+            f"the functional step is derived for {', '.join(ATTENTIONS)} attention, got {setting.mixer!r}"
+        )
     if setting.merge != "plain":
         raise ValueError(f"the functional step is derived for the plain merge, got {setting.merge!r}")
     field, cosine, width = MeanField(setting), setting.input_cosine, setting.width

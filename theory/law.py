@@ -26,6 +26,7 @@ class Premises:
         centering_sign: P = I + centering_sign J.
         unit_square: squared norm of a token's direction.
         softmax_exponent: attention is exp(S_ij) / (sum_k exp(S_ik))^softmax_exponent; 0 does not normalise.
+        state_write: a state space is h_t = a_t h_{t-1} + (state_write - a_t) v_t.
         mean_leak: MV-Split is Z = X + beta*(P F) + alpha*J(F - mean_leak X).
         segment_scale: J_seg averages over each segment, times segment_scale.
         norm_exponent: RMSNorm is Z_i (|Z_i|^2 / D + eps)^norm_exponent.
@@ -38,6 +39,7 @@ class Premises:
     centering_sign: Expr = S.NegativeOne
     unit_square: Expr = S.One
     softmax_exponent: Expr = S.One
+    state_write: Expr = S.One
     mean_leak: Expr = S.One
     segment_scale: Expr = S.One
     norm_exponent: Expr = -S.Half

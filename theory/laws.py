@@ -13,10 +13,12 @@ from theory.gradient_modes import GRADIENT_SPLIT
 from theory.law import Law
 from theory.merge_backward import BACKWARD
 from theory.merge_laws import BRANCH_COTANGENT, GLOBAL_MEAN, MEAN_LEAKS, MERGE_PARTS, NOT_A_GATE
+from theory.mixer_laws import HOMOGENEOUS_VALUES, ROW_SUM_TABLE
 from theory.optimiser_laws import CLIPPING, ORTHOGONALISED
 from theory.projectors import CENTERED_PART, MEAN_IS_KEPT
 from theory.replication import REPLICATION
 from theory.softmax_null_space import NULL_SPACE
+from theory.state_space_law import STATE_SPACE
 
 LAWS: dict[str, Law] = {
     law.tag: law
@@ -44,6 +46,9 @@ LAWS: dict[str, Law] = {
         LAZY_MIXER,
         TOKEN_GATES,
         ATTENTION_ONLY,
+        ROW_SUM_TABLE,
+        HOMOGENEOUS_VALUES,
+        STATE_SPACE,
         ENERGY_RATIO,
         FRONT_ODDS,
         MOMENTS,

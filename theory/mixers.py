@@ -34,6 +34,14 @@ class RowMoments:
 
 Rows = Callable[[Array], RowMoments]
 
+ATTENTIONS = ("softmax", "uniform", "linear")
+"""The mixers whose rows have one law, by which their moments are known."""
+
+
+def attention_of(mixer: str) -> str:
+    """The attention A of a mixer e I + l A."""
+    return "softmax" if mixer in ("lazy", "a_minus_i", "i_minus_a") else mixer
+
 
 @lru_cache(maxsize=64)
 def row_moments(mixer: str, tokens: int, head_width: int) -> Rows:

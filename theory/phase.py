@@ -7,8 +7,9 @@ from numpy.polynomial import Polynomial
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
+from theory.coverage import silence
 from theory.front import FRONT_COSINE
-from theory.setting import Setting
+from theory.setting import Setting, identity_blend
 from theory.swiglu import silu_kernel
 
 Array = NDArray[np.float64]
@@ -30,52 +31,58 @@ class FixedPoint:
 class BlockMap:
     """One block's map of the pair cosine for T, D -> infinity, exact for fresh Gaussian weights.
 
-    Attention averages the centered part away, so F has moments g c for tokens and pairs alike; SwiGLU has r g
-    kap(1) and r g c kap(c), with g = (weight_std^2 D)(writer_std^2 D), r the FFN ratio and kap the kernel of
-    silu.
+    Attention averages the centered part away, so behind a mixer e I + l A (0, 1 for attention by itself) F
+    has moments g ((e + l)^2 c + e^2 (1 - c)) for tokens and g (e + l)^2 c for pairs; SwiGLU has r g kap(1)
+    and r g c kap(c), with g = (weight_std^2 D)(writer_std^2 D), r the FFN ratio and kap the kernel of silu.
 
     Args:
-        setting: weight and writer std times sqrt(width), the FFN ratio and the merge are what enters.
+        setting: weight and writer std times sqrt(width), the FFN ratio, the merge and the mixer are what
+            enters.
+
+    Raises:
+        ValueError: a setting on which the theory is silent (`theory.coverage`).
     """
 
     def __init__(self, setting: Setting) -> None:
+        reason = silence(setting)
+        if reason is not None:
+            raise ValueError(reason)
         read = setting.weight_std**2 * setting.width
         writer_std = setting.weight_std if setting.writer_std is None else setting.writer_std
-        self.attention_gain = read * writer_std**2 * setting.width
-        self.ffn_gain = setting.ffn_ratio * self.attention_gain
+        attention_gain = read * writer_std**2 * setting.width
+        self.ffn_gain = setting.ffn_ratio * attention_gain
         kernel = silu_kernel(float(np.sqrt(read)))
         self.at_zero, self.at_one = float(kernel(0.0)), float(kernel(1.0))
         self.slope_at_one = float(kernel.deriv()(1.0))
         self.swiglu = Polynomial([0.0, 1.0]) * kernel
-        gains = setting.gains
-        self.mean_skip, self.mean_write = gains.mean_skip**2, gains.mean_write**2
-        self.part_skip, self.part_write = gains.centered_skip**2, gains.centered_write**2
-
-    def _merge(self, cosine: Array, token: Array, pair: Array) -> Array:
-        mean = self.mean_skip * cosine + self.mean_write * pair
-        return mean / (mean + self.part_skip * (1 - cosine) + self.part_write * (token - pair))
+        gains, ffn = setting.writer_gains
+        identity, share = identity_blend(setting.mixer, setting.mixer_share)
+        # what the attention merge multiplies the energies of mean and centered part by
+        self.raised = gains.mean_skip**2 + gains.mean_write**2 * attention_gain * (identity + share) ** 2
+        self.spread = gains.centered_skip**2 + gains.centered_write**2 * attention_gain * identity**2
+        self.mean_skip, self.mean_write = ffn.mean_skip**2, ffn.mean_write**2
+        self.part_skip, self.part_write = ffn.centered_skip**2, ffn.centered_write**2
 
     def __call__(self, cosine: Array) -> Array:
         """The cosine after a block."""
-        mixed = self.attention_gain * cosine
-        cosine = self._merge(cosine, mixed, mixed)
-        token = np.full_like(cosine, self.ffn_gain * self.at_one)
-        return self._merge(cosine, token, self.ffn_gain * self.swiglu(cosine))
+        mean = self.raised * cosine
+        cosine = mean / (mean + self.spread * (1 - cosine))
+        pair = self.ffn_gain * self.swiglu(cosine)
+        mean = self.mean_skip * cosine + self.mean_write * pair
+        part = self.part_skip * (1 - cosine) + self.part_write * (self.ffn_gain * self.at_one - pair)
+        return mean / (mean + part)
 
     def growth(self) -> float:
         """Multiplier of a small cosine; below 1 the state of unrelated tokens is stable."""
-        raised = (self.mean_skip + self.mean_write * self.attention_gain) * (
-            self.mean_skip + self.mean_write * self.ffn_gain * self.at_zero
-        )
-        return raised / (self.part_skip * (self.part_skip + self.part_write * self.ffn_gain * self.at_one))
+        ffn = self.mean_skip + self.mean_write * self.ffn_gain * self.at_zero
+        spread = self.part_skip + self.part_write * self.ffn_gain * self.at_one
+        return self.raised * ffn / (self.spread * spread)
 
     def decay(self) -> float:
-        """Multiplier of a small 1 - c; below 1 the collapsed state is stable."""
-        spread = self.part_write * self.ffn_gain * (self.at_one + self.slope_at_one)
-        raised = (self.mean_skip + self.mean_write * self.attention_gain) * (
-            self.mean_skip + self.mean_write * self.ffn_gain * self.at_one
-        )
-        return self.part_skip * (self.part_skip + spread) / raised
+        """Multiplier of a small 1 - c; below 1 the collapsed state is stable, inf where no mean is left."""
+        spread = self.part_skip + self.part_write * self.ffn_gain * (self.at_one + self.slope_at_one)
+        raised = self.raised * (self.mean_skip + self.mean_write * self.ffn_gain * self.at_one)
+        return self.spread * spread / raised if raised else np.inf
 
     def odds_bound(self) -> float:
         """Q with c'/(1 - c') <= Q c / (1 - c) for every c: Q < 1 excludes a collapse from any input, proved.
@@ -83,11 +90,10 @@ class BlockMap:
         Attention multiplies the odds exactly by its bracket; for SwiGLU kap(c) <= kap(1) (a power series with
         nonnegative coefficients).
         """
-        attention = (self.mean_skip + self.mean_write * self.attention_gain) / self.part_skip
         ffn = (self.mean_skip + self.mean_write * self.ffn_gain * self.at_one) / (
             self.part_skip + self.part_write * self.ffn_gain * self.at_one
         )
-        return attention * ffn
+        return self.raised / self.spread * ffn
 
     def fixed_points(self) -> list[FixedPoint]:
         """All cosines in [0, 1] that the map keeps, in order; 0 and 1 always."""

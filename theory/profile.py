@@ -8,6 +8,7 @@ from scipy.optimize import minimize_scalar
 
 from theory.backward import Adjoint, WriterGradient, writer_inputs
 from theory.front import Step, Walkers
+from theory.mixers import attention_of
 from theory.recursion import TINY, MeanField, State
 from theory.setting import Setting
 
@@ -61,9 +62,10 @@ class ProfileObservables:
         purity = np.maximum(state.spread / (open_cosine**2 * (1 + 2 * cosine - cosine**2)), 1 / field.width)
         purity = np.minimum(purity, 1.0)
         responding = rows.square_response * open_cosine**2 * purity
-        leaked = np.maximum(rows.square + others * rows.overlap - 1, 0) / others
-        if field.setting.mixer == "softmax":
-            leaked = leaked + state.mean_energy * open_cosine * purity
+        common = (field.identity + field.share) ** 2
+        leaked = np.maximum(rows.square + others * rows.overlap - common, 0) / others
+        if attention_of(field.setting.mixer) == "softmax":
+            leaked = leaked + field.share**2 * state.mean_energy * open_cosine * purity
         observables = {
             "retention": np.sqrt(np.maximum(rows.square - rows.overlap + responding, 0)),
             "leakage": np.sqrt(leaked),
@@ -79,7 +81,7 @@ class ProfileObservables:
     def branch(self, step: Step, attention: bool) -> dict[str, Array]:
         """Residual ratio and variance gain of a branch output over the trunk it is added to.
 
-        Attention returns sqrt(g) Ret of the centered part, since P A X = P A P X (law P2).
+        Attention returns sqrt(g) Ret of the centered part, since P A X = P A P X (law P2); so does e I + l A.
         """
         moments, mean = step.branch, step.before.mean_energy
         if attention:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from theory.mixers import RowMoments
-from theory.setting import Gains, Setting
+from theory.coverage import silence
+from theory.mixers import RowMoments, attention_of
+from theory.setting import Gains, Setting, identity_blend
 from theory.tables import Tables
 
 Array = NDArray[np.float64]
@@ -45,9 +46,10 @@ class Branch:
     """Moments of a sub-layer's output per feature, and fluctuations of the writer's input over the readers.
 
     Attributes:
+        gains: of the merge that the output goes into.
         token: second moment of one token.
         pair: second moment of a pair of distinct tokens, mean over pairs.
-        slope: derivative of `pair` in the pair cosine (the FFN alone acts on each pair by itself).
+        slope: derivative of `pair` in the pair's own cosine: of the FFN, and of the identity in a mixer.
         curvature: second derivative of `pair`.
         fresh: D times the relative variance that fresh weights add to a pair product.
         mean: D times the relative variance of the energy of the branch mean over the readers.
@@ -60,6 +62,7 @@ class Branch:
             (FFN).
     """
 
+    gains: MergeGains
     token: Array
     pair: Array
     slope: Array
@@ -96,34 +99,40 @@ class MeanField:
     the drift of E cos(z_i, z_j) through a merge and its RMSNorm, the tilt and the energy of the branch mean,
     the start. Heuristic: one pair cosine for all pairs of a sample, log-normal energies, and the third moment
     and the saturation of the spread. With text tokens the two segments carry the same statistics, so T counts
-    both; only `mv_split` tells them apart.
+    both; only the merges that project each segment by itself tell them apart. A mixer e I + l A has the rows
+    of A blended with those of the identity, exactly: E a_ij = 1 / T for every pair, a token and itself
+    included.
 
     Args:
         settings: the stack; `rope` is ignored (positions are not part of the one-cosine ansatz). Several
             stacks are followed at once, one in each row of the state.
 
     Raises:
-        ValueError: `mv_split` with text tokens, whose two segments have no common recursion.
+        ValueError: a setting on which the theory is silent (`theory.coverage`).
     """
 
     def __init__(self, *settings: Setting) -> None:
         for setting in settings:
-            if setting.merge == "mv_split" and setting.text_tokens:
-                raise ValueError("the theory of mv_split speaks of one segment: set text_tokens to 0")
+            reason = silence(setting)
+            if reason is not None:
+                raise ValueError(reason)
 
         def column(values: Sequence[float]) -> Array:
             return np.array(values, dtype=np.float64)[:, None]
 
         self.setting = settings[0]
-        self.mixers = {setting.mixer for setting in settings}
+        blends = [identity_blend(setting.mixer, setting.mixer_share) for setting in settings]
+        self.identity, self.share = (column(part) for part in zip(*blends, strict=True))
+        self.attentions = {attention_of(setting.mixer) for setting in settings}
         self.tokens = column([setting.tokens + setting.text_tokens for setting in settings])
         self.width = column([setting.width for setting in settings])
         self.ratio = column([setting.ffn_ratio for setting in settings])
         self.input_cosine = column([setting.input_cosine for setting in settings])
         self.adjoint_cosine = column([setting.adjoint_cosine for setting in settings])
         names = [field.name for field in fields(Gains)]
-        self.gains = MergeGains(
-            *(column([getattr(setting.gains, name) for setting in settings]) for name in names)
+        self.gains_attn, self.gains_ffn = (
+            MergeGains(*(column([getattr(gains, name) for gains in of]) for name in names))
+            for of in zip(*(setting.writer_gains for setting in settings), strict=True)
         )
         read = column([setting.weight_std for setting in settings]) ** 2 * self.width
         writers = [s.weight_std if s.writer_std is None else s.writer_std for s in settings]
@@ -153,8 +162,8 @@ class MeanField:
         spread = (1 - cosine) ** 2 * (1 + 2 * cosine - cosine**2) / self.width
         return State(mean_energy=mean, spread=np.broadcast_to(spread, shape))
 
-    def rows(self, cosine: Array) -> RowMoments:
-        """Moments of the mixer's rows at each cosine."""
+    def attention_rows(self, cosine: Array) -> RowMoments:
+        """Moments of the rows of the attention matrix A at each cosine."""
         names = ("concentration", "divergence", "square_response", "overlap_response")
         concentration, divergence, square_response, overlap_response = self.tables(cosine, *names)
         square = 1 / self.tokens + (1 - cosine) * concentration
@@ -166,12 +175,23 @@ class MeanField:
             overlap_response=overlap_response,
         )
 
+    def rows(self, cosine: Array) -> RowMoments:
+        """Moments of the rows of the mixer e I + l A at each cosine."""
+        rows, weight = self.attention_rows(cosine), self.share**2
+        crossed = 2 * self.identity * self.share / self.tokens
+        return RowMoments(
+            square=weight * rows.square + crossed + self.identity**2,
+            overlap=weight * rows.overlap + crossed,
+            square_response=weight * rows.square_response,
+            overlap_response=weight * rows.overlap_response,
+        )
+
     def mixed(self, state: State) -> tuple[RowMoments, Array, Array]:
         """Row moments, and the second moments of mixed tokens (one and a pair) per unit of attention gain."""
-        cosine = self.cosine(state.mean_energy)
+        cosine, common = self.cosine(state.mean_energy), (self.identity + self.share) ** 2
         rows = self.rows(cosine)
-        token = cosine + (1 - cosine) * rows.square + rows.square_response * state.spread
-        pair = cosine + (1 - cosine) * rows.overlap + rows.overlap_response * state.spread
+        token = common * cosine + (1 - cosine) * rows.square + rows.square_response * state.spread
+        pair = common * cosine + (1 - cosine) * rows.overlap + rows.overlap_response * state.spread
         return rows, token, pair
 
     def attention(self, state: State) -> Branch:
@@ -179,9 +199,10 @@ class MeanField:
         _, token, pair = self.mixed(state)
         none, wishart = np.zeros_like(token), np.full_like(token, 2.0)
         return Branch(
+            gains=self.gains_attn,
             token=self.attention_gain * token,
             pair=self.attention_gain * pair,
-            slope=none,
+            slope=none + self.attention_gain * self.identity**2,
             curvature=none,
             fresh=4.0,
             mean=wishart,
@@ -200,6 +221,7 @@ class MeanField:
         names = ("mean", "mean_centered", "centered", "pair_token", "own", "crossed")
         units = dict(zip(names, (unit / ratio for unit in self.tables(cosine, *names)), strict=True))
         return Branch(
+            gains=self.gains_ffn,
             token=np.broadcast_to(gain * self.silu_energy, cosine.shape),
             pair=gain * (pair + 0.5 * state.spread * curvature),
             slope=gain * slope,
@@ -219,7 +241,7 @@ class _Merge:
 
     def __init__(self, field: MeanField, state: State, branch: Branch) -> None:
         self.field, self.state, self.branch = field, state, branch
-        gains, tokens = field.gains, field.tokens
+        gains, tokens = branch.gains, field.tokens
         write = np.maximum(field.mean_energy(branch.token, branch.pair), 0)  # an energy, to order 1/D
         energies = (
             gains.mean_skip**2 * state.mean_energy,

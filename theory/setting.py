@@ -3,11 +3,17 @@
 import math
 from dataclasses import dataclass
 
-MERGES = ("plain", "layerscale", "rezero", "deepnorm", "mv_split")
+MERGES = (
+    *("plain", "layerscale", "rezero", "deepnorm", "mv_split"),
+    *("mv_split_attn", "hard_centering", "highway", "pre_norm"),
+)
+"""The last four are controls: MV-Split behind attention only, a removed mean, and two other skip paths."""
+
+MIXERS = ("softmax", "uniform", "linear", "lazy", "a_minus_i", "i_minus_a", "gated", "state_space")
+"""From `lazy` on they are controls: blends of softmax attention and identity, a gate, and no attention."""
+
 LARGEST_SIZE, LARGEST_GAIN = 2**24, 1e12
 """Beyond them no stack is meant, and double precision would overflow."""
-
-MIXERS = ("softmax", "uniform", "linear")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +29,17 @@ class Gains:
     mean_write: float
     centered_skip: float
     centered_write: float
+
+
+def identity_blend(mixer: str, share: float) -> tuple[float, float]:
+    """(e, l) of a mixer e I + l A with A its attention (N2, N3); (0, 1) for attention by itself.
+
+    Args:
+        mixer: one of `MIXERS`.
+        share: l of `lazy`, (1 - l) I + l A.
+    """
+    blends = {"lazy": (1 - share, share), "a_minus_i": (-1.0, 1.0), "i_minus_a": (1.0, -1.0)}
+    return blends.get(mixer, (0.0, 1.0))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,11 +59,17 @@ class Setting:
         heads: attention heads; they divide the width.
         ffn_ratio: SwiGLU hidden width over width.
         adjoint_cosine: pair cosine of the tokens' loss adjoints dL/dX_L; no forward result depends on it.
+        merge: of both sub-layers; `mv_split_attn` is `mv_split` behind attention and `plain` behind the FFN.
         residual_gain: lambda of `layerscale` and `rezero`, a of `deepnorm`; 1 makes each the plain merge.
+            lambda of `highway`.
         alpha: gain of `mv_split` on the mean (a leaky integrator).
         beta: gain of `mv_split` on the centered part.
-        mixer: `softmax` attention, `uniform` (every token reads the mean), or `linear` attention (elu + 1).
-        rope: 2-D rotary positions on the image tokens, which then form a square; `uniform` reads none.
+        mixer: `softmax` attention, `uniform` (every token reads the mean), `linear` attention (elu + 1);
+            `lazy`, (1 - l) I + l A, `a_minus_i`, `i_minus_a` of softmax attention A; `gated`, softmax
+            attention behind a gate; `state_space`, a scan of the tokens with gates, both ways.
+        mixer_share: l of `lazy`, the share of attention; 0 mixes no tokens, 1 is softmax attention.
+        rope: 2-D rotary positions on the image tokens, which then form a square; `uniform` and `state_space`
+            read none.
 
     Raises:
         ValueError: a value outside its range, or a combination that no stack has.
@@ -68,6 +91,7 @@ class Setting:
     alpha: float = 0.1
     beta: float = 1.0
     mixer: str = "softmax"
+    mixer_share: float = 0.5
     rope: bool = False
 
     def __post_init__(self) -> None:
@@ -99,6 +123,8 @@ class Setting:
         for name in ("input_cosine", "adjoint_cosine"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.mixer_share <= 1:
+            raise ValueError(f"mixer_share must be in [0, 1], got {self.mixer_share}")
         for name, known in (("merge", MERGES), ("mixer", MIXERS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(known)}")
@@ -130,12 +156,43 @@ class Setting:
         return (self.tokens, self.text_tokens)
 
     @property
+    def merges(self) -> tuple[str, str]:
+        """The merges behind attention and behind the FFN."""
+        return ("mv_split", "plain") if self.merge == "mv_split_attn" else (self.merge, self.merge)
+
+    @property
+    def writer_gains(self) -> tuple[Gains, Gains]:
+        """The gains of both merges on mean and centered part (R1-R2, arXiv:2605.06169 Eq. 7-9 and App. D).
+
+        Raises:
+            ValueError: a merge that is not linear in trunk and branch, or has no norm behind it.
+        """
+        attention, ffn = self.merges
+        return self._gains(attention), self._gains(ffn)
+
+    @property
     def gains(self) -> Gains:
-        """The gains of the merge on mean and centered part (R1-R2, arXiv:2605.06169 Eq. 7-9 and App. D)."""
-        gain = self.residual_gain
-        skip, write = {"plain": (1.0, 1.0), "deepnorm": (gain, 1.0)}.get(self.merge, (1.0, gain))
-        if self.merge == "mv_split":
-            return Gains(
-                mean_skip=1 - self.alpha, mean_write=self.alpha, centered_skip=1.0, centered_write=self.beta
-            )
-        return Gains(mean_skip=skip, mean_write=write, centered_skip=skip, centered_write=write)
+        """The gains of the merge, where attention and FFN have the same.
+
+        Raises:
+            ValueError: as `writer_gains`, or two different merges.
+        """
+        attention, ffn = self.writer_gains
+        if attention != ffn:
+            raise ValueError(f"{self.merge} merges attention and FFN differently: ask for writer_gains")
+        return attention
+
+    def _gains(self, merge: str) -> Gains:
+        gain, alpha, beta = self.residual_gain, self.alpha, self.beta
+        known = {
+            "plain": (1.0, 1.0, 1.0, 1.0),
+            "layerscale": (1.0, gain, 1.0, gain),
+            "rezero": (1.0, gain, 1.0, gain),
+            "deepnorm": (gain, 1.0, gain, 1.0),
+            "mv_split": (1 - alpha, alpha, 1.0, beta),
+            "hard_centering": (0.0, 0.0, 1.0, 1.0),
+        }
+        if merge not in known:
+            raise ValueError(f"no theory of the merge {merge!r}: it has no gains")
+        mean_skip, mean_write, skip, write = known[merge]
+        return Gains(mean_skip=mean_skip, mean_write=mean_write, centered_skip=skip, centered_write=write)

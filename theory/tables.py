@@ -9,7 +9,7 @@ import numpy as np
 from numpy.polynomial import Polynomial
 from numpy.typing import NDArray
 
-from theory.mixers import row_moments
+from theory.mixers import attention_of, row_moments
 from theory.setting import Setting
 from theory.swiglu import silu_kernel, slope_kernel, unit_fluctuations, unit_kurtosis
 
@@ -25,14 +25,14 @@ PLACE = {name: place for place, name in enumerate(COLUMNS)}
 
 
 @lru_cache(maxsize=512)
-def _columns(mixer: str, tokens: int, head_width: int, gate_std: float) -> Array:
+def _columns(attention: str, tokens: int, head_width: int, gate_std: float) -> Array:
     """All columns on the grid of cosines from -1 / (T - 1) to 1 [G, K].
 
     The row moments are kept as (S_d - 1/T) / (1 - c) and (S_d - S_o) / (1 - c)^2, finite at c = 1, where they
     are extrapolated.
     """
     cosine = np.linspace(-1 / (tokens - 1), 1.0, GRID)
-    rows = row_moments(mixer, tokens, head_width)(cosine)
+    rows = row_moments(attention, tokens, head_width)(cosine)
     open_cosine = np.append(1 - cosine[:-1], 1.0)  # the last entry is extrapolated below
     concentration = (rows.square - 1 / tokens) / open_cosine
     divergence = (rows.square - rows.overlap) / open_cosine**2
@@ -73,7 +73,12 @@ class Tables:
     def __init__(self, settings: Sequence[Setting]) -> None:
         tokens = np.array([setting.tokens + setting.text_tokens for setting in settings])
         tables = [
-            _columns(setting.mixer, int(count), setting.head_width, setting.weight_std * setting.width**0.5)
+            _columns(
+                attention_of(setting.mixer),
+                int(count),
+                setting.head_width,
+                setting.weight_std * setting.width**0.5,
+            )
             for setting, count in zip(settings, tokens, strict=True)
         ]
         self.table = np.concatenate(tables)

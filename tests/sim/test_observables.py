@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sim import observables
+from sim import attention_statistics, observables
 
 EPS = observables.EPS
 
@@ -225,6 +225,19 @@ def test_mu_eff_of_structured_attention(kind: str, tokens: int, dtype: torch.dty
     tolerance = 1e-10 if dtype == torch.float64 else 1e-5
     found = observables.mu_eff(attention.to(dtype)).item()
     assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["two blocks", "border", "flip symmetric", "clusters"])
+@pytest.mark.parametrize("tokens", [40, 65, 300])
+def test_matrices_iterated_together_agree_with_one_by_one(kind: str, tokens: int) -> None:
+    """What a GPU does, on a CPU."""
+    matrix = torch.cat([structured_attention(kind, tokens)[0], draw_attention(3, 1, 2, tokens)[0]])
+    operator = matrix - matrix.mean(-2, keepdim=True)
+    operator = operator - operator.mean(-1, keepdim=True)
+    start = attention_statistics._start(tokens, torch.float64, torch.device("cpu"))
+    floor = 1e-15 * torch.linalg.matrix_norm(operator).square()
+    found = attention_statistics._iterated_together(operator, start, 1e-8, floor)
+    torch.testing.assert_close(found, torch.linalg.svdvals(operator)[:, 0], rtol=1e-10, atol=1e-10)
 
 
 @given(seed=st.integers(0, 10_000), tokens=st.integers(2, 90))

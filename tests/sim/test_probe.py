@@ -265,6 +265,7 @@ def test_pairs_formed_a_band_at_a_time_are_all_counted(
     from sim import gradients
 
     monkeypatch.setitem(gradients.MATRIX_ENTRIES, "cpu", entries)
+    monkeypatch.setattr(gradients, "LEAST_BAND", 1)
     generator = torch.Generator().manual_seed(6)
     y, delta = (torch.randn(3, 23, size, generator=generator) + 0.3 for size in (8, 5))
     found = coherence(scale * y, delta)
@@ -281,14 +282,27 @@ def test_pairs_formed_a_band_at_a_time_are_all_counted(
         )
 
 
+@pytest.mark.parametrize("shared", [0.0, 1.0, 1e3, 1e6])
+def test_parts_stay_accurate_where_tokens_nearly_agree(shared: float) -> None:
+    x = torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(7)) + shared
+    found, cosines = observables.segment_state(x, (9, 3))
+    for suffix, part in (("", x), ("_image", x[:, :9]), ("_text", x[:, 9:])):
+        exact = part.double() - part.double().mean(1, keepdim=True)
+        torch.testing.assert_close(
+            found[suffix].centered_norm.double(), exact.norm(dim=(1, 2)), rtol=2e-6, atol=1e-9
+        )
+        deficit = observables.tcs_deficit(part.double())
+        assert (1 - cosines[suffix].double() - deficit).abs().max() < 2e-7
+
+
 def test_observables_of_a_segment_join_to_those_of_all_tokens() -> None:
     x = torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(7), dtype=torch.float64) + 0.5
     x[0, 4] = 0.0
-    found = observables.segment_tcs(x, (9, 3))
+    _, found = observables.segment_state(x, (9, 3))
     for suffix, part in (("", x), ("_image", x[:, :9]), ("_text", x[:, 9:])):
         torch.testing.assert_close(found[suffix], observables.tcs(part), rtol=1e-12, atol=1e-12)
         parts = observables.segment_parts(x, (9, 3))[suffix]
         torch.testing.assert_close(observables.parts_rho(parts), observables.rho(part))
-    assert set(observables.segment_tcs(x, (12, 0))) == {""}
-    assert set(observables.segment_tcs(x, (11, 1))) == {"", "_image"}
+    assert set(observables.segment_parts(x, (12, 0))) == {""}
+    assert set(observables.segment_parts(x, (11, 1))) == {"", "_image"}
     assert set(observable_dims(SETTING)) >= {"tcs", "tcs_image", "tcs_text"}

@@ -35,6 +35,9 @@ TOKEN_MEANS = {
     "N3",
     "N4",
     "N7",
+    "N8",
+    "N9",
+    "N10",
     "E1",
     "E2",
     "E3",
@@ -42,8 +45,8 @@ TOKEN_MEANS = {
     "M1",
 }
 MUTATIONS = {
-    "row sum other than 1": (Premises(row_sum=Symbol("r")), {"P1", "S1", "N2", "N3", "N4"}),
-    "rows of different sums": (Premises(row_sum=None), {"P1", "P2", "S1", "N2", "N3", "N4"}),
+    "row sum other than 1": (Premises(row_sum=Symbol("r")), {"P1", "S1", "N2", "N3", "N4", "N8", "N9"}),
+    "rows of different sums": (Premises(row_sum=None), {"P1", "P2", "S1", "N2", "N3", "N4", "N8", "N9"}),
     "dropped T in J": (Premises(mean_scale=Integer(1)), TOKEN_MEANS | {"R4"}),
     "another projector than J": (
         Premises(mean_scale=Integer(1), mean_vector_is_ones=False),
@@ -57,7 +60,11 @@ MUTATIONS = {
         Premises(unit_square=Symbol("n", positive=True)),
         {"A2", "A3", "A4", "A5", "C2", "E1", "E2"},
     ),
-    "weights that are not normalised": (Premises(softmax_exponent=Integer(0)), {"S1", "X1"}),
+    "weights that are not normalised": (
+        Premises(softmax_exponent=Integer(0)),
+        {"S1", "X1", "N8", "N9"},
+    ),
+    "a state space that writes more than it forgets": (Premises(state_write=Integer(2)), {"N10"}),
     "MV-Split without its leak": (
         Premises(mean_leak=Integer(0)),
         {"R1", "R2", "R4", "R5", "R6", "N7", "F1"},
@@ -201,6 +208,22 @@ POINTS: dict[str, Callable[[Draw], tuple[object, ...]]] = {
     "N3": lambda draw: (rows_summing_to_one(draw), draw(5, 3), mpmath.mpf("0.3")),
     "N4": lambda draw: (rows_summing_to_one(draw), draw(3), draw(5, 3), draw(5, 3)),
     "N7": lambda draw: (draw(5, 3), draw(5, 3), draw(5, 3), draw(3), draw(3)),
+    "N8": lambda draw: (
+        rows_summing_to_one(draw),
+        draw(5, 5) ** 2,
+        draw(5, 3),
+        draw(5, 3),
+        (mpmath.mpf("0.7"), mpmath.mpf("-0.2")),
+    ),
+    "N9": lambda draw: (
+        draw(5, 5) ** 2,
+        draw(3),
+        draw(5, 3),
+        draw(5, 3),
+        draw(5, 5),
+        (mpmath.mpf("0.7"), mpmath.mpf("-0.2")),
+    ),
+    "N10": lambda draw: (1 / (1 + draw(5) ** 2), draw(5, 3), draw(3), draw(5, 3)),
     **dict.fromkeys(("E1", "E2", "E3"), lambda draw: (draw(5, 3),)),
     "F1": lambda draw: (draw(5, 4), skew_writer(), 6),
     "M1": lambda draw: (draw(5, 4), draw(5, 4), skew_writer(), 6),

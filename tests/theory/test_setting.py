@@ -2,7 +2,8 @@
 
 import pytest
 
-from theory import Setting
+from theory import MERGES, Setting
+from theory.setting import identity_blend
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,8 @@ from theory import Setting
         ({"weight_std": float("nan")}, "weight_std must be positive"),
         ({"writer_std": -1.0}, "writer_std must be in"),
         ({"alpha": float("inf")}, "alpha must be finite"),
+        ({"mixer_share": 1.1}, r"mixer_share must be in \[0, 1\], got 1.1"),
+        ({"mixer_share": float("nan")}, "mixer_share must be in"),
         ({"ffn_ratio": 0.001}, "must be a whole number"),
         ({"rope": True, "tokens": 15}, "tokens must be a square, got 15"),
         ({"rope": True, "width": 12, "heads": 2}, "head width divisible by 4"),
@@ -38,6 +41,7 @@ def test_bad_fields_are_refused(fields: dict[str, object], message: str) -> None
         ({"merge": "rezero", "residual_gain": 0.2}, (1, 0.2, 1, 0.2)),
         ({"merge": "deepnorm", "residual_gain": 3.0}, (3, 1, 3, 1)),
         ({"merge": "mv_split", "alpha": 0.1, "beta": 0.5}, (0.9, 0.1, 1, 0.5)),
+        ({"merge": "hard_centering"}, (0, 0, 1, 1)),
     ],
 )
 def test_gains_of_the_merges(fields: dict[str, object], gains: tuple[float, ...]) -> None:
@@ -45,3 +49,34 @@ def test_gains_of_the_merges(fields: dict[str, object], gains: tuple[float, ...]
     assert (found.mean_skip, found.mean_write, found.centered_skip, found.centered_write) == pytest.approx(
         gains
     )
+
+
+def test_the_attention_only_split_has_gains_of_its_own_for_each_writer() -> None:
+    attention, ffn = Setting(merge="mv_split_attn", alpha=0.1, beta=0.5).writer_gains
+    assert attention == Setting(merge="mv_split", alpha=0.1, beta=0.5).gains
+    assert ffn == Setting().gains
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_both_writers_have_a_merge_that_is_known(merge: str) -> None:
+    assert set(Setting(merge=merge).merges) <= set(MERGES) - {"mv_split_attn"}
+
+
+@pytest.mark.parametrize("merge", ["highway", "pre_norm"])
+def test_merges_without_gains_are_named(merge: str) -> None:
+    with pytest.raises(ValueError, match=f"no theory of the merge '{merge}'"):
+        Setting(merge=merge).gains  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("mixer", "blend"),
+    [
+        ("softmax", (0, 1)),
+        ("gated", (0, 1)),
+        ("lazy", (0.7, 0.3)),
+        ("a_minus_i", (-1, 1)),
+        ("i_minus_a", (1, -1)),
+    ],
+)
+def test_blends_with_the_identity(mixer: str, blend: tuple[float, float]) -> None:
+    assert identity_blend(mixer, 0.3) == pytest.approx(blend)

@@ -1,0 +1,38 @@
+"""Token mixers by name."""
+
+from sim.attention import (
+    BlendedAttention,
+    GatedAttention,
+    LinearAttention,
+    Mixer,
+    SoftmaxAttention,
+    UniformAttention,
+)
+from sim.state_space import StateSpace
+from theory.setting import MIXERS, identity_blend
+
+
+def make_mixer(name: str, width: int, heads: int, *, share: float = 0.5, rope: bool = False) -> Mixer:
+    """The mixer of a name.
+
+    Args:
+        name: one of `theory.setting.MIXERS`.
+        width: features of a token.
+        heads: attention heads.
+        share: l of `lazy`.
+        rope: rotate the queries and keys of image tokens; `uniform` and `state_space` have none.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in MIXERS:
+        raise ValueError(f"unknown mixer {name!r}: choose one of {', '.join(MIXERS)}")
+    if name == "uniform":
+        return UniformAttention(width, heads)
+    if name == "state_space":
+        return StateSpace(width, heads)
+    if name in ("lazy", "a_minus_i", "i_minus_a"):
+        identity, share = identity_blend(name, share)
+        return BlendedAttention(width, heads, identity=identity, share=share, rope=rope)
+    compared = {"softmax": SoftmaxAttention, "linear": LinearAttention, "gated": GatedAttention}
+    return compared[name](width, heads, rope=rope)
