@@ -46,17 +46,18 @@ def rope_angles(
 
 @functools.lru_cache(maxsize=16)
 def _rotation(
-    segments: Segments, head_width: int, device: torch.device, dtype: torch.dtype
+    segments: Segments, copies: int, head_width: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "T R"], Float[Tensor, "T R"]]:
-    """Cosine and sine of the angles, the same for all heads."""
+    """Cosine and sine of the angles, the same for all heads and for all copies of a token."""
     with torch.inference_mode(False):  # autograd saves no tensor made in inference mode
-        angles = rope_angles(segments, head_width, device)
+        once = rope_angles(tuple(length // copies for length in segments), head_width, device)
+        angles = once.repeat_interleave(copies, dim=0)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Float[Tensor, "*B T F"], segments: Segments) -> Float[Tensor, "*B T F"]:
     """Rotate each head's first half against its second half (the layout of the published checkpoint)."""
-    cos, sin = _rotation(segments, x.shape[-1], x.device, x.dtype)
+    cos, sin = _rotation(segments, getattr(segments, "copies", 1), x.shape[-1], x.device, x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
 

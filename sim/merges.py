@@ -13,6 +13,18 @@ MERGE_EPS = 1e-5
 Segments = tuple[int, ...]
 
 
+class Replicated(tuple[int, ...]):
+    """Segments whose every token stands `copies` times in a row, at one position (law X1)."""
+
+    copies: int
+
+    def __new__(cls, segments: Segments, copies: int) -> "Replicated":
+        """The segments of a replicated sequence, `segments` being those of one copy."""
+        found = super().__new__(cls, (copies * length for length in segments))
+        found.copies = copies * getattr(segments, "copies", 1)
+        return found
+
+
 def segment_mean(x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B T D"]:
     """J_seg X: every token replaced by the mean of its segment (arXiv:2605.06169 App. E); empty segments are
     skipped.

@@ -17,7 +17,7 @@ from sim.gradients import coherence, modes_from_gradient, writer_modes
 from sim.linear import Linear
 from sim.merges import Segments
 from sim.record import OPERATOR_OBSERVABLES, Array, Record, observable_dims
-from sim.stack import Block
+from sim.stack import Block, blocks_of
 from sim.tokens import TokenParts
 
 Seen = Callable[[Tensor, Tensor], None]
@@ -285,9 +285,7 @@ class Probe:
     def __init__(
         self, model: nn.Module, *, blocks: Sequence[int] | None = None, names: Sequence[str] | None = None
     ) -> None:
-        self._blocks = [module for module in model.modules() if isinstance(module, Block)]
-        if not self._blocks:
-            raise ValueError("the model holds no block to probe")
+        self._blocks = blocks_of(model)
         depth = len(self._blocks)
         self.blocks = tuple(range(1, depth + 1) if blocks is None else blocks)
         for index in self.blocks:

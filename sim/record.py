@@ -3,6 +3,7 @@
 # R runs of an ensemble, B batch, L blocks, W writers
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,10 @@ def observable_dims(setting: Setting, *, backward: bool = False) -> dict[str, tu
 
 
 class Record:
-    """Values of observables at blocks and writers, kept where they were computed until they are asked for.
+    """Values of observables at blocks and writers.
+
+    On a GPU they are kept where they were computed until they are asked for, so that none waits for another;
+    on a CPU they are taken down at once, since thousands of small tensors would splinter the memory.
 
     Args:
         dims: name -> dimensions, of `observable_dims`; other names are not recorded.
@@ -54,9 +58,13 @@ class Record:
 
     def __init__(self, dims: Mapping[str, tuple[str, ...]], depth: int, *, runs: int | None = None) -> None:
         self.dims = dict(dims)
-        self.depth = depth
-        self.runs = runs
-        self._entries: dict[str, list[tuple[tuple[int, ...], Tensor]]] = {name: [] for name in dims}
+        self.lead = () if runs is None else (runs,)
+        sizes = {"block": depth + 1, "writer": len(WRITERS)}
+        self._taken = {
+            name: np.full([*self.lead, *(sizes[dim] for dim in of)], np.nan, np.float32)
+            for name, of in dims.items()
+        }
+        self._waiting: dict[str, list[tuple[tuple[int, ...], Tensor]]] = {name: [] for name in dims}
 
     def wants(self, *names: str) -> bool:
         """Whether any of the names is recorded."""
@@ -64,28 +72,25 @@ class Record:
 
     def put(self, name: str, place: tuple[int, ...], values: Tensor) -> None:
         """Values per sample, or one of the whole batch, at (block,) or (block, writer)."""
-        if name in self.dims:
-            self._entries[name].append((place, values.detach()))
+        if name not in self.dims:
+            return
+        values = values.detach()
+        if values.ndim > len(self.lead):
+            values = values.mean(-1)
+        if values.device.type == "cpu":
+            self._take(name, place, values.numpy())
+        else:
+            self._waiting[name].append((place, values))
 
-    def clear(self) -> None:
-        """Forget all values."""
-        for entries in self._entries.values():
-            entries.clear()
+    def _take(self, name: str, place: tuple[int, ...], value: NDArray[Any]) -> None:
+        self._taken[name][(slice(None),) * len(self.lead) + place] = value
 
     def values(self) -> dict[str, Array]:
         """Batch means [L + 1] or [L + 1, W], behind an axis of runs in an ensemble; NaN where none came."""
-        return {name: self._filled(name) for name in self.dims}
-
-    def _filled(self, name: str) -> Array:
-        lead = () if self.runs is None else (self.runs,)
-        sizes = {"block": self.depth + 1, "writer": len(WRITERS)}
-        filled = np.full([*lead, *(sizes[dim] for dim in self.dims[name])], np.nan, np.float32)
-        entries = self._entries[name]
-        if not entries:
-            return filled
-        values = torch.stack([value for _, value in entries])
-        values = values.flatten(1 + len(lead)).mean(-1) if values.ndim > 1 + len(lead) else values
-        measured = values.float().cpu().numpy()
-        for (place, _), value in zip(entries, measured, strict=True):
-            filled[(slice(None),) * len(lead) + place] = value
-        return filled
+        for name, entries in self._waiting.items():
+            if entries:
+                measured = torch.stack([value for _, value in entries]).cpu().numpy()
+                for (place, _), value in zip(entries, measured, strict=True):
+                    self._take(name, place, value)
+                entries.clear()
+        return {name: taken.copy() for name, taken in self._taken.items()}

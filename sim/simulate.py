@@ -124,7 +124,7 @@ class _Walk:
     def values(self) -> dict[str, Array]:
         """Walk, and blank what is no result."""
         trunks = self._down()
-        if self.backward and len(trunks) == self.depth + 1:
+        if self.backward and (self.trunk_lost > self.depth).any():
             self._up(trunks)
         self.probe.finish()
         return {name: self._blanked(name, values) for name, values in self.record.values().items()}
@@ -158,10 +158,12 @@ class _Walk:
         return (torch.isfinite(rows).all(1) & rows.any(1)).cpu().numpy()
 
     @torch.inference_mode()
-    def _down(self) -> list[Tensor]:
-        """Record the forward observables; the trunks after blocks 0, 1, ... where they are needed again."""
+    def _down(self) -> Tensor:
+        """Record the forward observables; the trunks after blocks 0, 1, ..., none where not needed again."""
         x = self._drawn(synthetic_input, 0)
-        trunks = [x] if self.backward else []
+        kept = x.new_empty((self.depth + 1 if self.backward else 0, *x.shape))
+        if self.backward:
+            kept[0] = x
         for index in range(1, self.depth + 1):
             self._become(index)
             x = self.block(x, self.segments)
@@ -169,12 +171,12 @@ class _Walk:
             if (self.trunk_lost <= self.depth).all():
                 break
             if self.backward:
-                trunks.append(x)
+                kept[index] = x
         if not self.depth:
             self.probe.state(0, x, self.segments)
-        return trunks
+        return kept
 
-    def _up(self, trunks: list[Tensor]) -> None:
+    def _up(self, trunks: Tensor) -> None:
         """Record the backward observables from the last block down to the input."""
         self.probe.forward = False
         adjoint = self._drawn(synthetic_adjoint, ADJOINT_STREAM)

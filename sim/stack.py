@@ -82,6 +82,18 @@ class Block(nn.Module):
         return self.merge_ffn(x, self.ffn(self.merge_ffn.read(x)), segments)
 
 
+def blocks_of(model: nn.Module) -> list[Block]:
+    """The blocks of a model, in order.
+
+    Raises:
+        ValueError: it has none.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    if not blocks:
+        raise ValueError("the model holds no sim.stack.Block")
+    return blocks
+
+
 class Stack(nn.Module):
     """`depth` blocks in a row, all resident; `sim.simulate` streams them instead."""
 

@@ -1,8 +1,8 @@
 """The sweep store: one Zarr v3 group, one chunk per cell, for any number of writers, read by xarray."""
 
 import json
-import os
 import shutil
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +13,24 @@ import pandas as pd
 import xarray as xr
 import zarr
 from numpy.typing import ArrayLike, NDArray
+from zarr.abc.buffer import Buffer
 from zarr.codecs import ZstdCodec
+from zarr.storage import MemoryStore
 
 KIND = "mean-mode sweep"
 TODO, DONE, FAILED, DIVERGED = 0, 1, 2, 3
 STATUS_NAMES = ("to_do", "done", "failed", "diverged")
 
-
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 """What Zarr and its codecs raise on missing metadata and damaged bytes."""
 
 
 class StoreError(ValueError):
     """A store that is not what it should be; the message says which, what is wrong and what to do."""
+
+
+class StoreExistsError(StoreError):
+    """Something is already at the path of a store to be laid out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +46,16 @@ class Variable:
         return {"long_name": self.definition, "units": self.units}
 
 
+PROVENANCE = {
+    "wall_seconds": Variable(
+        definition="wall time of the run that gave the cell, the same for all depths it gave", units="s"
+    ),
+    "finished": Variable(definition="Unix time (UTC) at which the cell was written", units="s"),
+    "failure": Variable(definition="type and message of the exception of a failed cell, else empty"),
+}
+"""How a cell came about; no result, not the same in two runs, and missing in stores of older versions."""
+
+
 def create_sweep(
     path: str | Path,
     *,
@@ -52,6 +67,8 @@ def create_sweep(
 ) -> None:
     """Lay out an empty sweep with its forecast; it appears under `path` complete or not at all.
 
+    Of several processes that lay out one path at once exactly one succeeds.
+
     Args:
         path: where; must not exist.
         coordinates: axis -> its value in every cell, and what it is.
@@ -61,14 +78,13 @@ def create_sweep(
         attributes: provenance and configuration, JSON-serialisable.
 
     Raises:
-        StoreError: something is already there.
+        StoreExistsError: something is already there.
+        StoreError: no room, or another error of the file system.
     """
     path = Path(path)
     if path.exists():
-        raise StoreError(f"{path} already exists: pass --resume to go on with it, or another --out")
+        raise _exists(path)
     cells = len(next(iter(coordinates.values()))[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     data = xr.Dataset(
         {
             name: (("cell", *given.dims), np.asarray(values, float), given.attributes())
@@ -87,19 +103,54 @@ def create_sweep(
     writer = Variable(definition="residual writer whose branch is measured: attention or SwiGLU")
     data["block"].attrs, data["writer"].attrs = block.attributes(), writer.attributes()
     flags = {"flag_values": list(range(len(STATUS_NAMES))), "flag_meanings": " ".join(STATUS_NAMES)}
+    files: dict[str, Buffer] = {}
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        data.to_zarr(MemoryStore(files), mode="w", consolidated=False, zarr_format=3)
+    group = zarr.open_group(MemoryStore(files), mode="r+")
+    for name, given in variables.items():
+        shape = (cells, *(len(np.asarray(sizes[dim])) for dim in given.dims))
+        _add_array(group, name, shape, "float32", np.nan, ("cell", *given.dims), given.attributes())
+    _add_array(
+        group, "status", (cells,), "int8", TODO, ("cell",), {"long_name": "state of the cell", **flags}
+    )
+    for name, given in PROVENANCE.items():
+        dtype, fill = ("string", "") if name == "failure" else ("float64", np.nan)
+        _add_array(group, name, (cells,), dtype, fill, ("cell",), given.attributes())
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            data.to_zarr(partial, mode="w", consolidated=False, zarr_format=3)
-        group = zarr.open_group(partial, mode="r+")
-        for name, given in variables.items():
-            shape = (cells, *(len(np.asarray(sizes[dim])) for dim in given.dims))
-            _add_array(group, name, shape, "float32", np.nan, ("cell", *given.dims), given.attributes())
-        _add_array(
-            group, "status", (cells,), "int8", TODO, ("cell",), {"long_name": "state of the cell", **flags}
-        )
-        partial.rename(path)
-    except BaseException:
+        write_files(files, partial)
+        _put_in_place(partial, path)
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise StoreError(
+                f"{path} could not be laid out ({reason(error)}): nothing was written"
+            ) from error
+        raise
+
+
+def write_files(files: Mapping[str, Buffer], folder: Path) -> None:
+    """Write what a Zarr store in memory holds, one file after the other.
+
+    Zarr itself writes files of one array at once and still does so after one of them has failed.
+    """
+    for name, content in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content.to_bytes())
+
+
+def _exists(path: Path) -> StoreExistsError:
+    return StoreExistsError(f"{path} already exists: pass --resume to go on with it, or another --out")
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
+    """Rename a complete store; a folder is never renamed onto one that holds something."""
+    try:
+        partial.rename(path)
+    except OSError as error:
+        if path.exists():
+            raise _exists(path) from error
         raise
 
 
@@ -113,7 +164,7 @@ def _add_array(
     name: str,
     shape: tuple[int, ...],
     dtype: str,
-    fill: int | float,
+    fill: int | float | str,
     dims: tuple[str, ...],
     attributes: Mapping[str, Any],
 ) -> None:
@@ -134,84 +185,32 @@ def _add_array(
     )
 
 
-class SweepWriter:
-    """Writes cells of an existing sweep; safe for several processes, since a chunk belongs to one cell.
-
-    Args:
-        path: the store.
-
-    Raises:
-        StoreError: no sweep, a missing variable, or chunks that are not one cell each (two writers would
-            overwrite each other's cells).
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.group = _open_group(self.path, "r+")
-        found = _arrays(self.group, self.path)
-        self.arrays = {
-            name: array.with_config({"write_empty_chunks": True})
-            for name, array in found.items()
-            if _is_result(array)
-        }
-        for name, array in self.arrays.items():
-            if array.chunks != (1, *array.shape[1:]) or array.shards is not None:
-                raise StoreError(
-                    f"{path}: chunks of {name} are not one cell each (a compacted store is read-only)"
-                )
-        _check_written(
-            {name: array for name, array in found.items() if name not in self.arrays}, self.path, 0
-        )
-
-    def remaining(self) -> tuple[list[int], list[int]]:
-        """Cells to do, and those of them that were marked done but whose data are gone or damaged."""
-        todo, lost = [], []
-        for cell in range(self.arrays["status"].shape[0]):
-            try:
-                status = int(np.asarray(self.arrays["status"][cell]))
-                if status in (DONE, DIVERGED) and not self._holds_data(cell):
-                    lost.append(cell)
-            except _UNREADABLE:
-                lost.append(cell)
-                continue
-            if status in (TODO, FAILED):
-                todo.append(cell)
-        return sorted(todo + lost), lost
-
-    def _holds_data(self, cell: int) -> bool:
-        if not all((self.path / name / "c" / str(cell)).exists() for name in self.arrays):
-            return False
-        rows = {name: np.asarray(array[cell]) for name, array in self.arrays.items()}
-        return bool(np.isfinite(rows["tcs"][0]))
-
-    def write(self, cell: int, values: Mapping[str, NDArray[Any]], status: int) -> None:
-        """Write a cell's observables, shorter profiles NaN-padded, then its status."""
-        for name, array in self.arrays.items():
-            if name == "status":
-                continue
-            row = np.full((1, *array.shape[1:]), np.nan, np.float32)
-            if name in values:
-                place: tuple[Any, ...] = (0, *(slice(size) for size in values[name].shape))
-                row[place] = values[name]
-            array[cell : cell + 1] = row
-        self.arrays["status"][cell : cell + 1] = np.array([status], np.int8)
+def reason(error: OSError) -> str:
+    """What the system says of an error, without number and path."""
+    return error.strerror or _first_line(error)
 
 
-def _dims(array: zarr.Array[Any]) -> tuple[str | None, ...]:
-    """Dimension names, none for an array of an older format."""
-    return tuple(getattr(array.metadata, "dimension_names", None) or ())
+def provenance_arrays(group: zarr.Group) -> dict[str, zarr.Array[Any]]:
+    """Those of `PROVENANCE` that the store has."""
+    return {name: array for name in PROVENANCE if isinstance(array := group.get(name), zarr.Array)}
 
 
-def _is_result(array: zarr.Array[Any]) -> bool:
+def is_result(array: zarr.Array[Any]) -> bool:
+    """Whether cells write it: an observable or the status."""
     return array.basename == "status" or array.dtype == np.float32
 
 
-def _open_group(path: Path, mode: Any) -> zarr.Group:
+def open_group(path: Path, mode: Any) -> zarr.Group:
+    """The group of a sweep, its attributes validated.
+
+    Raises:
+        StoreError: no readable sweep.
+    """
     if not path.exists():
         raise StoreError(f"{path} does not exist")
     try:
         group = zarr.open_group(path, mode=mode)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise StoreError(f"{path} is no readable Zarr group: {_first_line(error)}") from error
     if group.attrs.get("kind") != KIND:
         raise StoreError(
@@ -227,7 +226,7 @@ def _open_group(path: Path, mode: Any) -> zarr.Group:
     return group
 
 
-def _arrays(group: zarr.Group, path: Path) -> dict[str, zarr.Array[Any]]:
+def required_arrays(group: zarr.Group, path: Path) -> dict[str, zarr.Array[Any]]:
     """Every array the store must have.
 
     Raises:
@@ -244,7 +243,7 @@ def _arrays(group: zarr.Group, path: Path) -> dict[str, zarr.Array[Any]]:
     for name in names:
         try:
             array = group[name]
-        except _UNREADABLE:
+        except UNREADABLE:
             missing.append(name)
             continue
         if isinstance(array, zarr.Array):
@@ -254,14 +253,14 @@ def _arrays(group: zarr.Group, path: Path) -> dict[str, zarr.Array[Any]]:
     return arrays
 
 
-def _check_written(arrays: Mapping[str, zarr.Array[Any]], path: Path, finished: int) -> None:
+def check_written(arrays: Mapping[str, zarr.Array[Any]], path: Path, finished: int) -> None:
     """Refuse arrays that have lost chunks: all of one written at once, one a finished cell of the others.
 
     Raises:
         StoreError: naming the first.
     """
     for name, array in arrays.items():
-        cellwise = _is_result(array) and array.chunks == (1, *array.shape[1:]) and array.shape[0] > 1
+        cellwise = is_result(array) and array.chunks == (1, *array.shape[1:]) and array.shape[0] > 1
         expected = finished if cellwise else array.nchunks
         lost = expected - array.nchunks_initialized
         if lost > 0 and cellwise:
@@ -283,14 +282,34 @@ def open_cells(path: str | Path) -> xr.Dataset:
         StoreError: no sweep, a damaged or missing chunk, or a missing variable.
     """
     path = Path(path)
-    arrays = _arrays(_open_group(path, "r"), path)
+    arrays = required_arrays(open_group(path, "r"), path)
     try:
         with xr.open_zarr(path, consolidated=False, chunks=None) as lazy:
             data = cast(xr.Dataset, lazy.load())
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise StoreError(f"{path} is damaged ({_first_line(error)}): run the sweep with --resume") from error
-    _check_written(arrays, path, int(data["status"].isin([DONE, DIVERGED]).sum()))
+    check_written(arrays, path, int(data["status"].isin([DONE, DIVERGED]).sum()))
     return data
+
+
+def open_progress(path: str | Path) -> xr.Dataset:
+    """How far a sweep is, also while it runs: axes, `status` and `PROVENANCE` along `cell`, no observables.
+
+    Raises:
+        StoreError: no sweep, or data of finished cells that are gone.
+    """
+    path = Path(path)
+    group = open_group(path, "r")
+    arrays = required_arrays(group, path)
+    axes = json.loads(str(group.attrs["axes"]))
+    hidden = [name for name in arrays if name not in ("status", *axes)]
+    try:
+        with xr.open_zarr(path, consolidated=False, chunks=None, drop_variables=hidden) as lazy:
+            data = cast(xr.Dataset, lazy.load())
+    except UNREADABLE as error:
+        raise StoreError(f"{path} is damaged ({_first_line(error)}): run the sweep with --resume") from error
+    check_written(arrays, path, int(data["status"].isin([DONE, DIVERGED]).sum()))
+    return data.set_coords(axes)
 
 
 def open_sweep(path: str | Path) -> xr.Dataset:
@@ -305,27 +324,3 @@ def open_sweep(path: str | Path) -> xr.Dataset:
     axes = json.loads(data.attrs["axes"])
     in_order = {axis: pd.unique(data[axis].values) for axis in axes}
     return data.set_index(cell=axes).unstack("cell").sel(in_order)
-
-
-def compact(path: str | Path) -> None:
-    """Rewrite a complete sweep with one chunk per variable: same bits, few files, read-only from then on.
-
-    Raises:
-        StoreError: cells that are still to do.
-    """
-    path = Path(path)
-    data = open_cells(path)
-    todo = int(data["status"].isin([TODO, FAILED]).sum())
-    if todo:
-        raise StoreError(f"{path} still has {todo} cells to do: only a complete sweep is compacted")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    replaced = path.with_name(f".{path.name}.{os.getpid()}.replaced")
-    for variable in data.variables.values():
-        variable.encoding = {}
-    codec = ZstdCodec(level=9, checksum=True)
-    encoding = {name: {"chunks": data[name].shape, "compressors": codec} for name in data.data_vars}
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        data.to_zarr(partial, mode="w", consolidated=False, zarr_format=3, encoding=encoding)
-    path.rename(replaced)
-    partial.rename(path)
-    shutil.rmtree(replaced)

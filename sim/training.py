@@ -3,7 +3,7 @@
 # R runs, P parameters of a run, B batch
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -63,7 +63,8 @@ class EnsembleOptimiser:
     """torch.optim.AdamW on stacked parameters (`sim.ensemble`), every run with its own rate and norm.
 
     All parameters are moved into one buffer [R, P], matrices before vectors, of which they become views; the
-    rows of a run are two parameters of the optimiser, in a group of their own each.
+    rows of a run are two parameters of the optimiser, in a group of their own each. A parameter without a
+    gradient stands still, as do its moments; the count of steps is that of the run.
 
     Args:
         network: with stacked parameters; what does not require a gradient is left alone.
@@ -131,12 +132,36 @@ class EnsembleOptimiser:
         self.gradient_norms = torch.linalg.vector_norm(gradients, dim=1)
         # 1e-6 as in torch.nn.utils.clip_grad_norm_
         gradients *= (self.options.clip / (self.gradient_norms + 1e-6)).clamp_max(1.0)[:, None]
+        still = self._still()
         halves = (half for row in gradients for half in self._halves(row))
         twice = (rate for rate in rates for _ in range(2))
         for group, half, rate in zip(self.inner.param_groups, halves, twice, strict=True):
             group["lr"] = rate
             group["params"][0].grad = half
         self.inner.step()
+        for tensor, before in still:
+            tensor.copy_(before)
+
+    def _still(self) -> list[tuple[Tensor, Tensor]]:
+        """Parameters without a gradient and their moments, which a step must leave as they are."""
+        found = []
+        start = 0
+        for weight in self.parameters:
+            end = start + weight[0].numel()
+            if weight.grad is None:
+                found += [(part, part.clone()) for part in self._entries(start, end)]
+            start = end
+        return found
+
+    def _entries(self, start: int, end: int) -> Iterator[Tensor]:
+        """These columns of the parameters and of the moments of every run."""
+        matrices = end <= self.matrix_entries
+        offset = 0 if matrices else self.matrix_entries
+        for group in self.inner.param_groups[0 if matrices else 1 :: 2]:
+            row = group["params"][0]
+            state = self.inner.state.get(row, {})
+            moments = (state[name] for name in ("exp_avg", "exp_avg_sq") if name in state)
+            yield from (tensor.detach()[start - offset : end - offset] for tensor in (row, *moments))
 
     def keep(self, runs: Sequence[int]) -> None:
         """Go on with some of the runs, in this order; the network then is an ensemble of these."""

@@ -27,7 +27,16 @@ def sweep_list() -> None:
 @stack_options(lists=True)
 @click.option("--seeds", type=click.IntRange(min=1), help="Seeds of every setting.")
 @click.option("--out", type=click.Path(path_type=Path), help="Store to write.  [default: NAME.zarr]")
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine.  [default: 1]")
+@click.option(
+    "--scheduler", metavar="ADDRESS", help="Compute on the workers of a running dask scheduler instead."
+)
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Compute only share I of N, such as 1/4: start all N, at once or not, on one machine or several, "
+    "with the same --out. The first lays the store out, the others join it; no --resume needed.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the store where it stopped.")
 @click.option(
     "-n",
@@ -35,45 +44,73 @@ def sweep_list() -> None:
     is_flag=True,
     help="Print the resolved configuration, the work to be done and the forecast.",
 )
+@click.pass_context
 def sweep_run(
-    name: str, seeds: int | None, out: Path | None, workers: int, resume: bool, dry_run: bool, **options: Any
+    ctx: click.Context,
+    name: str,
+    seeds: int | None,
+    out: Path | None,
+    workers: int | None,
+    scheduler: str | None,
+    shard: str | None,
+    resume: bool,
+    dry_run: bool,
+    **options: Any,
 ) -> None:
-    """Run a named sweep; every stack option takes a comma list and becomes an axis."""
-    from sweeps.execute import forecast_rows, provenance, run_sweep
+    """Run a named sweep; every stack option takes a comma list and becomes an axis.
+
+    Exit 1 if a cell failed: the others are done, `mms sweep status` shows why, --resume tries again.
+    """
+    from sweeps.cost import Shard
+    from sweeps.execute import check_executor, run_sweep
+    from sweeps.layout import forecast_rows, provenance
     from sweeps.named import named_sweep
 
+    share = None if shard is None else Shard.parse(shard)
+    check_executor(workers, scheduler, share)
     rope = options.pop("rope")
     given = {field: values for field, values in options.items() if values is not None}
     if rope is not None:
         given["rope"] = (rope,)
     sweep = named_sweep(name).with_options(given, seeds)
     out = out or Path(f"{name}.zarr")
+    units = sweep.units() if share is None else share.units(sweep)
+    cells = sum(map(len, units))
     if dry_run:
-        plan = {"cells": len(sweep.cells), "runs": len(sweep.units()), "out": str(out)}
+        plan = {"cells": cells, "runs": len(units), "out": str(out), "shard": shard}
         show_json({**sweep.configuration(), **plan, **provenance(), "forecast": forecast_rows(sweep)})
         return
-    run_sweep(sweep, out, resume=resume, workers=workers)
-    click.echo(f"{out}: {len(sweep.cells)} cells", err=True)
+    failures = run_sweep(sweep, out, resume=resume, workers=workers, scheduler=scheduler, shard=share)
+    part = "" if share is None else f" of shard {share}"
+    click.echo(f"{out}: {cells} cells{part}", err=True)
+    if failures:
+        click.echo(
+            f"{out}: {len(failures)} of them failed (mms sweep status {out} shows why); "
+            "--resume tries them again",
+            err=True,
+        )
+        ctx.exit(1)
 
 
 @sweep_group.command("status")
 @click.argument("store", type=click.Path(path_type=Path))
 @json_option
 def sweep_status(store: Path, as_json: bool) -> None:
-    """How many cells of a store are to do, done, failed and diverged."""
-    from sweeps.execute import count_status
+    """How far a sweep is: cells to do, done, failed and diverged, rate, time left, and why cells failed."""
+    from sweeps.status import status_lines, status_of
 
-    counts = count_status(store)
+    found = status_of(store)
     if as_json:
-        show_json(counts)
-    else:
-        click.echo("  ".join(f"{name} {count}" for name, count in counts.items()))
+        show_json(found)
+        return
+    for line in status_lines(found):
+        click.echo(line)
 
 
 @sweep_group.command("compact")
 @click.argument("store", type=click.Path(path_type=Path))
 def sweep_compact(store: Path) -> None:
     """Rewrite a complete store with one chunk per variable: the same bits in few files."""
-    from sim.store import compact
+    from sim.compaction import compact
 
     compact(store)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from sim.ensemble import stack_members, unstack_member
+from sim.interventions import Intervention, Interventions
 from sim.simulate import stream
 from sim.stack import Stack, synthetic_input
 from sim.training import AdamW, EnsembleOptimiser, Schedule, data_order, train_ensemble
@@ -131,6 +132,27 @@ def test_a_run_at_rate_zero_stays() -> None:
     losses(network, batches(1, [0, 1, 2])).sum().backward()
     optimiser.step([1e-2, 0.0, 1e-3])
     assert (optimiser.values != before).any(1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("group", ["queries-keys", "writers", "gates"])
+def test_parameters_frozen_on_the_way_stand_still(group: str) -> None:
+    """With moments behind them: what these meant to do, and the decay, they do not."""
+    network = stack_members(members(dataclasses.replace(SETTING, merge="mv_split", alpha=0.3)))
+    optimiser = EnsembleOptimiser(network, OPTIONS)
+
+    def stepped(frozen: list[Intervention]) -> dict[str, bool]:
+        before = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+        with Interventions(network, frozen):
+            optimiser.zero_grad()
+            losses(network, batches(1, [0, 1, 2])).sum().backward()
+            optimiser.step([1e-2, 1e-3, 2e-2])
+        return {name: bool((weight != before[name]).any()) for name, weight in network.named_parameters()}
+
+    assert all(stepped([]).values())
+    moved = stepped([Intervention(action="freeze", target=group)])
+    held = {"queries-keys": ("q_proj", "k_proj"), "writers": ("operator.proj", "w2"), "gates": ("merge",)}
+    assert moved == {name: not any(part in name for part in held[group]) for name in moved}
+    assert all(stepped([]).values())
 
 
 @pytest.mark.parametrize(

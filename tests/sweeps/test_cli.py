@@ -9,26 +9,9 @@ from pathlib import Path
 import pytest
 import zarr
 
-from sweeps import cli
 from theory import LAWS, Setting, predict_front
 
 ROOT = Path(__file__).parents[2]
-
-
-def run(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
-) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of one command, in this process."""
-    monkeypatch.setattr(sys, "argv", ["mms", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    out, err = capsys.readouterr()
-    return int(stopped.value.code or 0), out, err
-
-
-@pytest.fixture
-def mms(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    return lambda *arguments: run(capsys, monkeypatch, *map(str, arguments))
 
 
 def test_verify_proves_all_laws(mms) -> None:
@@ -87,12 +70,9 @@ def test_sweep_onset_compare_status_compact_figures(mms, tmp_path: Path) -> None
     options = (*stack, "--input-cosine", "0,0.3", "--seeds", 2)
     status, out, _ = mms("sweep", "run", "collapse_front", *options, "--out", store)
     assert status == 0 and out == ""
-    assert json.loads(mms("sweep", "status", store, "--json")[1]) == {
-        "to_do": 0,
-        "done": 16,
-        "failed": 0,
-        "diverged": 0,
-    }
+    document = json.loads(mms("sweep", "status", store, "--json")[1])
+    counts = {name: document[name] for name in ("to_do", "done", "failed", "diverged")}
+    assert counts == {"to_do": 0, "done": 16, "failed": 0, "diverged": 0}
     assert "done 16" in mms("sweep", "status", store)[1]
     cells = json.loads(mms("onset", store, "--json")[1])["cells"]
     assert len(cells) == 16 and cells[0]["rope"] is True
@@ -124,6 +104,22 @@ def test_sweep_list_names_the_sweeps(mms) -> None:
         (("sweep", "run", "--tokens", "4,x"), "'4,x' is no comma-separated list of int values"),
         (("sweep", "run", "--tokens", "4,1"), "tokens must be at least 2, got 1"),
         (("sweep", "run", "--seeds", "0"), "0 is not in the range"),
+        *(
+            (
+                ("sweep", "run", "--shard", shard),
+                f"a shard is i/n with 1 <= i <= n, such as 1/4: got {shard!r}",
+            )
+            for shard in ("0/4", "5/4", "x", "1", "1/4/2", "1/x", "-1/4", "1.0/4", "0/0", "", "\u00b2/4")
+        ),
+        (("sweep", "run", "--workers", "0"), "0 is not in the range"),
+        (("sweep", "run", "--scheduler", "a:1", "--workers", "2"), "give --scheduler or --workers"),
+        (("sweep", "run", "--scheduler", "a:1", "--shard", "1/2"), "give --scheduler or --shard"),
+        (("sweep", "run", "--scheduler", "a:1", "--shard", "1/2", "-n"), "give --scheduler or --shard"),
+        (
+            ("sweep", "run", "--scheduler", "localhost"),
+            "no dask scheduler answers at 'localhost' (missing port",
+        ),
+        (("sweep", "run", "--scheduler", "http://a:1"), "no dask scheduler answers at 'http://a:1' (unknown"),
         (("sweep", "status", "absent.zarr"), "absent.zarr does not exist"),
         (("compare",), "Missing argument"),
         (("onset", "absent.zarr"), "absent.zarr does not exist"),
@@ -149,20 +145,6 @@ def test_a_store_of_another_sweep_and_a_damaged_one_are_refused(
     zarr.create_group(tmp_path / "foreign.zarr")
     status, _, err = mms("compare", tmp_path / "foreign.zarr")
     assert status == 2 and "no sweep of this project" in err
-
-
-def test_a_full_disk_is_one_line_and_leaves_nothing(
-    mms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*given: object, **named: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("xarray.Dataset.to_zarr", full)
-    status, _, err = mms(
-        "sweep", "run", "--tokens", 4, "--width", 32, "--seeds", 1, "--out", tmp_path / "s.zarr"
-    )
-    assert status == 2 and "No space left on device" in err
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupt_says_how_to_go_on(mms, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,200 @@
+"""Laying out the store of a sweep: its cells, what is measured, provenance, and the forecast."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from sim import observables
+from sim.record import BACKWARD_OBSERVABLES, WRITERS, observable_dims
+from sim.store import StoreError, StoreExistsError, Variable, create_sweep, open_group
+from sweeps.sweep import FIELD_DEFINITIONS, Sweep, digest
+from theory import Setting, has_theory, predict_front, predict_profile
+from theory.front import FrontPrediction
+
+FORECASTS = {
+    "predicted_front": Variable(
+        definition="mean front over seeds, NaN where none is predicted", units="block"
+    ),
+    "predicted_front_std": Variable(definition="standard deviation of the predicted front", units="block"),
+    "predicted_front_deterministic": Variable(
+        definition="front of the mean recursion, NaN where it has none", units="block"
+    ),
+    "predicted_fraction": Variable(
+        definition="fraction of seeds that collapse within the depth, NaN: no theory"
+    ),
+    "predicted_restricted": Variable(definition="mean over seeds of min(front, depth)", units="block"),
+    "predicted_restricted_std": Variable(
+        definition="standard deviation between seeds of min(front, depth)", units="block"
+    ),
+}
+
+PROFILE_FORECASTS = {
+    "predicted_tcs": ("tcs", Variable(dims=("block",), definition="predicted TCS, mean over seeds")),
+    "predicted_adjoint_tcs": (
+        "adjoint_tcs",
+        Variable(dims=("block",), definition="predicted pair cosine of dL/dX, mean over seeds"),
+    ),
+    "predicted_amplification": (
+        "amplification",
+        Variable(dims=("block", "writer"), definition="predicted A, mean over seeds"),
+    ),
+    "predicted_mode_ratio": (
+        "mode_ratio",
+        Variable(dims=("block", "writer"), definition="predicted g_mean / g_ctr, mean of the logarithm"),
+    ),
+}
+
+FRONT = Variable(
+    definition="front: where the batch-mean TCS of the image tokens reaches 0.9, interpolated; NaN: nowhere",
+    units="block",
+)
+
+
+def provenance() -> dict[str, str]:
+    """Version and commit of the code that writes a result."""
+    run = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {"version": version("mean-mode-screaming"), "commit": run.stdout.strip() or "unknown"}
+
+
+def progress(units: Iterator[Any], total: int, label: str) -> Iterator[Any]:
+    """The units, with a progress bar on stderr."""
+    return iter(tqdm(units, total=total, desc=label, file=sys.stderr, dynamic_ncols=True, leave=False))
+
+
+def _forecast(prediction: FrontPrediction | None, depth: int) -> list[float]:
+    if prediction is None:
+        return [np.nan] * len(FORECASTS)
+    known = (prediction.front, prediction.front_std, prediction.front_deterministic)
+    return [np.nan if value is None else value for value in known] + list(prediction.within(depth))
+
+
+def forecast(sweep: Sweep) -> list[list[float]]:
+    """The theory's front for every setting, one row of `FORECASTS` each; NaN where there is none."""
+    settings = progress(iter(sweep.settings), len(sweep.settings), "forecast")
+    return [_forecast(_prediction(setting), setting.depth) for setting in settings]
+
+
+def forecast_rows(sweep: Sweep) -> list[dict[str, Any]]:
+    """The forecast beside the axes' values, None for NaN: what is written down before a sweep is run."""
+    rows = []
+    for setting, row in zip(sweep.settings, forecast(sweep), strict=True):
+        values = {
+            name: None if np.isnan(value) else value for name, value in zip(FORECASTS, row, strict=True)
+        }
+        rows.append({**{name: getattr(setting, name) for name in sweep.varied}, **values})
+    return rows
+
+
+def _prediction(setting: Setting) -> FrontPrediction | None:
+    """The predicted front; None where the theory is silent."""
+    return predict_front(setting) if has_theory(setting) else None
+
+
+def _definition(name: str) -> str:
+    """First line of the observable's docstring, naming the segment; gradients have one of their own."""
+    if name in BACKWARD_OBSERVABLES:
+        return BACKWARD_OBSERVABLES[name][1]
+    base, _, segment = name.partition("_image") if name.endswith("_image") else name.partition("_text")
+    text = (getattr(observables, base).__doc__ or "").splitlines()[0]
+    where = {"_image": " (image tokens)", "_text": " (text tokens)"}.get(segment or name[len(base) :], "")
+    return f"{text.rstrip('.')}{where}; mean over the batch"
+
+
+def _variables(sweep: Sweep) -> dict[str, Variable]:
+    dims: dict[str, tuple[str, ...]] = {}
+    for setting in sweep.settings:
+        dims |= observable_dims(setting, backward=sweep.backward)
+    measured = {name: Variable(dims=of, definition=_definition(name)) for name, of in dims.items()}
+    return {"front": FRONT, **measured}
+
+
+def _forecasts(sweep: Sweep, deepest: int) -> dict[str, tuple[Any, Variable]]:
+    """The theory's numbers for every cell: the front, and profiles where a backward pass is measured."""
+    columns = zip(*forecast(sweep), strict=True)
+    rows: dict[str, tuple[Any, Variable]] = {
+        name: (np.repeat(column, sweep.seeds), given)
+        for (name, given), column in zip(FORECASTS.items(), columns, strict=True)
+    }
+    if not sweep.backward:
+        return rows
+    profiles = [
+        predict_profile(setting) if has_theory(setting) else {}
+        for setting in progress(iter(sweep.settings), len(sweep.settings), "profiles")
+    ]
+    for name, (source, given) in PROFILE_FORECASTS.items():
+        values = np.full((len(sweep.cells), *(deepest + 1, 2)[: len(given.dims)]), np.nan)
+        for place, (setting, profile) in enumerate(zip(sweep.settings, profiles, strict=True)):
+            if not profile:
+                continue
+            first = setting.depth + 1 - len(profile[source])
+            cells = slice(place * sweep.seeds, (place + 1) * sweep.seeds)
+            values[cells, first : setting.depth + 1] = profile[source]
+        rows[name] = (values, given)
+    return rows
+
+
+def lay_out(sweep: Sweep, path: Path) -> None:
+    """Create the store of a sweep, forecast included.
+
+    Raises:
+        StoreExistsError: the path is taken, or another process has laid it out meanwhile.
+        StoreError: the file system refused a write.
+    """
+    if path.exists():
+        raise StoreExistsError(f"{path} already exists: pass --resume to go on with it, or another --out")
+    variables = _variables(sweep)
+    configuration = sweep.configuration()
+    deepest = max(setting.depth for setting in sweep.settings)
+    forecasts = _forecasts(sweep, deepest)
+    create_sweep(
+        path,
+        coordinates={
+            name: (values, Variable(definition=FIELD_DEFINITIONS[name]))
+            for name, values in sweep.coordinates().items()
+        },
+        sizes={"block": range(deepest + 1), "writer": WRITERS},
+        variables=variables,
+        forecasts=forecasts,
+        attributes={
+            "name": sweep.name,
+            "claim": sweep.claim,
+            "laws": json.dumps(sweep.laws),
+            "grid": bool(sweep.axes),
+            "configuration": json.dumps(configuration),
+            "configuration_hash": digest(configuration),
+            "variables": json.dumps([*variables, *forecasts, "status"]),
+            **provenance(),
+        },
+    )
+
+
+def check_same(sweep: Sweep, path: Path) -> None:
+    """Refuse to go on with a store that holds another sweep.
+
+    Raises:
+        StoreError: naming the first difference.
+    """
+    stored = json.loads(str(open_group(path, "r").attrs["configuration"]))
+    try:
+        stored["base"] = dataclasses.asdict(Setting(**stored["base"]))
+    except (TypeError, KeyError) as error:
+        raise StoreError(f"{path} was written by another version: {error}") from error
+    asked = json.loads(json.dumps(sweep.configuration()))
+    for part in ("name", "seeds", "axes", "cases", "base", "backward"):
+        here, wanted = stored.get(part, False), asked.get(part, False)
+        if json.dumps(here) != json.dumps(wanted):
+            raise StoreError(f"{path} holds another sweep: its {part} is {here}, asked for {wanted}")

@@ -1,0 +1,193 @@
+"""Shards, workers and schedulers: whoever computes the cells, the store is the same to the bit."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cloudpickle
+import numpy as np
+import pytest
+from dask.distributed import Client, LocalCluster
+
+import sweeps.execute
+import sweeps.layout
+from sim.store import DONE, StoreError, create_sweep, open_cells
+from sweeps.cost import Shard, largest_first
+from sweeps.execute import run_sweep
+from sweeps.executors import ClusterError, joined_scheduler, local_cluster, on_workers
+from sweeps.sweep import Sweep
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    *("sweep", "run", "collapse_front", "--width", "32", "--heads", "2", "--tokens", "4,9", "--seeds", "6"),
+    *("--weight-std", "0.2", "--input-cosine", "0.1", "--depth", "10,40"),
+)
+
+
+def started(*arguments: str) -> "subprocess.Popen[str]":
+    """A command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "from sweeps.cli import main; main()", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_shards_one_after_the_other_fill_the_store(
+    tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, result_files, count: int
+) -> None:
+    store = tmp_path / "s.zarr"
+    done: set[int] = set()
+    for index in range(1, count + 1):
+        shard = Shard(index=index, count=count)
+        run_sweep(tiny_sweep, store, shard=shard)
+        done |= {cell for unit in shard.units(tiny_sweep) for cell in unit}
+        assert set(np.flatnonzero(open_cells(store)["status"].values == DONE)) == done
+    assert len(done) == 32
+    assert result_files(store) == result_files(tiny_store)
+
+
+def test_shards_started_at_once_lay_out_one_store(mms, tmp_path: Path, result_files) -> None:
+    whole, shared = tmp_path / "whole.zarr", tmp_path / "shared.zarr"
+    processes = [started(*SMALL, "--out", str(shared), "--shard", f"{index}/2") for index in (1, 2)]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert all(f"24 cells of shard {index}/2" in error for index, error in enumerate(errors, start=1))
+    assert mms(*SMALL, "--out", whole)[0] == 0
+    assert result_files(shared) == result_files(whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shared.zarr", "whole.zarr"]
+
+
+@pytest.fixture
+def overtaken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process lays the store out between the forecast and the store of this one."""
+
+    def create(path: Path, **given: object) -> None:
+        create_sweep(path, **given)
+        create_sweep(path, **given)
+
+    monkeypatch.setattr(sweeps.layout, "create_sweep", create)
+
+
+@pytest.mark.parametrize(
+    "options", [{"shard": Shard(index=1, count=1)}, {"resume": True}], ids=["shard", "resume"]
+)
+def test_who_loses_the_race_goes_on_with_the_store(
+    tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, overtaken: None, result_files, options
+) -> None:
+    run_sweep(tiny_sweep, tmp_path / "s.zarr", **options)
+    assert result_files(tmp_path / "s.zarr") == result_files(tiny_store)
+
+
+def test_who_loses_the_race_without_a_shard_is_refused(
+    tiny_sweep: Sweep, tmp_path: Path, overtaken: None
+) -> None:
+    with pytest.raises(StoreError, match="already exists: pass --resume"):
+        run_sweep(tiny_sweep, tmp_path / "s.zarr")
+
+
+def test_a_shard_of_another_sweep_is_refused(tiny_sweep: Sweep, tiny_store: Path) -> None:
+    other = tiny_sweep.with_options({"tokens": (4, 16)})
+    with pytest.raises(StoreError, match="holds another sweep: its axes"):
+        run_sweep(other, tiny_store, shard=Shard(index=1, count=2))
+
+
+def test_a_dry_run_of_a_shard_tells_its_share(mms, tmp_path: Path) -> None:
+    plans = [
+        json.loads(mms(*SMALL, "-n", "--shard", f"{index}/5", "--out", tmp_path / "s.zarr")[1])
+        for index in range(1, 6)
+    ]
+    assert sum(plan["cells"] for plan in plans) == 48 and sum(plan["runs"] for plan in plans) == 24
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_the_largest_cells_are_run_first(
+    tiny_sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order, simulate = [], sweeps.execute.simulate
+    monkeypatch.setattr(
+        sweeps.execute, "simulate", lambda setting, seed: order.append(setting) or simulate(setting, seed)
+    )
+    run_sweep(tiny_sweep, tmp_path / "s.zarr")
+    expected = [tiny_sweep.cells[unit[-1]].setting for unit in largest_first(tiny_sweep)]
+    assert order == expected and [setting.tokens for setting in order] == [9] * 8 + [4] * 8
+
+
+def test_two_workers_write_the_same_store(
+    tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, result_files
+) -> None:
+    """One shard on two workers of its own, the other in this process."""
+    run_sweep(tiny_sweep, tmp_path / "two.zarr", workers=2, shard=Shard(index=1, count=2))
+    assert (open_cells(tmp_path / "two.zarr")["status"] == DONE).sum() == 16
+    run_sweep(tiny_sweep, tmp_path / "two.zarr", workers=1, shard=Shard(index=2, count=2))
+    assert result_files(tmp_path / "two.zarr") == result_files(tiny_store)
+
+
+def test_a_running_scheduler_is_joined(
+    tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, result_files
+) -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=":0", silence_logs=50) as cluster:
+        run_sweep(tiny_sweep, tmp_path / "s.zarr", scheduler=cluster.scheduler_address)
+        worker = cluster.workers[0].worker_address
+        with pytest.raises(ClusterError, match="is no dask scheduler but a Worker"), joined_scheduler(worker):
+            pass
+    assert result_files(tmp_path / "s.zarr") == result_files(tiny_store)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "tcp://127.0.0.1:9"])
+def test_an_unreachable_scheduler_is_one_line(
+    mms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr("sweeps.executors.CONNECT_SECONDS", 0.3)
+    status, out, err = mms("sweep", "run", "--scheduler", address, "--out", tmp_path / "s.zarr")
+    assert status == 2 and out == "" and err.count("\n") == 1
+    assert f"no dask scheduler answers at '{address}' (Timed out" in err
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_a_worker_without_the_store_says_so(tiny_sweep: Sweep, tmp_path: Path) -> None:
+    unit = [(0, tiny_sweep.cells[0])]
+    with pytest.raises(
+        StoreError, match=r"a worker on .* cannot use the store: .*absent\.zarr does not exist"
+    ):
+        sweeps.execute._run_on_worker(unit, tmp_path / "absent.zarr", "run", backward=False)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    """A local cluster of one worker, which this module's functions reach by value."""
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with local_cluster(1) as client:
+        yield client
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def logged(unit: int, log: Path) -> int:
+    with log.open("a") as lines:
+        lines.write(f"{unit}\n")
+    return 10 * unit
+
+
+def failing(unit: int) -> int:
+    if unit == 2:
+        raise LookupError("no such thing")
+    return unit
+
+
+def test_workers_take_the_units_in_order(client: Client, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    results = dict(on_workers(client, functools.partial(logged, log=log), range(12)))
+    assert results == {unit: 10 * unit for unit in range(12)}
+    assert log.read_text().split() == [str(unit) for unit in range(12)]
+
+
+def test_an_error_of_the_cluster_is_one_sentence(client: Client) -> None:
+    with pytest.raises(ClusterError, match="LookupError: no such thing"):
+        list(on_workers(client, failing, range(4)))
