@@ -26,6 +26,12 @@ def sweep_list() -> None:
 @click.argument("name", default="collapse_front")
 @stack_options(lists=True)
 @click.option("--seeds", type=click.IntRange(min=1), help="Seeds of every setting.")
+@click.option(
+    "--ensemble",
+    type=click.IntRange(min=1),
+    help="Seeds stepped together as one batched network, for small stacks.  [default: 1]",
+)
+@click.option("--device", help="Where to compute, as torch names it: cpu, cuda.  [default: cpu]")
 @click.option("--out", type=click.Path(path_type=Path), help="Store to write.  [default: NAME.zarr]")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine.  [default: 1]")
 @click.option(
@@ -49,6 +55,8 @@ def sweep_run(
     ctx: click.Context,
     name: str,
     seeds: int | None,
+    ensemble: int | None,
+    device: str | None,
     out: Path | None,
     workers: int | None,
     scheduler: str | None,
@@ -62,7 +70,7 @@ def sweep_run(
     Exit 1 if a cell failed: the others are done, `mms sweep status` shows why, --resume tries again.
     """
     from sweeps.cost import Shard
-    from sweeps.execute import check_executor, run_sweep
+    from sweeps.execute import check_device, check_executor, run_sweep
     from sweeps.layout import forecast_rows, provenance
     from sweeps.named import named_sweep
 
@@ -72,7 +80,9 @@ def sweep_run(
     given = {field: values for field, values in options.items() if values is not None}
     if rope is not None:
         given["rope"] = (rope,)
-    sweep = named_sweep(name).with_options(given, seeds)
+    if device is not None:
+        check_device(device)
+    sweep = named_sweep(name).with_options(given, seeds, ensemble=ensemble, device=device)
     out = out or Path(f"{name}.zarr")
     units = sweep.units() if share is None else share.units(sweep)
     cells = sum(map(len, units))

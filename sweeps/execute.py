@@ -1,13 +1,12 @@
-"""Running a sweep: lay out the store with its forecast, then compute missing cells, here or on workers."""
+"""Running a sweep: the cells that are missing in its store, here, on workers, or a share of them."""
 
 import contextlib
-import dataclasses
 import functools
-import json
-import subprocess
+import socket
 import sys
-from collections.abc import Callable, Iterator
-from importlib.metadata import version
+import time
+import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,293 +14,218 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sim import observables
 from sim.onset import collapse_front
-from sim.record import BACKWARD_OBSERVABLES, WRITERS, observable_dims
-from sim.simulate import simulate
-from sim.store import (
-    DIVERGED,
-    DONE,
-    FAILED,
-    STATUS_NAMES,
-    StoreError,
-    SweepWriter,
-    Variable,
-    create_sweep,
-    open_cells,
-)
-from sweeps.sweep import FIELD_DEFINITIONS, Cell, Sweep, digest
-from theory import Setting, predict_front, predict_profile
-from theory.front import FrontPrediction
+from sim.simulate import simulate, simulate_ensemble
+from sim.store import DIVERGED, DONE, FAILED, StoreError, StoreExistsError
+from sim.sweep_writer import SweepWriter
+from sweeps.cost import Shard, unit_cost
+from sweeps.executors import WorkerLost, joined_scheduler, local_cluster, on_workers, one_after_the_other
+from sweeps.layout import check_same, lay_out
+from sweeps.sweep import Cell, Sweep
 
-FORECASTS = {
-    "predicted_front": Variable(
-        definition="mean front over seeds, NaN where none is predicted", units="block"
-    ),
-    "predicted_front_std": Variable(definition="standard deviation of the predicted front", units="block"),
-    "predicted_front_deterministic": Variable(
-        definition="front of the mean recursion, NaN where it has none", units="block"
-    ),
-    "predicted_fraction": Variable(
-        definition="fraction of seeds that collapse within the depth, NaN: no theory"
-    ),
-    "predicted_restricted": Variable(definition="mean over seeds of min(front, depth)", units="block"),
-    "predicted_restricted_std": Variable(
-        definition="standard deviation between seeds of min(front, depth)", units="block"
-    ),
-}
-
-PROFILE_FORECASTS = {
-    "predicted_tcs": ("tcs", Variable(dims=("block",), definition="predicted TCS, mean over seeds")),
-    "predicted_adjoint_tcs": (
-        "adjoint_tcs",
-        Variable(dims=("block",), definition="predicted pair cosine of dL/dX, mean over seeds"),
-    ),
-    "predicted_amplification": (
-        "amplification",
-        Variable(dims=("block", "writer"), definition="predicted A, mean over seeds"),
-    ),
-    "predicted_mode_ratio": (
-        "mode_ratio",
-        Variable(dims=("block", "writer"), definition="predicted g_mean / g_ctr, mean of the logarithm"),
-    ),
-}
-
-FRONT = Variable(
-    definition="front: where the batch-mean TCS of the image tokens reaches 0.9, interpolated; NaN: nowhere",
-    units="block",
-)
+Failures = list[tuple[int, str]]
 
 
-def provenance() -> dict[str, str]:
-    """Version and commit of the code that writes a result."""
-    run = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {"version": version("mean-mode-screaming"), "commit": run.stdout.strip() or "unknown"}
-
-
-def progress(units: Iterator[Any], total: int, label: str) -> Iterator[Any]:
-    """The units, with a progress bar on stderr."""
-    return iter(tqdm(units, total=total, desc=label, file=sys.stderr, dynamic_ncols=True, leave=False))
-
-
-def _forecast(prediction: FrontPrediction | None, depth: int) -> list[float]:
-    if prediction is None:
-        return [np.nan] * len(FORECASTS)
-    known = (prediction.front, prediction.front_std, prediction.front_deterministic)
-    return [np.nan if value is None else value for value in known] + list(prediction.within(depth))
-
-
-def forecast(sweep: Sweep) -> list[list[float]]:
-    """The theory's front for every setting, one row of `FORECASTS` each; NaN where there is none."""
-    settings = progress(iter(sweep.settings), len(sweep.settings), "forecast")
-    return [_forecast(_prediction(setting), setting.depth) for setting in settings]
-
-
-def forecast_rows(sweep: Sweep) -> list[dict[str, Any]]:
-    """The forecast beside the axes' values, None for NaN: what is written down before a sweep is run."""
-    rows = []
-    for setting, row in zip(sweep.settings, forecast(sweep), strict=True):
-        values = {
-            name: None if np.isnan(value) else value for name, value in zip(FORECASTS, row, strict=True)
-        }
-        rows.append({**{name: getattr(setting, name) for name in sweep.varied}, **values})
-    return rows
-
-
-def _prediction(setting: Setting) -> FrontPrediction | None:
-    """The predicted front; None where the theory is silent (mv_split over two segments)."""
-    if setting.merge == "mv_split" and setting.text_tokens:
-        return None
-    return predict_front(setting)
-
-
-def _definition(name: str) -> str:
-    """First line of the observable's docstring, naming the segment; gradients have one of their own."""
-    if name in BACKWARD_OBSERVABLES:
-        return BACKWARD_OBSERVABLES[name][1]
-    base, _, segment = name.partition("_image") if name.endswith("_image") else name.partition("_text")
-    text = (getattr(observables, base).__doc__ or "").splitlines()[0]
-    where = {"_image": " (image tokens)", "_text": " (text tokens)"}.get(segment or name[len(base) :], "")
-    return f"{text.rstrip('.')}{where}; mean over the batch"
-
-
-def _variables(sweep: Sweep) -> dict[str, Variable]:
-    dims: dict[str, tuple[str, ...]] = {}
-    for setting in sweep.settings:
-        dims |= observable_dims(setting, backward=sweep.backward)
-    measured = {name: Variable(dims=of, definition=_definition(name)) for name, of in dims.items()}
-    return {"front": FRONT, **measured}
-
-
-def _forecasts(sweep: Sweep, deepest: int) -> dict[str, tuple[Any, Variable]]:
-    """The theory's numbers for every cell: the front, and profiles where a backward pass is measured."""
-    columns = zip(*forecast(sweep), strict=True)
-    rows: dict[str, tuple[Any, Variable]] = {
-        name: (np.repeat(column, sweep.seeds), given)
-        for (name, given), column in zip(FORECASTS.items(), columns, strict=True)
-    }
-    if not sweep.backward:
-        return rows
-    profiles = [
-        predict_profile(setting)
-        for setting in progress(iter(sweep.settings), len(sweep.settings), "profiles")
-    ]
-    for name, (source, given) in PROFILE_FORECASTS.items():
-        values = np.full((len(sweep.cells), *(deepest + 1, 2)[: len(given.dims)]), np.nan)
-        for place, (setting, profile) in enumerate(zip(sweep.settings, profiles, strict=True)):
-            first = setting.depth + 1 - len(profile[source])
-            cells = slice(place * sweep.seeds, (place + 1) * sweep.seeds)
-            values[cells, first : setting.depth + 1] = profile[source]
-        rows[name] = (values, given)
-    return rows
-
-
-def lay_out(sweep: Sweep, path: Path) -> None:
-    """Create the store of a sweep, forecast included.
-
-    Raises:
-        StoreError: the path is taken.
-    """
-    if path.exists():
-        raise StoreError(f"{path} already exists: pass --resume to go on with it, or another --out")
-    variables = _variables(sweep)
-    configuration = sweep.configuration()
-    deepest = max(setting.depth for setting in sweep.settings)
-    forecasts = _forecasts(sweep, deepest)
-    create_sweep(
-        path,
-        coordinates={
-            name: (values, Variable(definition=FIELD_DEFINITIONS[name]))
-            for name, values in sweep.coordinates().items()
-        },
-        sizes={"block": range(deepest + 1), "writer": WRITERS},
-        variables=variables,
-        forecasts=forecasts,
-        attributes={
-            "name": sweep.name,
-            "claim": sweep.claim,
-            "laws": json.dumps(sweep.laws),
-            "grid": bool(sweep.axes),
-            "configuration": json.dumps(configuration),
-            "configuration_hash": digest(configuration),
-            "variables": json.dumps([*variables, *forecasts, "status"]),
-            **provenance(),
-        },
-    )
-
-
-def check_same(sweep: Sweep, path: Path) -> None:
-    """Refuse to go on with a store that holds another sweep.
-
-    Raises:
-        StoreError: naming the first difference.
-    """
-    stored = json.loads(SweepWriter(path).group.attrs["configuration"])
-    try:
-        stored["base"] = dataclasses.asdict(Setting(**stored["base"]))
-    except (TypeError, KeyError) as error:
-        raise StoreError(f"{path} was written by another version: {error}") from error
-    asked = json.loads(json.dumps(sweep.configuration()))
-    for part in ("name", "seeds", "axes", "cases", "base", "backward"):
-        here, wanted = stored.get(part, False), asked.get(part, False)
-        if json.dumps(here) != json.dumps(wanted):
-            raise StoreError(f"{path} holds another sweep: its {part} is {here}, asked for {wanted}")
-
-
-def run_unit(cells: list[tuple[int, Cell]], path: Path, *, backward: bool) -> list[tuple[int, str]]:
+def run_unit(
+    cells: Sequence[tuple[int, Cell]], writer: SweepWriter, *, backward: bool, device: str = "cpu"
+) -> Failures:
     """Simulate the deepest of cells that share a run and write them all; returns (cell, error) of failures.
 
-    One thread computes a cell, so that its bits do not depend on how many workers there are.
+    One thread computes a cell, so that its bits do not depend on how many workers there are. Whatever
+    exception the simulation raises is the cells' result, and kept in the store.
+
+    Raises:
+        StoreError: the file system refused a write.
     """
     torch.set_num_threads(1)
-    writer = SweepWriter(path)
-    deepest = cells[-1][1]
-    run = functools.partial(simulate, backward=True) if backward else simulate
+    start = time.perf_counter()
     try:
-        values = run(deepest.setting, deepest.seed)
-    except (RuntimeError, MemoryError, ValueError) as error:
-        for index, _ in cells:
-            writer.write(index, {}, FAILED)
-        return [(index, f"{type(error).__name__}: {error}") for index, _ in cells]
-    for index, cell in cells:
-        prefix = {name: value[: cell.setting.depth + 1] for name, value in values.items()}
-        front = collapse_front(prefix["tcs_image" if cell.setting.text_tokens else "tcs"])
-        prefix["front"] = np.array(np.nan if front is None else front, np.float32)
-        profiles = [prefix["tcs"], *([prefix["adjoint_tcs"]] if backward else [])]
-        writer.write(index, prefix, DONE if np.isfinite(profiles).all() else DIVERGED)
+        measured = _measure(cells, backward=backward, device=device)
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return record_failure(cells, writer, text, time.perf_counter() - start)
+    wall_seconds = time.perf_counter() - start
+    for (index, _), (values, status) in zip(cells, measured, strict=True):
+        writer.write(index, values, status, wall_seconds=wall_seconds)
     return []
 
 
-def run_sweep(sweep: Sweep, path: Path, *, resume: bool = False, workers: int = 1) -> None:
-    """Compute every missing cell of a sweep into its store, creating it where needed.
+def record_failure(
+    cells: Sequence[tuple[int, Cell]], writer: SweepWriter, text: str, wall_seconds: float = np.nan
+) -> Failures:
+    """Mark all cells of a unit as failed, with the text of the exception.
+
+    Raises:
+        StoreError: the file system refused a write.
+    """
+    for index, _ in cells:
+        writer.write(index, {}, FAILED, wall_seconds=wall_seconds, failure=text)
+    return [(index, text) for index, _ in cells]
+
+
+def _measure(
+    cells: Sequence[tuple[int, Cell]], *, backward: bool, device: str
+) -> list[tuple[dict[str, Any], int]]:
+    """Observables and status of every cell of a unit."""
+    deepest = cells[-1][1].setting
+    seeds = sorted({cell.seed for _, cell in cells})
+    if len(seeds) == 1:
+        alone = simulate(deepest, seeds[0], backward=backward, device=device)
+        values = {name: value[None] for name, value in alone.items()}
+    else:
+        values = simulate_ensemble([(deepest, seed) for seed in seeds], backward=backward, device=device)
+    measured = []
+    for _, cell in cells:
+        run = seeds.index(cell.seed)
+        prefix = {name: value[run, : cell.setting.depth + 1] for name, value in values.items()}
+        front = collapse_front(prefix["tcs_image" if cell.setting.text_tokens else "tcs"])
+        prefix["front"] = np.array(np.nan if front is None else front, np.float32)
+        profiles = [prefix["tcs"], *([prefix["adjoint_tcs"]] if backward else [])]
+        measured.append((prefix, DONE if np.isfinite(profiles).all() else DIVERGED))
+    return measured
+
+
+@functools.lru_cache(maxsize=8)
+def _writer(path: Path, run: str) -> SweepWriter:
+    """The store, opened and validated once in every worker process for every run of a sweep."""
+    try:
+        return SweepWriter(path)
+    except StoreError as error:
+        raise StoreError(f"a worker on {socket.gethostname()} cannot use the store: {error}") from error
+
+
+def _run_on_worker(
+    cells: Sequence[tuple[int, Cell]], path: Path, run: str, *, backward: bool, device: str
+) -> Failures:
+    return run_unit(cells, _writer(path, run), backward=backward, device=device)
+
+
+def check_executor(workers: int | None, scheduler: str | None, shard: Shard | None) -> None:
+    """Refuse what contradicts itself; workers may share out a shard.
+
+    Raises:
+        ValueError: a scheduler together with workers or a shard.
+    """
+    if scheduler is not None and workers is not None:
+        raise ValueError("a scheduler has workers of its own: give --scheduler or --workers")
+    if scheduler is not None and shard is not None:
+        raise ValueError("a scheduler shares the cells out itself: give --scheduler or --shard")
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine lacks.
+
+    Raises:
+        ValueError: no such device.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"cannot compute on device {device!r}: {said}") from error
+
+
+def run_sweep(
+    sweep: Sweep,
+    path: Path,
+    *,
+    resume: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    shard: Shard | None = None,
+) -> Failures:
+    """Compute every missing cell of a sweep into its store, creating it where needed, largest cells first.
 
     Args:
         sweep: what to run.
         path: the store.
-        resume: go on with an existing store; without it an existing path is refused.
-        workers: processes; more than one start a local dask cluster.
+        resume: go on with an existing store; without it, and without a shard, an existing path is refused.
+        workers: processes, one by default; more start a local dask cluster.
+        scheduler: address of a running dask scheduler whose workers compute instead.
+        shard: the share of this process. Any number of shards work on one store at once; whichever comes
+            first lays it out, and the others go on with it, as with `resume`.
+
+    Returns:
+        The cells that failed, with their errors.
 
     Raises:
-        StoreError: the path holds something else.
+        StoreError: the path holds something else, or the file system refused a write.
+        ValueError: a scheduler together with workers or a shard, or one that does not answer.
     """
-    if resume and path.exists():
-        check_same(sweep, path)
-    else:
-        lay_out(sweep, path)
-    todo, lost = SweepWriter(path).remaining()
+    check_executor(workers, scheduler, shard)
+    with contextlib.ExitStack() as stack:
+        client = None if scheduler is None else stack.enter_context(joined_scheduler(scheduler))
+        _begin(sweep, path, go_on=resume or shard is not None)
+        writer = SweepWriter(path)
+        units = _missing_units(sweep, writer, shard or Shard(index=1, count=1))
+        if client is None and workers is not None and workers > 1 and units:
+            client = stack.enter_context(local_cluster(min(workers, len(units))))
+        work = [[(index, sweep.cells[index]) for index in unit] for unit in units]
+        if client is None:
+            here = functools.partial(run_unit, writer=writer, backward=sweep.backward, device=sweep.device)
+            results: Iterator[tuple[int, Failures | WorkerLost]] = one_after_the_other(here, work)
+        else:
+            there = functools.partial(
+                _run_on_worker,
+                path=path.absolute(),
+                run=uuid.uuid4().hex,
+                backward=sweep.backward,
+                device=sweep.device,
+            )
+            results = on_workers(client, there, work)
+        return _collect(sweep, units, work, results, writer)
+
+
+def _begin(sweep: Sweep, path: Path, *, go_on: bool) -> None:
+    """Lay out the store, or go on with that of the same sweep."""
+    if not (go_on and path.exists()):
+        try:
+            lay_out(sweep, path)
+            return
+        except StoreExistsError:
+            if not go_on:
+                raise
+    check_same(sweep, path)
+
+
+def _missing_units(sweep: Sweep, writer: SweepWriter, shard: Shard) -> list[tuple[int, ...]]:
+    """The units of a share that hold a cell to do, largest first."""
+    units = shard.units(sweep)
+    todo, lost = writer.remaining(index for unit in units for index in unit)
     if lost:
         print(
-            f"{path}: {len(lost)} finished cells had lost their data and are computed again", file=sys.stderr
+            f"{writer.path}: {len(lost)} finished cells had lost their data and are computed again",
+            file=sys.stderr,
         )
     missing = set(todo)
-    units = [[(index, sweep.cells[index]) for index in unit] for unit in sweep.units() if missing & set(unit)]
-    with _mapper(workers, path, backward=sweep.backward) as mapped:
-        for errors in progress(mapped(units), len(units), sweep.name):
-            for index, error in errors:
+    return [unit for unit in units if missing & set(unit)]
+
+
+def _collect(
+    sweep: Sweep,
+    units: list[tuple[int, ...]],
+    work: list[list[tuple[int, Cell]]],
+    results: Iterator[tuple[int, Failures | WorkerLost]],
+    writer: SweepWriter,
+) -> Failures:
+    """Follow the results on stderr, the bar by cost, and record the units whose workers were lost."""
+    costs = [unit_cost(sweep, unit) for unit in units]
+    failures: Failures = []
+    bar = tqdm(
+        total=sum(costs),
+        desc=sweep.name,
+        file=sys.stderr,
+        dynamic_ncols=True,
+        leave=False,
+        bar_format="{desc}: {percentage:3.0f}%|{bar}|{postfix} [{elapsed}<{remaining}]",
+    )
+    with bar:
+        for done, (position, result) in enumerate(results, start=1):
+            if isinstance(result, WorkerLost):
+                result = record_failure(work[position], writer, result.text)
+            for index, error in result:
                 tqdm.write(f"cell {index} failed: {error}", file=sys.stderr)
-
-
-Mapped = Callable[[list[list[tuple[int, Cell]]]], Iterator[list[tuple[int, str]]]]
-
-
-@contextlib.contextmanager
-def _mapper(workers: int, path: Path, *, backward: bool) -> Iterator[Mapped]:
-    """How units are computed: one after the other, or as they complete on a local dask cluster."""
-    if workers == 1:
-        yield lambda units: (run_unit(unit, path, backward=backward) for unit in units)
-        return
-    try:
-        import dask
-        from dask.distributed import Client, LocalCluster, as_completed
-    except ImportError as error:
-        raise ValueError(
-            "--workers above 1 needs dask.distributed: pip install 'mean-mode-screaming[cluster]'"
-        ) from error
-    absolute = path.absolute()
-    # dask's own environment trims the allocator on every free, which makes tensors 1.8 times slower
-    environment = {"distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": "1"}}
-    with (
-        dask.config.set(environment),
-        LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=50
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-
-        def mapped(units: list[list[tuple[int, Cell]]]) -> Iterator[list[tuple[int, str]]]:
-            futures = client.map(run_unit, units, path=absolute, backward=backward, pure=False)
-            return (result for _, result in as_completed(futures, with_results=True))
-
-        yield mapped
-
-
-def count_status(path: Path) -> dict[str, int]:
-    """How many cells of a store are to do, done, failed and diverged."""
-    status = open_cells(path)["status"].values
-    return {name: int((status == code).sum()) for code, name in enumerate(STATUS_NAMES)}
+            failures += result
+            bar.set_postfix_str(f"{done}/{len(units)} runs", refresh=False)
+            bar.update(costs[position])
+    return failures

@@ -194,7 +194,7 @@ def check_same(sweep: Sweep, path: Path) -> None:
     except (TypeError, KeyError) as error:
         raise StoreError(f"{path} was written by another version: {error}") from error
     asked = json.loads(json.dumps(sweep.configuration()))
-    for part in ("name", "seeds", "axes", "cases", "base", "backward"):
+    for part in ("name", "seeds", "axes", "cases", "base", "backward", "ensemble", "device"):
         here, wanted = stored.get(part, False), asked.get(part, False)
         if json.dumps(here) != json.dumps(wanted):
             raise StoreError(f"{path} holds another sweep: its {part} is {here}, asked for {wanted}")

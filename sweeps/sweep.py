@@ -67,10 +67,13 @@ class Sweep:
         seeds: seeds 0 to seeds - 1 of every setting, each with fresh weights and input.
         laws: tags of the claims compared with it.
         backward: measure the writer gradients too, every cell in a run of its own depth.
+        ensemble: seeds of a setting that are stepped together as one batched network (`sim.ensemble`); they
+            are computed, and computed again, together, since their last bits depend on it.
+        device: where to compute, as torch names it.
 
     Raises:
-        ValueError: an axis that is no setting field or has no or repeated values, no seeds, or a setting out
-            of range.
+        ValueError: an axis that is no setting field or has no or repeated values, no seeds, no members of an
+            ensemble, or a setting out of range.
     """
 
     name: str
@@ -81,6 +84,8 @@ class Sweep:
     seeds: int
     laws: tuple[str, ...]
     backward: bool = False
+    ensemble: int = 1
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for axis, values in self.axes.items():
@@ -90,8 +95,9 @@ class Sweep:
                 raise ValueError(f"axis {axis} needs distinct values, got {values}")
         if self.axes and self.cases:
             raise ValueError("a sweep is a grid or a list of cases: give axes or cases")
-        if self.seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+        for name in ("seeds", "ensemble"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         self.cells  # noqa: B018 (every setting of the grid is validated here)
 
     @cached_property
@@ -121,16 +127,15 @@ class Sweep:
         return {**columns, "seed": [cell.seed for cell in self.cells]}
 
     def units(self) -> list[tuple[int, ...]]:
-        """Cells that share one run, deepest last: a deep stack contains its shallower prefixes.
+        """Cells that are computed together, deepest last: an ensemble of seeds, each with shallower stacks.
 
-        A backward pass starts at the last block, so nothing is shared there.
+        A deep stack contains its shallower prefixes; a backward pass starts at the last block, so nothing is
+        shared there.
         """
-        if self.backward:
-            return [(index,) for index in range(len(self.cells))]
-        groups: dict[str, list[int]] = {}
+        groups: dict[tuple[Setting, int], list[int]] = {}
         for index, cell in enumerate(self.cells):
-            key = dataclasses.replace(cell, setting=dataclasses.replace(cell.setting, depth=0)).key()
-            groups.setdefault(key, []).append(index)
+            setting = cell.setting if self.backward else dataclasses.replace(cell.setting, depth=0)
+            groups.setdefault((setting, cell.seed // self.ensemble), []).append(index)
         return [
             tuple(sorted(group, key=lambda index: self.cells[index].setting.depth))
             for group in groups.values()
@@ -145,9 +150,20 @@ class Sweep:
             configuration["cases"] = [dict(case) for case in self.cases]
         if self.backward:
             configuration["backward"] = True
+        if self.ensemble > 1:
+            configuration["ensemble"] = self.ensemble
+        if self.device != "cpu":
+            configuration["device"] = self.device
         return configuration
 
-    def with_options(self, options: Mapping[str, tuple[Any, ...]], seeds: int | None = None) -> "Sweep":
+    def with_options(
+        self,
+        options: Mapping[str, tuple[Any, ...]],
+        seeds: int | None = None,
+        *,
+        ensemble: int | None = None,
+        device: str | None = None,
+    ) -> "Sweep":
         """The sweep with other values: several become an axis, one fixes a field that is no axis yet."""
         fixed = {
             name: values[0] for name, values in options.items() if len(values) == 1 and name not in self.axes
@@ -157,4 +173,6 @@ class Sweep:
             base=dataclasses.replace(self.base, **fixed),
             axes={**self.axes, **{name: values for name, values in options.items() if name not in fixed}},
             seeds=self.seeds if seeds is None else seeds,
+            ensemble=self.ensemble if ensemble is None else ensemble,
+            device=self.device if device is None else device,
         )
