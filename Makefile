@@ -19,6 +19,8 @@ lint: venv
 	$(BIN)/mypy
 
 bench: venv
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/simulator.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/overhead.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/front.py
 
 venv: $(VENV)/installed

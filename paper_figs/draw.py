@@ -6,12 +6,13 @@ from pathlib import Path
 import xarray as xr
 from matplotlib.figure import Figure
 
-from paper_figs import collapse_front, depth_profiles, token_law
+from paper_figs import collapse_front, depth_profiles, mixers, token_law
 from sim.store import DONE, StoreError, open_sweep
 
 FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure]]] = {
     "collapse_front": ("collapse_front.zarr", collapse_front.draw),
     "depth_profiles": ("collapse_front.zarr", depth_profiles.draw),
+    "mixers": ("mixers.zarr", mixers.draw),
     "token_law": ("token_law.zarr", token_law.draw),
 }
 """Name -> the store it reads and the function that draws it."""

@@ -38,7 +38,8 @@ def compare_store(path: Path) -> list[Row]:
 
     The statistic is the mean over seeds. Where some seeds show no front within the depth, both sides are the
     restricted mean of min(front, depth), which censoring does not bias (`front_restricted`); where neither
-    side has a front, `predicted` and `measured` are None (`no_front`). `z` counts measured standard errors.
+    side has a front, `predicted` and `measured` are None (`no_front`). `predicted_fraction` is None where the
+    theory is silent. `z` counts measured standard errors.
 
     Raises:
         StoreError: no readable sweep.
@@ -78,6 +79,8 @@ def _compared(forecast: dict[str, float], fronts: np.ndarray, depth: int) -> Row
         surprise = float(binomtest(collapsed, count, min(max(fraction, 0.0), 1.0)).pvalue)
     if math.isnan(fraction):
         predicted, spread = math.nan, math.nan
+        if collapsed < count:
+            quantity = "front_restricted" if collapsed else "no_front"
     elif count and collapsed == 0 and (1 - fraction) ** count > 0.01:
         quantity, predicted, spread = "no_front", math.nan, math.nan
     elif count and (collapsed < count or fraction < 0.99):

@@ -15,6 +15,8 @@ def front_table(document: dict[str, Any]) -> str:
         sides = [_place(row["predicted"], row["predicted_std"]), _place(row["measured"], row["measured_sem"])]
         if row["quantity"] == "no_front":
             sides = ["none", f"none in {row['depth']} blocks"]
+        if row["predicted_fraction"] is None:
+            sides[0] = "no theory"
         ratios = [
             _ratio(row["z"], "+.1f"),
             _ratio(row["relative_error"], "+.1%"),

@@ -11,6 +11,7 @@ torch.set_num_threads(1)
 install_import_hook("sim", "beartype.beartype")
 
 from sweeps.execute import run_sweep  # noqa: E402 (after the import hook)
+from sweeps.mixers import MIXERS_AND_MERGES  # noqa: E402
 from sweeps.sweep import Sweep  # noqa: E402
 from sweeps.token_law import TOKEN_LAW  # noqa: E402
 from theory import Setting  # noqa: E402
@@ -42,6 +43,22 @@ def tiny_token_law(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = dataclasses.replace(TOKEN_LAW.base, width=32, heads=2, weight_std=0.15, depth=26)
     axes = {"tokens": (4, 9), "adjoint_cosine": (0.0, 0.5)}
     run_sweep(dataclasses.replace(TOKEN_LAW, base=base, axes=axes, seeds=3), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_mixers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished `mixers` sweep of five small cases: a front, none, and where the theory is silent."""
+    path = tmp_path_factory.mktemp("mixers") / "mixers.zarr"
+    base = dataclasses.replace(MIXERS_AND_MERGES.base, width=32, heads=2, weight_std=0.2, tokens=8)
+    cases = (
+        {"mixer": "softmax", "depth": 30},
+        {"mixer": "lazy", "mixer_share": 0.25, "depth": 8},
+        {"mixer": "gated", "depth": 8, "input_cosine": 0.5},
+        {"merge": "highway", "residual_gain": 2.0, "depth": 20, "ffn_ratio": 0.5},
+        {"merge": "hard_centering", "depth": 8},
+    )
+    run_sweep(dataclasses.replace(MIXERS_AND_MERGES, base=base, cases=cases, seeds=4), path)
     return path
 
 

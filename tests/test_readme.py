@@ -42,6 +42,7 @@ def test_the_tables_are_made_from_the_committed_stores() -> None:
     text = section("Predicted against measured")
     assert front_table(compare(STORES)) in text
     assert front_table(compare(SETTINGS)) in text
+    assert front_table(compare([DATA / "mixers.zarr"])) in text
     assert profile_table(compare([DATA / "depth_profiles.zarr"])) in text
     assert exponent_text(compare([DATA / "token_law.zarr"]), 1) in " ".join(text.split())
 
@@ -94,8 +95,13 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (tmp_path / "small.zarr").exists() and (tmp_path / "figures" / "token_law.png").exists()
 
 
-def test_the_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("title", "printed"), [("Reading a store", "('cell', 'block')"), ("A network of your own", "tensor(")]
+)
+def test_the_python_runs(
+    title: str, printed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(ROOT)
-    (code,) = blocks("Reading a store", "python")
+    (code,) = blocks(title, "python")
     exec(compile(code, "README.md", "exec"), {})
-    assert "('cell', 'block')" in capsys.readouterr().out
+    assert printed in capsys.readouterr().out

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 
-from sim.simulate import simulate, stream
-from sim.stack import Block, synthetic_input
 from sweeps.collapse_front import COLLAPSE_FRONT
-from sweeps.execute import lay_out, run_sweep
+from sweeps.execute import run_sweep
+from sweeps.layout import lay_out
 from theory import Setting, predict_front
 from theory.front import deterministic_front
 
@@ -38,23 +37,6 @@ def predictions() -> None:
     print(f"100 deterministic fronts: {seconds(lambda: [deterministic_front(s) for s in settings]):.2f} s")
 
 
-@torch.inference_mode()
-def bare(setting: Setting) -> None:
-    """The stack without a single observable, blocks drawn as in `simulate`."""
-    x, block = synthetic_input(setting, stream(setting, 0, 0)), Block(setting)
-    for index in range(1, setting.depth + 1):
-        block.reset_parameters(stream(setting, 0, index))
-        x = block(x, setting.segments)
-
-
-def observables() -> None:
-    """What complete forward observables cost over the bare stack."""
-    for tokens in (64, 256):
-        setting = Setting(tokens=tokens, depth=16)
-        ratio = seconds(lambda s=setting: simulate(s, 0)) / seconds(lambda s=setting: bare(s))
-        print(f"all forward observables / bare stack, {tokens} tokens, width 256, 16 blocks: {ratio:.2f}")
-
-
 def workers() -> None:
     """Throughput of two workers over one on the same cells, the forecast laid out beforehand."""
     axes = {"tokens": (256,), "weight_std": (0.0625,), "input_cosine": (0.0,), "merge": ("plain",)}
@@ -73,5 +55,4 @@ def workers() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     predictions()
-    observables()
     workers()

@@ -29,7 +29,7 @@ from sim.stack import Stack, synthetic_input
 from sim.training import AdamW, Schedule, data_order, train_ensemble
 from theory import Setting
 
-REPEATS = 7
+REPEATS = 8
 TRUNK = Setting(depth=16, tokens=256, text_tokens=32, batch=2, width=256, heads=4, rope=True)
 DEEP = Setting(depth=1000, tokens=256, batch=1, width=256, heads=4, weight_std=0.02)
 LONG = Setting(depth=8, tokens=4096, batch=1, width=128, heads=4)
@@ -82,10 +82,13 @@ class Straightforward(nn.Module):
 
 
 def ratios(work: dict[str, Callable[[], object]], device: str) -> dict[str, float]:
-    """Median times over that of the first, measured in turns, each after a warm-up."""
+    """Median times over that of the first, in turns after a warm-up, each turn from another start."""
     times: dict[str, list[float]] = {name: [] for name in work}
+    names = list(work)
     for repeat in range(REPEATS + 1):
-        for name, run in work.items():
+        turn = repeat % len(names)
+        for name in names[turn:] + names[:turn]:
+            run = work[name]
             start = time.perf_counter()
             run()
             if device == "cuda":

@@ -9,9 +9,12 @@ from sim.store import open_sweep
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_figure_has_labels_lines_and_points(name: str, tiny_store: Path, tiny_token_law: Path) -> None:
+def test_figure_has_labels_lines_and_points(
+    name: str, tiny_store: Path, tiny_token_law: Path, tiny_mixers: Path
+) -> None:
     store, draw = FIGURES[name]
-    figure = draw(open_sweep(tiny_token_law if store == tiny_token_law.name else tiny_store))
+    (path,) = (path for path in (tiny_store, tiny_token_law, tiny_mixers) if path.name == store)
+    figure = draw(open_sweep(path))
     assert "seeds" in figure.get_suptitle()
     for panel in figure.axes:
         assert panel.lines or panel.collections
@@ -22,7 +25,11 @@ def test_figure_has_labels_lines_and_points(name: str, tiny_store: Path, tiny_to
 
 @pytest.mark.parametrize(
     ("folder", "names"),
-    [("tiny_store", ["collapse_front", "depth_profiles"]), ("tiny_token_law", ["token_law"])],
+    [
+        ("tiny_store", ["collapse_front", "depth_profiles"]),
+        ("tiny_token_law", ["token_law"]),
+        ("tiny_mixers", ["mixers"]),
+    ],
 )
 def test_all_figures_of_a_folder_are_written(
     folder: str, names: list[str], request: pytest.FixtureRequest, tmp_path: Path
@@ -37,6 +44,11 @@ def test_a_figure_of_another_sweep_is_refused(tiny_token_law: Path) -> None:
         ValueError, match=r"this figure draws sweeps over depth, .* the store does not vary depth"
     ):
         FIGURES["collapse_front"][1](open_sweep(tiny_token_law))
+
+
+def test_the_figure_of_mixers_draws_no_grid(tiny_store: Path) -> None:
+    with pytest.raises(ValueError, match="draws the sweep `mixers`"):
+        FIGURES["mixers"][1](open_sweep(tiny_store))
 
 
 def test_unknown_figure_is_named(tmp_path: Path) -> None:
