@@ -139,6 +139,7 @@ class BlockProbe:
         self._queue = queue or _Queue()
         self._operands: tuple[Tensor, ...] = ()
         self._pending: dict[int, tuple[Tensor, Tensor]] = {}
+        self._watched: set[int] = set()
         self._handles = self._hooks()
 
     def remove(self) -> None:
@@ -168,6 +169,7 @@ class BlockProbe:
             if self.record.wants("g_mean", "amplification", "kappa", "kappa_abs"):
                 handles.append(watch_writer(layer, functools.partial(self._writer, writer)))
                 if layer.weight.requires_grad:
+                    self._watched.add(writer)
                     handles.append(layer.weight.register_hook(functools.partial(self._gradient, writer)))
         compared = {"grad_rms_q": "q_proj", "grad_rms_k": "k_proj"}
         for name, projection in compared.items():
@@ -244,7 +246,7 @@ class BlockProbe:
         if self.record.wants("amplification", "kappa", "kappa_abs"):
             self._queue.add(functools.partial(self._coherence, place, y.detach(), delta), y, delta)
         layer = (self.block.operator.proj, self.block.ffn.w2)[writer]
-        if layer.weight.requires_grad:
+        if writer in self._watched and layer.weight.requires_grad:
             self._pending[writer] = (y, delta)
         else:
             self._modes(place, writer_modes(y, delta))
@@ -271,7 +273,7 @@ class Probe:
     """Measures the blocks of a model in every forward and backward pass inside its `with` block.
 
     Outputs, gradients and random states stay what they are, to the bit. A pass that activation checkpointing
-    repeats is counted once. The values are those of the last pass of each kind.
+    repeats is counted once. The values are those of the last pass of each kind, in the last `with` block.
 
     Args:
         model: any module that holds `sim.stack.Block`s, in order.
@@ -297,11 +299,15 @@ class Probe:
             if name not in dims:
                 raise ValueError(f"unknown observable {name!r}: choose from {', '.join(dims)}")
         self.dims = dims if names is None else {name: dims[name] for name in names}
-        weight = first.ffn.w2.weight
-        self.record = Record(self.dims, depth, runs=len(weight) if weight.ndim == 3 else None)
+        self.record = self._record()
         self._probes: list[BlockProbe] = []
 
+    def _record(self) -> Record:
+        weight = self._blocks[0].ffn.w2.weight
+        return Record(self.dims, len(self._blocks), runs=len(weight) if weight.ndim == 3 else None)
+
     def __enter__(self) -> "Probe":
+        self.record = self._record()
         trunk, queue = _Trunk(), _Queue()
         self._probes = [
             BlockProbe(self._blocks[index - 1], self.record, index, trunk=trunk, queue=queue)

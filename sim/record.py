@@ -75,6 +75,8 @@ class Record:
         if name not in self.dims:
             return
         values = values.detach()
+        if values.shape[: len(self.lead)] != self.lead:
+            raise ValueError(f"{name} of {tuple(values.shape[:1])} runs does not fit a record of {self.lead}")
         if values.ndim > len(self.lead):
             values = values.mean(-1)
         if values.device.type == "cpu":

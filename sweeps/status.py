@@ -40,6 +40,8 @@ def stored_sweep(data: xr.Dataset) -> Sweep:
             seeds=configuration["seeds"],
             laws=tuple(json.loads(data.attrs["laws"])),
             backward=configuration.get("backward", False),
+            ensemble=configuration.get("ensemble", 1),
+            device=configuration.get("device", "cpu"),
         )
     except (TypeError, KeyError, ValueError) as error:
         raise StoreError(f"the store was written by another version: {error}") from error

@@ -16,6 +16,7 @@ from sim.probe import Probe
 from sim.record import BACKWARD_OBSERVABLES, observable_dims
 from sim.simulate import ADJOINT_STREAM, simulate, simulate_ensemble, stream
 from sim.stack import Stack, synthetic_adjoint, synthetic_input
+from sim.training import AdamW, EnsembleOptimiser
 from theory import Setting
 
 SETTING = Setting(
@@ -199,6 +200,34 @@ def test_a_resident_ensemble_is_probed_with_an_axis_of_runs() -> None:
     for seed in range(3):
         for name, values in simulate(SETTING, seed, backward=True).items():
             np.testing.assert_allclose(probe.values()[name][seed], values, **ROUNDING, err_msg=name)
+
+
+def test_a_writer_frozen_on_the_way_is_still_measured() -> None:
+    stack, x, adjoint = resident(SETTING)
+    layer = stack.blocks[0].operator.proj
+    expected = simulate(SETTING, 0, backward=True)["g_ctr"]
+    with Probe(stack) as probe:
+        layer.weight.requires_grad_(False)
+        passed(stack, x, adjoint)
+    np.testing.assert_allclose(probe.values()["g_ctr"], expected, **ROUNDING)
+    with Probe(stack) as probe:
+        layer.weight.requires_grad_(True)
+        passed(stack, x, adjoint)
+    np.testing.assert_allclose(probe.values()["g_ctr"], expected, **ROUNDING)
+
+
+def test_an_ensemble_that_shrinks_under_a_probe_is_refused() -> None:
+    network = stack_members([resident(SETTING, seed)[0] for seed in range(3)])
+    probe = Probe(network)
+    optimiser = EnsembleOptimiser(network, AdamW())
+    with probe:
+        optimiser.keep([1])
+        with pytest.raises(ValueError, match=r"of \(1,\) runs does not fit a record of \(3,\)"):
+            network(resident(SETTING, 1)[1][None])
+    with probe:
+        network(resident(SETTING, 1)[1][None])
+    expected = simulate(SETTING, 1)["tcs"]
+    np.testing.assert_allclose(probe.values()["tcs"], expected[None], **ROUNDING)
 
 
 def test_a_member_that_overflows_leaves_the_others() -> None:

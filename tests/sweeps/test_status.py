@@ -1,5 +1,6 @@
 """How far a sweep is: its rate over stops and several processes, the time left, what failed, old stores."""
 
+import dataclasses
 import json
 import shutil
 import time
@@ -103,6 +104,17 @@ def test_rate_and_time_left_are_by_cost(tiny_sweep: Sweep, half_done: Path) -> N
     assert lines[1].startswith("60 cells per minute; ") and lines[1].endswith("last cell 30 s ago")
     assert lines[2].endswith("merge plain, seed 3) failed: RuntimeError: no memory") and len(lines) == 4
     json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"ensemble": 2}, {"device": "cuda"}, {"backward": True}, {"axes": {}, "cases": ({"depth": 3},)}],
+)
+def test_a_store_tells_its_sweep(tiny_sweep: Sweep, tmp_path: Path, change: dict[str, object]) -> None:
+    sweep = dataclasses.replace(tiny_sweep, **change)
+    lay_out(sweep, tmp_path / "s.zarr")
+    stored = stored_sweep(open_progress(tmp_path / "s.zarr"))
+    assert stored == sweep and stored.units() == sweep.units()
 
 
 def test_many_failures_are_not_all_shown(half_done: Path) -> None:
