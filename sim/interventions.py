@@ -201,18 +201,19 @@ class Interventions:
     Args:
         model: any module that holds `sim.stack.Block`s, in order.
         interventions: all that act at the same time.
+        first: number of the model's first block, where it stands for blocks of a deeper one.
 
     Raises:
         ValueError: no blocks in the model, an unknown block, or nothing to freeze.
     """
 
-    def __init__(self, model: nn.Module, interventions: Iterable[Intervention]) -> None:
+    def __init__(self, model: nn.Module, interventions: Iterable[Intervention], *, first: int = 1) -> None:
         self.interventions = tuple(interventions)
-        self._blocks = dict(enumerate(blocks_of(model), start=1))
+        self._blocks = dict(enumerate(blocks_of(model), start=first))
         for asked in self.interventions:
             chosen = [block for number, block in self._blocks.items() if asked.acts_on(number)]
-            if asked.blocks is not None and asked.blocks[-1] > len(self._blocks):
-                raise ValueError(f"{asked}: the model has blocks 1 to {len(self._blocks)}")
+            if asked.blocks is not None and not set(asked.blocks) <= set(self._blocks):
+                raise ValueError(f"{asked}: the model has blocks {first} to {max(self._blocks)}")
             if asked.action == "freeze" and not any(_parameters(block, asked.target) for block in chosen):
                 raise ValueError(f"{asked}: these blocks have no such parameters")
         self._undo = ExitStack()
@@ -244,10 +245,10 @@ class Interventions:
         Each [L + 1, W], behind an axis of runs for an ensemble; NaN where none was changed.
         """
         dims = {name: BACKWARD_OBSERVABLES[name][0] for name in ("g_mean", "g_ctr")}
-        weight = self._blocks[1].ffn.w2.weight
+        weight = next(iter(self._blocks.values())).ffn.w2.weight
         like = next((sizes[0] for sizes in self._sizes.values()), weight[..., 0, 0])
         runs = len(like) if like.ndim else None
-        record = Record(dims, len(self._blocks), runs=runs)
+        record = Record(dims, max(self._blocks), runs=runs)
         for place, sizes in self._sizes.items():
             for name, size in zip(dims, sizes, strict=True):
                 record.put(name, place, size)

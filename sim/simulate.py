@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sim.ensemble import stack_members
+from sim.interventions import FIELDS, Intervention, Interventions
 from sim.probe import BlockProbe
 from sim.record import BACKWARD_OBSERVABLES, Array, Record, observable_dims
 from sim.stack import Block, synthetic_adjoint, synthetic_input
@@ -44,7 +46,12 @@ def stream(setting: Setting, seed: int, name: int) -> torch.Generator:
 
 
 def simulate(
-    setting: Setting, seed: int, *, backward: bool = False, device: str | torch.device = "cpu"
+    setting: Setting,
+    seed: int,
+    *,
+    backward: bool = False,
+    device: str | torch.device = "cpu",
+    interventions: Sequence[Intervention] = (),
 ) -> dict[str, Array]:
     """Observables of one synthetic stack, mean over the batch, in float32.
 
@@ -57,6 +64,7 @@ def simulate(
         backward: measure the writer gradients of the synthetic loss adjoint too; the forward observables are
             the same to the bit.
         device: where to compute; the random numbers are the same on every device.
+        interventions: on branch or trunk of any blocks (`sim.interventions`).
 
     Returns:
         `tcs` and `rho` [L + 1], after block l (block 0 is the input); `r_tr` and `var_gain` [L + 1, 2] per
@@ -64,13 +72,21 @@ def simulate(
         trunk that overflowed on, all are NaN. With `backward` also `BACKWARD_OBSERVABLES`: those of
         block l, NaN at block 0, but `adjoint_tcs`, which is of dL/dX_l. Where the trunk does not stay finite
         all of them are NaN; from an adjoint that does not on, those below.
+
+    Raises:
+        ValueError: an intervention on gradients or parameters, which a simulation does not use, or on a block
+            the stack does not have.
     """
-    values = _Walk([(setting, seed)], torch.device(device), backward=backward).values()
+    values = _Walk([(setting, seed)], torch.device(device), interventions, backward=backward).values()
     return {name: value[0] for name, value in values.items()}
 
 
 def simulate_ensemble(
-    runs: Sequence[tuple[Setting, int]], *, backward: bool = False, device: str | torch.device = "cpu"
+    runs: Sequence[tuple[Setting, int]],
+    *,
+    backward: bool = False,
+    device: str | torch.device = "cpu",
+    interventions: Sequence[Intervention] = (),
 ) -> dict[str, Array]:
     """`simulate` for many seeds, and settings of one shape, stepped as one batched network.
 
@@ -80,12 +96,13 @@ def simulate_ensemble(
         runs: setting and seed of each; settings may differ in `DRAWN`.
         backward: as in `simulate`.
         device: as in `simulate`.
+        interventions: as in `simulate`.
 
     Returns:
         As `simulate`, behind a first axis of runs.
 
     Raises:
-        ValueError: no runs, or settings of different shapes.
+        ValueError: no runs, settings of different shapes, or as `simulate`.
     """
     if not runs:
         raise ValueError("an ensemble needs at least one run")
@@ -95,13 +112,34 @@ def simulate_ensemble(
             here, there = getattr(setting, field.name), getattr(first, field.name)
             if field.name not in DRAWN and here != there:
                 raise ValueError(f"the runs of an ensemble share their {field.name}, got {there} and {here}")
-    return _Walk(runs, torch.device(device), backward=backward).values()
+    return _Walk(runs, torch.device(device), interventions, backward=backward).values()
+
+
+def _of_fields(interventions: Sequence[Intervention], depth: int) -> Sequence[Intervention]:
+    """The interventions, if they are on fields and on blocks of the stack."""
+    for asked in interventions:
+        if asked.target not in FIELDS:
+            raise ValueError(
+                f"{asked}: a simulation trains nothing, so only {' and '.join(FIELDS)} can change"
+            )
+        if asked.blocks is not None and asked.blocks[-1] > depth:
+            raise ValueError(f"{asked}: the stack has blocks 1 to {depth}")
+    return interventions
 
 
 class _Walk:
     """Down the stack and up again with one resident block, which takes the part of every block in turn."""
 
-    def __init__(self, runs: Sequence[tuple[Setting, int]], device: torch.device, *, backward: bool) -> None:
+    def __init__(
+        self,
+        runs: Sequence[tuple[Setting, int]],
+        device: torch.device,
+        interventions: Sequence[Intervention],
+        *,
+        backward: bool,
+    ) -> None:
+        self.interventions = _of_fields(interventions, runs[0][0].depth)
+        self._changed = ExitStack()
         self.runs = runs
         self.device = device
         self.depth, self.segments = runs[0][0].depth, runs[0][0].segments
@@ -126,7 +164,8 @@ class _Walk:
         trunks = self._down()
         if self.backward and (self.trunk_lost > self.depth).any():
             self._up(trunks)
-        self.probe.finish()
+        self.probe.remove()
+        self._changed.close()
         return {name: self._blanked(name, values) for name, values in self.record.values().items()}
 
     def _blanked(self, name: str, values: Array) -> Array:
@@ -147,6 +186,12 @@ class _Walk:
     def _become(self, index: int) -> None:
         """Draw the weights of block `index`."""
         self.probe.index = index
+        self._changed.close()
+        acting = [
+            dataclasses.replace(one, blocks=(index,)) for one in self.interventions if one.acts_on(index)
+        ]
+        if acting:
+            self._changed.enter_context(Interventions(self.block, acting, first=index))
         for run, (setting, seed) in enumerate(self.runs):
             self.block.reset_parameters(
                 stream(setting, seed, index), setting=setting, run=run if self.stacked else None

@@ -10,9 +10,11 @@ import torch
 import sim.simulate
 from sim import observables
 from sim.attention import SoftmaxAttention, rope_angles
+from sim.interventions import Intervention, Interventions
 from sim.onset import collapse_front
+from sim.probe import Probe
 from sim.record import observable_dims
-from sim.simulate import simulate, stream
+from sim.simulate import simulate, simulate_ensemble, stream
 from sim.stack import Block, Stack, synthetic_input
 from theory import MERGES, Setting, predict_front
 
@@ -207,6 +209,47 @@ def test_the_prediction_of_another_stack_is_rejected(
     predicted = predict_front(dataclasses.replace(FRONT_SETTING, **fields))
     error = measured_fronts.std(ddof=1) / math.sqrt(len(measured_fronts))
     assert abs(measured_fronts.mean() - predicted.front) > 4 * error
+
+
+def test_deleting_the_mean_of_every_branch_leaves_no_front() -> None:
+    """An intervention at initialisation: what collapses is what the branches write into the mean."""
+    seeds = [(FRONT_SETTING, seed) for seed in range(4)]
+    for text, collapses in (("delete:mean:branch", False), ("scale=1.0:mean:branch", True)):
+        found = simulate_ensemble(seeds, interventions=[Intervention.parse(text)])
+        assert [collapse_front(profile) is not None for profile in found["tcs"]] == [collapses] * 4, text
+
+
+def test_an_intervention_changes_nothing_before_its_first_block() -> None:
+    texts = ("delete:mean:trunk@blocks=2-3", "replace:centered:branch@blocks=3")
+    changes = [Intervention.parse(text) for text in texts]
+    plain, changed = simulate(SMALL, 0), simulate(SMALL, 0, interventions=changes)
+    for name in ("tcs", "rho", "mu_eff"):
+        np.testing.assert_array_equal(changed[name][:2], plain[name][:2])
+    assert (changed["tcs"][2:] != plain["tcs"][2:]).all() and changed["rho"][2] < 1e-5
+
+
+def test_a_simulated_intervention_is_that_of_the_resident_stack() -> None:
+    changes = [Intervention.parse("replace:mean:branch@blocks=1,3@seed=4")]
+    stack = Stack(SMALL)
+    for index, block in enumerate(stack.blocks, start=1):
+        block.reset_parameters(stream(SMALL, 0, index))
+    with torch.no_grad(), Interventions(stack, changes), Probe(stack) as probe:
+        stack(synthetic_input(SMALL, stream(SMALL, 0, 0)))
+    found = simulate(SMALL, 0, interventions=changes)
+    np.testing.assert_allclose(probe.values()["tcs"], found["tcs"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("freeze:writers", "a simulation trains nothing"),
+        ("delete:mean:writer-gradient", "only branch and trunk can change"),
+        ("delete:mean:trunk@blocks=2-9", "the stack has blocks 1 to 3"),
+    ],
+)
+def test_interventions_a_simulation_cannot_make_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        simulate(SMALL, 0, interventions=[Intervention.parse(text)])
 
 
 def test_repeated_weights_break_the_assumption_of_fresh_ones() -> None:
