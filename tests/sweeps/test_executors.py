@@ -113,7 +113,9 @@ def test_the_largest_cells_are_run_first(
 ) -> None:
     order, simulate = [], sweeps.execute.simulate
     monkeypatch.setattr(
-        sweeps.execute, "simulate", lambda setting, seed: order.append(setting) or simulate(setting, seed)
+        sweeps.execute,
+        "simulate",
+        lambda setting, seed, **named: order.append(setting) or simulate(setting, seed, **named),
     )
     run_sweep(tiny_sweep, tmp_path / "s.zarr")
     expected = [tiny_sweep.cells[unit[-1]].setting for unit in largest_first(tiny_sweep)]
@@ -157,7 +159,7 @@ def test_a_worker_without_the_store_says_so(tiny_sweep: Sweep, tmp_path: Path) -
     with pytest.raises(
         StoreError, match=r"a worker on .* cannot use the store: .*absent\.zarr does not exist"
     ):
-        sweeps.execute._run_on_worker(unit, tmp_path / "absent.zarr", "run", backward=False)
+        sweeps.execute._run_on_worker(unit, tmp_path / "absent.zarr", "run", backward=False, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -54,10 +54,10 @@ def test_a_failing_cell_keeps_its_error_and_the_others_go_on(
 ) -> None:
     simulate = sweeps.execute.simulate
 
-    def failing(setting: Setting, seed: int) -> object:
+    def failing(setting: Setting, seed: int, **named: object) -> object:
         if seed == 1 and setting.tokens == 9:
             raise raised
-        return simulate(setting, seed)
+        return simulate(setting, seed, **named)
 
     monkeypatch.setattr(sweeps.execute, "simulate", failing)
     store = tmp_path / "s.zarr"
@@ -83,10 +83,10 @@ def test_failures_on_the_command_line(mms, tmp_path: Path, monkeypatch: pytest.M
     """Exit 1 and a summary; status says which cells, and why; --resume makes it good."""
     simulate, store = sweeps.execute.simulate, tmp_path / "s.zarr"
 
-    def failing(setting: Setting, seed: int) -> object:
+    def failing(setting: Setting, seed: int, **named: object) -> object:
         if seed == 1 and setting.merge == "plain":
             raise OddError("odd")
-        return simulate(setting, seed)
+        return simulate(setting, seed, **named)
 
     monkeypatch.setattr(sweeps.execute, "simulate", failing)
     status, out, err = mms(*SMALL, "--out", store)
@@ -112,7 +112,7 @@ def test_failures_on_the_command_line(mms, tmp_path: Path, monkeypatch: pytest.M
 def test_a_stop_is_no_failure(
     tiny_sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: type[BaseException]
 ) -> None:
-    def stopping(setting: Setting, seed: int) -> object:
+    def stopping(setting: Setting, seed: int, **named: object) -> object:
         raise stopped
 
     monkeypatch.setattr(sweeps.execute, "simulate", stopping)
@@ -184,10 +184,10 @@ DEADLY_CELL = """
 import os, signal, sweeps.execute
 from sim.simulate import simulate
 
-def deadly(setting, seed):
+def deadly(setting, seed, **named):
     if seed == 3 and setting.tokens == 4 and setting.merge == "plain":
         os.kill(os.getpid(), signal.SIGKILL)
-    return simulate(setting, seed)
+    return simulate(setting, seed, **named)
 
 sweeps.execute.simulate = deadly
 """

@@ -77,7 +77,9 @@ def test_resume_computes_only_what_is_missing(
     group["tcs"][9] = np.nan
     calls = []
     simulate = sweeps.execute.simulate
-    monkeypatch.setattr(sweeps.execute, "simulate", lambda *given: calls.append(given) or simulate(*given))
+    monkeypatch.setattr(
+        sweeps.execute, "simulate", lambda *given, **named: calls.append(given) or simulate(*given, **named)
+    )
     run_sweep(tiny_sweep, store, resume=True)
     assert len(calls) == 1
     resumed, whole = (open_cells(path).drop_vars(PROVENANCE) for path in (store, tiny_store))
@@ -277,8 +279,8 @@ def test_a_backward_store_holds_both_passes(backward_sweep: Sweep, tmp_path: Pat
 def test_gradients_that_diverge_are_a_result(
     backward_sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def overflowing(setting: Setting, seed: int, *, backward: bool) -> dict[str, np.ndarray]:
-        values = simulate(setting, seed, backward=backward)
+    def overflowing(setting: Setting, seed: int, **named: object) -> dict[str, np.ndarray]:
+        values = simulate(setting, seed, **named)
         values["adjoint_tcs"][0] = np.nan
         return values
 
