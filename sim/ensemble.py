@@ -18,7 +18,7 @@ def stack_members(members: Sequence[Network]) -> Network:
     Matrices become [R, M, N] (`sim.linear`), vectors [R, 1, 1, D], so that they apply to [R, B, T, D].
 
     Raises:
-        ValueError: no members, or members whose parameters differ in name or shape.
+        ValueError: no members, members that differ in name or shape of a parameter, or one with two names.
     """
     if not members:
         raise ValueError("an ensemble needs at least one member")
@@ -55,7 +55,17 @@ def unstack_member(ensemble: Network, run: int) -> Network:
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    named = [
+        *network.named_parameters(remove_duplicate=False),
+        *network.named_buffers(remove_duplicate=False),
+    ]
+    first: dict[int, str] = {}
+    for name, tensor in named:
+        if first.setdefault(id(tensor), name) != name:
+            raise ValueError(
+                f"{first[id(tensor)]} and {name} are one tensor: an ensemble stacks each by itself"
+            )
+    return dict(named)
 
 
 def _behind_runs(tensor: Tensor) -> Tensor:

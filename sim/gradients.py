@@ -87,13 +87,20 @@ def writer_modes(y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"])
     y, delta = y / y_scale[..., None, None, None], delta / delta_scale[..., None, None, None]
     tokens, scale = y.shape[-2], y_scale * delta_scale
     y_mean, delta_mean = y.mean(-2), delta.mean(-2)
-    gram = (y_mean @ y_mean.mT) * (delta_mean @ delta_mean.mT)
     part = centered_gradient(y, delta)
-    # rounding can leave the sum of samples that cancel below zero
-    g_mean = tokens * gram.sum((-2, -1)).clamp_min(0.0).sqrt()
     inner = tokens * ((delta_mean @ part) * y_mean).sum((-2, -1))
+    # in double precision, since samples can cancel
+    y_mean, delta_mean = y_mean.double(), delta_mean.double()
+    gram = (y_mean @ y_mean.mT) * (delta_mean @ delta_mean.mT)
+    g_mean = (tokens * gram.sum((-2, -1)).clamp_min(0.0).sqrt()).to(y.dtype)
     g_ctr = torch.linalg.vector_norm(part, dim=(-2, -1))
     return WriterModes(scale * g_mean, scale * g_ctr, scale.square() * inner)
+
+
+def modes_of_parts(coherent: Float[Tensor, "*R M N"], part: Float[Tensor, "*R M N"]) -> WriterModes:
+    """The modes of a gradient whose parts DW_mu and DW_c are at hand."""
+    g_mean, g_ctr = (torch.linalg.vector_norm(matrix, dim=(-2, -1)) for matrix in (coherent, part))
+    return WriterModes(g_mean, g_ctr, (coherent * part).sum((-2, -1)))
 
 
 def modes_from_gradient(
@@ -142,6 +149,7 @@ def coherence(
     lead, tokens = y.shape[:-2], y.shape[-2]
     read, written = (_scaled(single(x).reshape(-1, tokens, x.shape[-1])) for x in (y, delta))
     weights, inverses = read.size * written.size, read.inverse * written.inverse
+    weights = weights / weights.amax(-1, keepdim=True)  # short tokens can meet long ones
     entries = MATRIX_ENTRIES.get(y.device.type, MATRIX_ENTRIES["cuda"])
     at_once = max(1, entries // tokens**2)
     sums = [
@@ -180,9 +188,11 @@ def _scaled(x: Float[Tensor, "B T D"]) -> _Scaled:
             x, length = x / most, length / most
         return _Scaled(x, torch.ones_like(length), length, 1 / length)
     unit, directed = directions(x)
-    size = torch.linalg.vector_norm(x / x.abs().amax((-2, -1), keepdim=True), dim=-1)
+    largest = x.abs().amax(-1, keepdim=True)  # of a token, since squares of short ones would underflow
+    apart = torch.where(largest > 0, x / largest, 0.0)
+    size = largest[..., 0] / largest.amax((-2, -1))[..., None] * torch.linalg.vector_norm(apart, dim=-1)
     alive = torch.ones_like(size) if directed is None else directed[..., 0].to(x)
-    return _Scaled(unit, size / size.amax(-1, keepdim=True), alive, alive)
+    return _Scaled(unit, size, alive, alive)
 
 
 def _pair_sums(

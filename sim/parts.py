@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from sim.gradients import centered_gradient, mean_coherent
 from sim.linear import Linear
 from sim.probe import recomputing, watch_writer
-from sim.tokens import centered, single
+from sim.tokens import centered, measuring, single
 
 Parts = tuple[Tensor, Tensor]
 """Mean and centered part, which add up to the whole."""
@@ -147,11 +147,11 @@ class GradientChange:
             parts = self._parts[0] + parts[0], self._parts[1] + parts[1]
         self._parts = parts
 
-    @torch.no_grad()
     def _hand_on(self, gradient: Float[Tensor, "*R M N"]) -> Float[Tensor, "*R M N"]:
         if self._parts is None:
             raise ValueError("a gradient is changed only where its forward pass was made inside the context")
-        parts, self._parts = changed(self._parts, self.changes), None
-        if self._handed_on is not None:
-            self._handed_on(parts)
-        return (parts[0] + parts[1]).to(gradient.dtype)
+        with measuring(gradient.device):
+            parts, self._parts = changed(self._parts, self.changes), None
+            if self._handed_on is not None:
+                self._handed_on(parts)
+            return (parts[0] + parts[1]).to(gradient.dtype)

@@ -2,6 +2,7 @@
 
 # B batch (behind a leading axis R of runs in an ensemble), T tokens, D width, M features written, N read
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -13,12 +14,19 @@ from torch.utils.hooks import RemovableHandle
 
 from sim import observables
 from sim.attention_statistics import attention_statistics
-from sim.gradients import coherence, modes_from_gradient, writer_modes
+from sim.gradients import (
+    centered_gradient,
+    coherence,
+    mean_coherent,
+    modes_from_gradient,
+    modes_of_parts,
+    writer_modes,
+)
 from sim.linear import Linear
 from sim.merges import Segments
 from sim.record import OPERATOR_OBSERVABLES, Array, Record, observable_dims
 from sim.stack import Block, blocks_of
-from sim.tokens import TokenParts
+from sim.tokens import TokenParts, measuring
 
 Seen = Callable[[Tensor, Tensor], None]
 
@@ -42,7 +50,7 @@ class _Watch(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, None, None]:
         (y,) = ctx.saved_tensors
-        with torch.no_grad():
+        with measuring(delta.device):
             ctx.seen(y, delta)
         return delta, None, None
 
@@ -67,19 +75,25 @@ def recomputing() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
+def _version(x: Tensor) -> int:
+    """How often a tensor has been written to; those of inference mode do not count."""
+    return 0 if x.is_inference() else x._version
+
+
 class _Trunk:
     """Mean and centered part of the trunk seen last, computed once though several hooks see it."""
 
     def __init__(self) -> None:
-        self._seen: tuple[Tensor, dict[str, TokenParts]] | None = None
+        self._seen: tuple[Tensor, int, dict[str, TokenParts]] | None = None
 
     def remember(self, x: Tensor, parts: dict[str, TokenParts]) -> None:
-        self._seen = (x, parts)
+        self._seen = (x, _version(x), parts)
 
     def parts(self, x: Tensor, segments: Segments) -> dict[str, TokenParts]:
-        if self._seen is None or self._seen[0] is not x:
-            self._seen = (x, observables.segment_parts(x, segments))
-        return self._seen[1]
+        if self._seen is None or self._seen[0] is not x or self._seen[1] != _version(x):
+            self.remember(x, observables.segment_parts(x, segments))
+        assert self._seen is not None
+        return self._seen[2]
 
 
 class _Queue:
@@ -89,22 +103,28 @@ class _Queue:
     """
 
     def __init__(self) -> None:
-        self._work: list[Callable[[], None]] = []
+        self._work: list[tuple[Callable[[], None], tuple[tuple[Tensor, int], ...]]] = []
         self._held = 0
 
-    def add(self, work: Callable[[], None], *held: Tensor) -> None:
+    def add(self, work: Callable[[], None], *held: Tensor, now: bool = False) -> None:
         """Do the work now or later; it reads these tensors, which must stay as they are."""
-        self._work.append(work)
+        self._work.append((work, tuple((tensor, _version(tensor)) for tensor in held)))
         self._held += sum(tensor.numel() * tensor.itemsize for tensor in held)
-        if self._held > HELD_BYTES or held[0].device.type != "cpu":
+        if now or self._held > HELD_BYTES or held[0].device.type != "cpu":
             self.flush()
 
-    @torch.no_grad()
     def flush(self) -> None:
-        """Do all that is left."""
+        """Do all that is left.
+
+        Raises:
+            ValueError: a tensor has been written to in the meantime.
+        """
         work, self._work, self._held = self._work, [], 0
-        for measure in work:
-            measure()
+        for measure, held in work:
+            if any(_version(tensor) != version for tensor, version in held):
+                raise ValueError("an activation was changed in place before the probe had measured it")
+            with measuring(held[0][0].device):
+                measure()
 
 
 class BlockProbe:
@@ -138,16 +158,19 @@ class BlockProbe:
         self._trunk = trunk or _Trunk()
         self._queue = queue or _Queue()
         self._operands: tuple[Tensor, ...] = ()
-        self._pending: dict[int, tuple[Tensor, Tensor]] = {}
+        self._pending: dict[int, list[tuple[Tensor, Tensor]]] = {0: [], 1: []}
+        self._adjoints: set[int] = set()
         self._watched: set[int] = set()
         self._handles = self._hooks()
 
     def remove(self) -> None:
         """Finish what is put off, and take all hooks off the block."""
-        self.finish()
-        self.block.operator.seen = None
-        for handle in self._handles:
-            handle.remove()
+        try:
+            self.finish()
+        finally:
+            self.block.operator.seen = None
+            for handle in self._handles:
+                handle.remove()
 
     def finish(self) -> None:
         """Finish what is put off."""
@@ -155,6 +178,8 @@ class BlockProbe:
 
     def _hooks(self) -> list[RemovableHandle]:
         block = self.block
+        if block.operator.seen is not None:
+            raise ValueError("a probe is on this model already: leave its `with` block first")
         writers = (block.operator.proj, block.ffn.w2)
         merges = (block.merge_attn, block.merge_ffn)
         handles = [
@@ -186,13 +211,13 @@ class BlockProbe:
         if self._measuring:
             self._operands = tuple(operand.detach() for operand in operands)
 
-    @torch.no_grad()
     def _operator(self, mixer: nn.Module, given: tuple[Any, ...], written: Tensor) -> None:
         if not self._measuring:
             return
         (x, _), operands, self._operands = given, self._operands, ()
         measure = functools.partial(self._attention, self.index, operands, x.detach())
-        self._queue.add(measure, x, *operands)
+        # the input of the model may be a buffer of its user, to be filled anew at any moment
+        self._queue.add(measure, x, *operands, now=self.index == 1)
 
     def _attention(self, index: int, operands: tuple[Tensor, ...], x: Tensor) -> None:
         singular_value = self.record.wants("mu_eff")
@@ -200,20 +225,24 @@ class BlockProbe:
         for name, values in zip(OPERATOR_OBSERVABLES, found, strict=True):
             self.record.put(name, (index,), values)
 
-    @torch.no_grad()
     def _branch(self, writer: int, _: nn.Module, given: tuple[Any, ...]) -> None:
-        if not self._measuring:
-            return
-        trunk, branch, segments = given
+        if self._measuring:
+            with measuring(given[0].device):
+                self._measure_branch(writer, *given)
+
+    def _measure_branch(self, writer: int, trunk: Tensor, branch: Tensor, segments: Segments) -> None:
         before, output = self._trunk.parts(trunk, segments), observables.segment_parts(branch, segments)
         for suffix, parts in output.items():
             place = (self.index, writer)
             self.record.put(f"r_tr{suffix}", place, observables.parts_r_tr(before[suffix], parts))
             self.record.put(f"var_gain{suffix}", place, observables.parts_var_gain(before[suffix], parts))
 
-    @torch.no_grad()
     def state(self, index: int, x: Tensor, segments: Segments) -> None:
         """Record the trunk after block `index`, 0 for the input."""
+        with measuring(x.device):
+            self._measure_state(index, x, segments)
+
+    def _measure_state(self, index: int, x: Tensor, segments: Segments) -> None:
         found, cosines = observables.segment_state(x, segments)
         self._trunk.remember(x, found)
         for suffix, parts in found.items():
@@ -221,6 +250,8 @@ class BlockProbe:
             self.record.put(f"tcs{suffix}", (index,), cosines[suffix])
 
     def _input(self, _: nn.Module, given: tuple[Any, ...]) -> None:
+        if not recomputing():
+            self._pending = {0: [], 1: []}
         if self.index == 1:
             x, segments = given
             if self._measuring:
@@ -233,12 +264,17 @@ class BlockProbe:
         self._watch_adjoint(self.index, x)
 
     def _watch_adjoint(self, index: int, x: Tensor) -> None:
-        if x.requires_grad and self.record.wants("adjoint_tcs") and not recomputing():
+        """Once a pass: reentrant checkpointing has a graph only when it recomputes, the other has two."""
+        if not recomputing():
+            self._adjoints.discard(index)
+        if x.requires_grad and self.record.wants("adjoint_tcs") and index not in self._adjoints:
+            self._adjoints.add(index)
             x.register_hook(functools.partial(self.adjoint, index))
 
     def adjoint(self, index: int, adjoint: Tensor) -> None:
         """Record the loss adjoint dL/dX after block `index`."""
-        self.record.put("adjoint_tcs", (index,), observables.adjoint_tcs(adjoint))
+        with measuring(adjoint.device):
+            self.record.put("adjoint_tcs", (index,), observables.adjoint_tcs(adjoint))
 
     def _writer(self, writer: int, y: Tensor, delta: Tensor) -> None:
         """The cotangent of a writer has come down; its weight's gradient follows at once, if there is one."""
@@ -247,7 +283,9 @@ class BlockProbe:
             self._queue.add(functools.partial(self._coherence, place, y.detach(), delta), y, delta)
         layer = (self.block.operator.proj, self.block.ffn.w2)[writer]
         if writer in self._watched and layer.weight.requires_grad:
-            self._pending[writer] = (y, delta)
+            self._pending[writer].append((y, delta))
+            # not those of an earlier pass, where this one asks for no gradient of the weight
+            self._modes(place, [torch.full(y.shape[:-3], torch.nan, device=y.device)] * 3)
         else:
             self._modes(place, writer_modes(y, delta))
 
@@ -257,8 +295,15 @@ class BlockProbe:
             self.record.put(name, place, values)
 
     def _gradient(self, writer: int, gradient: Tensor) -> None:
-        y, delta = self._pending.pop(writer)
-        self._modes((self.index, writer), modes_from_gradient(gradient, y, delta))
+        pairs, self._pending[writer] = self._pending[writer], []
+        with measuring(gradient.device):
+            if len(pairs) == 1:
+                modes = modes_from_gradient(gradient, *pairs[0])
+            else:  # the block was called several times on the way to this loss
+                coherent = sum(mean_coherent(*pair) for pair in pairs[1:]) + mean_coherent(*pairs[0])
+                centered = sum(centered_gradient(*pair) for pair in pairs[1:]) + centered_gradient(*pairs[0])
+                modes = modes_of_parts(coherent, centered)
+        self._modes((self.index, writer), modes)
 
     def _modes(self, place: tuple[int, int], modes: Sequence[Tensor]) -> None:
         for name, value in zip(("g_mean", "g_ctr", "g_inner"), modes, strict=True):
@@ -272,8 +317,10 @@ class BlockProbe:
 class Probe:
     """Measures the blocks of a model in every forward and backward pass inside its `with` block.
 
-    Outputs, gradients and random states stay what they are, to the bit. A pass that activation checkpointing
-    repeats is counted once. The values are those of the last pass of each kind, in the last `with` block.
+    Outputs, gradients and random states stay what they are, to the bit. A pass that activation
+    checkpointing repeats is counted once. The values are those of the last pass of each kind, in the last
+    `with` block. Where a loss takes several calls of a block, the gradients are those of all. Autocast
+    does not act on observables.
 
     Args:
         model: any module that holds `sim.stack.Block`s, in order.
@@ -307,6 +354,8 @@ class Probe:
         return Record(self.dims, len(self._blocks), runs=len(weight) if weight.ndim == 3 else None)
 
     def __enter__(self) -> "Probe":
+        if self._probes:
+            raise ValueError("this probe is in its `with` block already")
         self.record = self._record()
         trunk, queue = _Trunk(), _Queue()
         self._probes = [
@@ -318,9 +367,10 @@ class Probe:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for probe in self._probes:
-            probe.remove()
-        self._probes = []
+        probes, self._probes = self._probes, []
+        with contextlib.ExitStack() as removed:
+            for probe in probes:
+                removed.callback(probe.remove)
 
     def values(self) -> dict[str, Array]:
         """Name -> [L + 1] or [L + 1, W], behind an axis of runs for an ensemble; NaN where not measured."""

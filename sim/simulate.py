@@ -198,9 +198,9 @@ class _Walk:
             )
 
     def _alive(self, x: Tensor) -> NDArray[np.bool_]:
-        """Which runs have a finite trunk; a norm whose squares overflow returns zeros, which is no result."""
-        rows = x.reshape(len(self.runs), -1)
-        return (torch.isfinite(rows).all(1) & rows.any(1)).cpu().numpy()
+        """Which runs have a finite trunk; where a norm's squares overflow it returns zeros, no result."""
+        tokens = x.reshape(len(self.runs), -1, x.shape[-1])
+        return (torch.isfinite(tokens).all(-1) & tokens.any(-1)).all(-1).cpu().numpy()
 
     @torch.inference_mode()
     def _down(self) -> Tensor:

@@ -260,7 +260,7 @@ def check_written(arrays: Mapping[str, zarr.Array[Any]], path: Path, finished: i
         StoreError: naming the first.
     """
     for name, array in arrays.items():
-        cellwise = is_result(array) and array.chunks == (1, *array.shape[1:]) and array.shape[0] > 1
+        cellwise = is_result(array) and array.chunks == (1, *array.shape[1:])
         expected = finished if cellwise else array.nchunks
         lost = expected - array.nchunks_initialized
         if lost > 0 and cellwise:

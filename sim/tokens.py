@@ -2,7 +2,9 @@
 
 # B batch (behind a leading axis of runs in an ensemble), T tokens, D width
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -42,6 +44,16 @@ def centered(x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
     x = single(x)
     first = x - x.mean(-2, keepdim=True)
     return first - first.mean(-2, keepdim=True)
+
+
+@contextlib.contextmanager
+def measuring(device: torch.device) -> Iterator[None]:
+    """No gradients, and no autocast, which would take the products of observables to half precision."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if torch.is_autocast_enabled(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
 
 
 def norm(x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B"]:

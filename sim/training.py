@@ -80,6 +80,7 @@ class EnsembleOptimiser:
 
     def __init__(self, network: nn.Module, options: AdamW) -> None:
         self.options = options
+        self.network = network
         trained = [weight for weight in network.parameters() if weight.requires_grad]
         runs = {weight.shape[0] for weight in trained}
         if len(runs) != 1 or any(weight.ndim not in (3, 4) for weight in trained):
@@ -164,15 +165,23 @@ class EnsembleOptimiser:
             yield from (tensor.detach()[start - offset : end - offset] for tensor in (row, *moments))
 
     def keep(self, runs: Sequence[int]) -> None:
-        """Go on with some of the runs, in this order; the network then is an ensemble of these."""
+        """Go on with some of the runs, in this order; the network then is an ensemble of these.
+
+        No graph of an earlier forward pass may be alive: it knows the parameters by their old shape.
+        """
         groups = self.inner.param_groups
         kept = [groups[2 * run + half] for run in runs for half in range(2)]
         alive = {group["params"][0] for group in kept}
         for weight in [weight for weight in self.inner.state if weight not in alive]:
             del self.inner.state[weight]
         self.inner.param_groups = kept
-        self._adopt(self.values[torch.as_tensor(runs, device=self.values.device)])
-        self.gradient_norms = self.gradient_norms[: len(runs)]
+        chosen = torch.as_tensor(runs, device=self.values.device)
+        own = {id(weight) for weight in self.parameters}
+        for tensor in (*self.network.parameters(), *self.network.buffers()):
+            if id(tensor) not in own:
+                tensor.data = tensor.data[chosen]
+        self._adopt(self.values[chosen])
+        self.gradient_norms = self.gradient_norms[chosen]
 
 
 def data_order(seed: int, step: int, size: int, batch: int) -> NDArray[np.int64]:
@@ -232,7 +241,8 @@ def train_ensemble(
         network: stacked members (`sim.ensemble.stack_members`); left with the runs that did not end.
         loss: losses [R] of the runs in the network on a batch.
         batches: the batch of a step, from 1, for the runs that go on, in this order; its tensors have an axis
-            of runs. Samples of a run should be those of `data_order` with its own seed.
+            of runs. Samples of a run should be those of `data_order` with its own seed; a step at which a run
+            ends is asked for again, for the others.
         schedules: of the learning rate, one a run.
         steps: updates at most.
         options: of the optimiser.
@@ -261,7 +271,7 @@ def train_ensemble(
             running = [running[place] for place in kept]
             if not running:
                 break
-            del found  # its graph knows the parameters by their old shape
+            del found
             optimiser.keep(kept)
             found = loss(network, batches(step, running))
         found.sum().backward()

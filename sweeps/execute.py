@@ -119,7 +119,7 @@ def check_device(device: str) -> None:
         ValueError: no such device.
     """
     try:
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"cannot compute on device {device!r}: {said}") from error

@@ -164,7 +164,18 @@ class Sweep:
         ensemble: int | None = None,
         device: str | None = None,
     ) -> "Sweep":
-        """The sweep with other values: several become an axis, one fixes a field that is no axis yet."""
+        """The sweep with other values: several become an axis, one fixes a field that is no axis yet.
+
+        Raises:
+            ValueError: a field that the cases of a list set themselves, or several values for a list.
+        """
+        for name, values in options.items():
+            if any(name in case for case in self.cases):
+                raise ValueError(
+                    f"{self.name} is a list of cases with a {name} each: it takes no other {name}"
+                )
+            if self.cases and len(values) > 1:
+                raise ValueError(f"{self.name} is a list of cases: {name} takes one value, got {values}")
         fixed = {
             name: values[0] for name, values in options.items() if len(values) == 1 and name not in self.axes
         }

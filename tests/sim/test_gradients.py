@@ -210,3 +210,18 @@ def test_token_order_and_rotations_change_nothing(seed: int, tokens: int) -> Non
         strict=True,
     ):
         torch.testing.assert_close(values, wanted, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("apart", [1e-1, 1e-3, 1e-5])
+def test_samples_that_nearly_cancel_keep_their_mean_part(apart: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    y, delta = (torch.randn(1, 6, size, generator=generator) + 1 for size in (5, 4))
+    y, delta = y.repeat(2, 1, 1), torch.cat([delta, -(1 + apart) * delta])
+    exact = observables.writer_modes(y.double(), delta.double())[0].item()
+    assert observables.writer_modes(y, delta)[0].item() == pytest.approx(exact, rel=0.05)
+
+
+def test_short_tokens_against_long_cotangents_keep_their_amplification() -> None:
+    sizes = torch.tensor([1.0, 1.0, 1e-25, 1e-25])[None, :, None]
+    found = coherence(torch.ones(1, 4, 3) * sizes, torch.ones(1, 4, 2) * sizes.flip(1))
+    assert found.amplification.item() == pytest.approx(4.0)

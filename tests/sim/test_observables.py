@@ -250,6 +250,13 @@ def test_retention_never_exceeds_mu_eff(seed: int, tokens: int) -> None:
     assert all(low <= high * (1 + 1e-9) for low, high in zip(kept, per_head, strict=True))
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e12])
+def test_mu_eff_scales_with_its_matrix(scale: float) -> None:
+    a = draw_attention(5, 1, 2, 100).float()
+    expected = scale * observables.mu_eff(a.double())
+    torch.testing.assert_close(observables.mu_eff(scale * a).double(), expected, rtol=1e-4, atol=0)
+
+
 def test_broken_attention_gives_nan() -> None:
     attention = draw_attention(1, 2, 1, 70)
     attention[0, 0, 3, 4] = torch.nan

@@ -12,7 +12,7 @@ from sim import attention_statistics, observables
 from sim.attention import SoftmaxAttention
 from sim.ensemble import stack_members
 from sim.gradients import coherence, modes_from_gradient, writer_modes
-from sim.probe import Probe
+from sim.probe import Probe, watch_writer
 from sim.record import BACKWARD_OBSERVABLES, observable_dims
 from sim.simulate import ADJOINT_STREAM, simulate, simulate_ensemble, stream
 from sim.stack import Stack, synthetic_adjoint, synthetic_input
@@ -113,7 +113,7 @@ def test_a_checkpointed_pass_counts_once(setting: Setting) -> None:
     for name, values in probe.values().items():
         np.testing.assert_array_equal(values, expected[name], err_msg=name)
     assert calls.count("row_div") == setting.depth and calls.count("tcs") == setting.depth + 1
-    assert calls.count("g_mean") == 2 * setting.depth
+    assert calls.count("kappa") == 2 * setting.depth and calls.count("adjoint_tcs") == setting.depth + 1
 
 
 def test_only_what_is_asked_for_is_measured() -> None:
@@ -151,6 +151,115 @@ def test_autocast_is_measured_in_single_precision() -> None:
     expected = simulate(SETTING, 0, backward=True)
     for name in ("tcs", "r_tr", "row_div", "g_ctr", "grad_rms_q"):
         np.testing.assert_allclose(probe.values()[name], expected[name], rtol=0.1, atol=0.02, err_msg=name)
+
+
+def test_what_autocast_does_to_the_network_it_does_not_do_to_the_observables() -> None:
+    setting = dataclasses.replace(SETTING, tokens=64, width=64, text_tokens=0)
+    stack, x, adjoint = resident(setting)
+    seen: list[Tensor] = []
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for block in stack.blocks:
+        block.register_forward_hook(lambda _, __, out: seen.append(out.detach()))
+    watch_writer(stack.blocks[0].ffn.w2, lambda y, delta: pairs.append((y, delta)))
+    with torch.autocast("cpu", dtype=torch.bfloat16), Probe(stack) as probe:
+        stack(x).backward(adjoint)
+        found = probe.values()
+    for index, out in enumerate(seen, start=1):
+        assert found["tcs"][index] == pytest.approx(observables.tcs(out).mean().item(), abs=1e-6)
+        assert found["rho"][index] == pytest.approx(observables.rho(out).mean().item(), rel=1e-5)
+    for name, value in zip(("g_mean", "g_ctr"), writer_modes(*pairs[0]), strict=False):
+        assert found[name][1, 1] == pytest.approx(value.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("calls", ["two passes", "a shared block"])
+def test_gradients_of_several_calls_are_those_of_all(calls: str) -> None:
+    stack, x, adjoint = resident(SETTING)
+    other = synthetic_input(SETTING, stream(SETTING, 5, 0)).requires_grad_()
+    pairs: list[tuple[Tensor, Tensor]] = []
+    watch_writer(stack.blocks[-1].ffn.w2, lambda y, delta: pairs.append((y, delta)))
+    with Probe(stack) as probe:
+        if calls == "two passes":
+            output = stack(x) + stack(other)
+        else:
+            output = stack.blocks[-1](stack(x), SETTING.segments)
+        output.backward(adjoint)
+    expected = writer_modes(*(torch.cat(sides) for sides in zip(*pairs, strict=True)))
+    for name, value in zip(("g_mean", "g_ctr", "g_inner"), expected, strict=True):
+        assert probe.values()[name][-1, 1] == pytest.approx(value.item(), rel=1e-3)
+
+
+def test_a_backward_without_weight_gradients_leaves_none_of_an_earlier_pass() -> None:
+    stack, x, adjoint = resident(SETTING)
+    with Probe(stack) as probe:
+        passed(stack, x, adjoint)
+        torch.autograd.grad(stack(x), [x], adjoint)
+    assert np.isnan(probe.values()["g_mean"]).all()
+    assert np.isfinite(probe.values()["kappa"][1:]).all()
+
+
+def test_reentrant_checkpointing_is_measured_too() -> None:
+    stack, x, adjoint = resident(SETTING)
+
+    class Reentrant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stack = stack
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in stack.blocks:
+                x = checkpoint(block, x, SETTING.segments, use_reentrant=True)
+            return x
+
+    network = Reentrant()
+    for _ in range(2):
+        with Probe(network) as probe:
+            passed(network, x, adjoint)
+    expected = simulate(SETTING, 0, backward=True)
+    for name in ("adjoint_tcs", "g_ctr", "tcs"):
+        np.testing.assert_allclose(probe.values()[name], expected[name], **ROUNDING, err_msg=name)
+
+
+def test_an_input_that_is_filled_anew_was_measured_before() -> None:
+    stack, x, _ = resident(SETTING)
+    buffer = x.detach().clone()
+    with torch.no_grad(), Probe(stack) as probe:
+        stack(buffer)
+        buffer.zero_()
+    np.testing.assert_allclose(probe.values()["retention"], simulate(SETTING, 0)["retention"], **ROUNDING)
+
+
+def test_a_trunk_changed_between_blocks_is_measured_as_it_is() -> None:
+    stack, x, _ = resident(SETTING)
+    with torch.no_grad(), Probe(stack) as probe:
+        first = stack.blocks[0](x.detach(), SETTING.segments)
+        first.mul_(3.0)
+        kept = first.clone()
+        stack.blocks[1](first, SETTING.segments)
+    branch = stack.blocks[1].operator(kept, SETTING.segments)
+    expected = observables.r_tr(kept, branch).mean().item()
+    assert probe.values()["r_tr"][2, 0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_activation_changed_before_it_was_measured_is_an_error() -> None:
+    stack, x, _ = resident(SETTING)
+    with torch.no_grad(), pytest.raises(ValueError, match="changed in place"), Probe(stack):
+        first = stack.blocks[0](x.detach(), SETTING.segments)
+        stack.blocks[1](first, SETTING.segments)
+        first.zero_()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in stack.modules())
+    assert all(block.operator.seen is None for block in stack.blocks)
+
+
+def test_one_probe_at_a_time() -> None:
+    stack, x, _ = resident(SETTING)
+    with Probe(stack) as probe, torch.no_grad():
+        with pytest.raises(ValueError, match="a probe is on this model already"), Probe(stack):
+            pass
+        with pytest.raises(ValueError, match="in its `with` block already"), probe:
+            pass
+        stack(x)
+    np.testing.assert_allclose(probe.values()["tcs"], simulate(SETTING, 0)["tcs"], **ROUNDING)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in stack.modules())
 
 
 def test_accumulated_gradients_are_measured_one_by_one() -> None:
@@ -237,6 +346,13 @@ def test_a_member_that_overflows_leaves_the_others() -> None:
     for name, values in simulate(small, 0, backward=True).items():
         np.testing.assert_allclose(together[name][0], values, **ROUNDING, err_msg=name)
     assert np.isnan(together["tcs"][1, 1:]).all() and np.isnan(together["g_mean"][1]).all()
+
+
+def test_a_trunk_with_a_token_that_vanished_is_no_result() -> None:
+    """Squares that overflow make zeros of some tokens first."""
+    setting = Setting(depth=4, tokens=16, width=32, heads=2, batch=2, weight_std=240000)
+    recorded = simulate(setting, 0)
+    assert np.isnan(recorded["tcs"][-1])
 
 
 @pytest.mark.parametrize("fields", [{"width": 32}, {"depth": 5}, {"merge": "rezero"}], ids=str)

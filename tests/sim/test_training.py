@@ -110,6 +110,47 @@ def test_runs_that_end_leave_the_others_as_they_are() -> None:
     assert next(network.parameters()).shape[0] == 2
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"merge": "deepnorm", "residual_gain": 1.5},
+        {"merge": "highway", "residual_gain": 2.0},
+        {"mixer": "state_space"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kept", [[2], [2, 0]], ids=str)
+def test_an_ensemble_of_those_that_go_on_is_theirs_alone(fields: dict[str, object], kept: list[int]) -> None:
+    """Buffers and frozen weights go with their runs."""
+    gains = (1.5, 2.0, 3.0)
+    settings = [dataclasses.replace(SETTING, **fields) for _ in gains]
+    if "residual_gain" in fields:
+        settings = [
+            dataclasses.replace(one, residual_gain=gain) for one, gain in zip(settings, gains, strict=True)
+        ]
+    stacks = [members(one, 3)[seed] for seed, one in enumerate(settings)]
+    network = stack_members(stacks)
+    for block in network.blocks:
+        block.ffn.w2.requires_grad_(False)
+    optimiser = EnsembleOptimiser(network, OPTIONS)
+    optimiser.gradient_norms = torch.arange(3.0)
+    optimiser.keep(kept)
+    assert optimiser.gradient_norms.tolist() == kept
+    output = network(DATA[:2].expand(len(kept), -1, -1, -1))
+    for place, run in enumerate(kept):
+        torch.testing.assert_close(output[place], stacks[run](DATA[:2]), rtol=1e-9, atol=1e-9)
+
+
+def test_tied_weights_are_refused() -> None:
+    stacks = members(SETTING)
+    for stack in stacks:
+        stack.blocks[1].ffn.w2.weight = stack.blocks[0].ffn.w2.weight
+    with pytest.raises(
+        ValueError, match=r"blocks\.0\.ffn\.w2\.weight and blocks\.1\.ffn\.w2\.weight are one tensor"
+    ):
+        stack_members(stacks)
+
+
 def test_a_run_that_diverges_ends_alone() -> None:
     def poisoned(step: int, runs: list[int]) -> tuple[Tensor, Tensor]:
         x, targets = batches(step, runs)

@@ -23,6 +23,7 @@ from sim.store import DIVERGED, DONE, FAILED, PROVENANCE, TODO, open_cells
 from sim.sweep_writer import SweepWriter
 from sweeps.compare import compare, onset_cells
 from sweeps.execute import run_sweep
+from sweeps.layout import lay_out
 from sweeps.named import named_sweep
 from sweeps.sweep import Sweep
 from theory import Setting, predict_front
@@ -295,3 +296,32 @@ def test_the_token_law_sweep_covers_its_regimes() -> None:
     assert {cell.setting.adjoint_cosine for cell in sweep.cells} == {0.0, 0.1, 0.5}
     assert {cell.setting.tokens for cell in sweep.cells} == {16, 64, 256}
     assert sweep.backward and sweep.base.depth == 48 and sweep.base.weight_std == 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": (5,)}, "mixers is a list of cases with a depth each: it takes no other depth"),
+        ({"width": (32, 64)}, "mixers is a list of cases: width takes one value, got"),
+    ],
+    ids=str,
+)
+def test_options_that_a_list_of_cases_would_ignore_are_refused(
+    options: dict[str, tuple[int, ...]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        named_sweep("mixers").with_options(options)
+    assert named_sweep("mixers").with_options({"width": (64,)}).settings[0].width == 64
+
+
+def test_a_single_cell_can_be_asked_for_before_it_is_done(tiny_sweep: Sweep, tmp_path: Path) -> None:
+    sweep = dataclasses.replace(
+        tiny_sweep,
+        axes={name: values[:1] for name, values in tiny_sweep.axes.items()},
+        seeds=1,
+    )
+    store = tmp_path / "s.zarr"
+    lay_out(sweep, store)
+    assert open_cells(store)["status"].values.tolist() == [TODO]
+    run_sweep(sweep, store, resume=True)
+    assert open_cells(store)["status"].values.tolist() == [DONE]
