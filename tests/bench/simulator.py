@@ -29,7 +29,7 @@ from sim.stack import Stack, synthetic_input
 from sim.training import AdamW, Schedule, data_order, train_ensemble
 from theory import Setting
 
-REPEATS = 8
+REPEATS = 6
 TRUNK = Setting(depth=16, tokens=256, text_tokens=32, batch=2, width=256, heads=4, rope=True)
 DEEP = Setting(depth=1000, tokens=256, batch=1, width=256, heads=4, weight_std=0.02)
 LONG = Setting(depth=8, tokens=4096, batch=1, width=128, heads=4)
@@ -89,6 +89,7 @@ def ratios(work: dict[str, Callable[[], object]], device: str) -> dict[str, floa
         turn = repeat % len(names)
         for name in names[turn:] + names[:turn]:
             run = work[name]
+            run()  # each follows itself: what ran before leaves its mark on allocator and cache
             start = time.perf_counter()
             run()
             if device == "cuda":
