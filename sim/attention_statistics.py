@@ -60,6 +60,7 @@ def attention_statistics(
     need_pair(x)
     tokens, lead, heads = x.shape[-2], x.shape[:-2], mixer.heads
     part = centered(x).reshape(-1, tokens, x.shape[-1])
+    part_norms = norm(part).reshape(*lead, 1)
     transposed = part.transpose(-1, -2).contiguous()
     flat = [single(operand).reshape(-1, *operand.shape[-2:]) for operand in operands]
     parts: list[_MatrixParts] = []
@@ -75,8 +76,8 @@ def attention_statistics(
     return AttentionStatistics(
         found.singular_value.mean(-1),
         _row_div(found).mean(-1),
-        _retention(found, norm(part).reshape(*lead, 1)).mean(-1),
-        _leakage(found, part.reshape(x.shape), norm(part).reshape(*lead, 1)).mean(-1),
+        _retention(found, part_norms).mean(-1),
+        _leakage(found, part.reshape(x.shape), part_norms).mean(-1),
     )
 
 

@@ -82,10 +82,10 @@ class Straightforward(nn.Module):
 
 
 def ratios(work: dict[str, Callable[[], object]], device: str) -> dict[str, float]:
-    """Median times over that of the first, in turns after a warm-up, each turn from another start."""
+    """Median times over that of the first, in turns, each from another start and after one of its kind."""
     times: dict[str, list[float]] = {name: [] for name in work}
     names = list(work)
-    for repeat in range(REPEATS + 1):
+    for repeat in range(REPEATS):
         turn = repeat % len(names)
         for name in names[turn:] + names[:turn]:
             run = work[name]
@@ -94,8 +94,7 @@ def ratios(work: dict[str, Callable[[], object]], device: str) -> dict[str, floa
             run()
             if device == "cuda":
                 torch.cuda.synchronize()
-            if repeat:
-                times[name].append(time.perf_counter() - start)
+            times[name].append(time.perf_counter() - start)
     median = {name: statistics.median(values) for name, values in times.items()}
     first = median[next(iter(work))]
     return {name: value / first for name, value in median.items()}
