@@ -1,1 +1,5 @@
-"""The real thing: a diffusion transformer on the same trunk (not built yet)."""
+"""The diffusion transformer: the trunk of `sim` with its ends, rectified flow, training and sampling."""
+
+from dit.model import DiT
+
+__all__ = ["DiT"]

@@ -14,6 +14,7 @@ from torch.nn.functional import elu, rms_norm, scaled_dot_product_attention
 
 from sim.linear import Linear, dot_products
 from sim.merges import Segments
+from sim.tokens import single
 
 ROPE_THETA = 10000.0
 QK_EPS = 1e-6
@@ -155,11 +156,13 @@ class QueryKeyMixer(Mixer):
         width: features of a token.
         heads: attention heads.
         rope: rotate the queries and keys of image tokens.
+        eps: of QK-Norm.
     """
 
-    def __init__(self, width: int, heads: int, *, rope: bool = False) -> None:
+    def __init__(self, width: int, heads: int, *, rope: bool = False, eps: float = QK_EPS) -> None:
         super().__init__(width, heads)
         self.rope = rope
+        self.eps = eps
         self.q_proj = Linear(width, width)
         self.k_proj = Linear(width, width)
 
@@ -168,10 +171,10 @@ class QueryKeyMixer(Mixer):
         return (self.q_proj, self.k_proj)
 
     def _positioned(self, x_BTD: Tensor, segments: Segments) -> Tensor:
-        x_BHTF = self._split(x_BTD)
+        x_BHTF = self._split(single(x_BTD))  # autocast leaves norms in the precision of their input
         if self.rope:
             x_BHTF = rotate(x_BHTF, segments)
-        return rms_norm(x_BHTF, (x_BHTF.shape[-1],), eps=QK_EPS)
+        return rms_norm(x_BHTF, (x_BHTF.shape[-1],), eps=self.eps).to(x_BTD.dtype)
 
     def operands(
         self, x: Float[Tensor, "*B T D"], segments: Segments
@@ -232,10 +235,20 @@ class BlendedAttention(SoftmaxAttention):
         identity: e.
         share: l.
         rope: rotate the queries and keys of image tokens.
+        eps: of QK-Norm.
     """
 
-    def __init__(self, width: int, heads: int, *, identity: float, share: float, rope: bool = False) -> None:
-        super().__init__(width, heads, rope=rope)
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        identity: float,
+        share: float,
+        rope: bool = False,
+        eps: float = QK_EPS,
+    ) -> None:
+        super().__init__(width, heads, rope=rope, eps=eps)
         self.identity = identity
         self.share = share
 
@@ -258,8 +271,8 @@ class GatedAttention(SoftmaxAttention):
     the gated values.
     """
 
-    def __init__(self, width: int, heads: int, *, rope: bool = False) -> None:
-        super().__init__(width, heads, rope=rope)
+    def __init__(self, width: int, heads: int, *, rope: bool = False, eps: float = QK_EPS) -> None:
+        super().__init__(width, heads, rope=rope, eps=eps)
         self.gate_proj = Linear(width, width)
 
     @property

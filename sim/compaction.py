@@ -1,4 +1,4 @@
-"""Compacting a complete sweep store: every array in one chunk, the same bits, safe against a kill."""
+"""Compacting a complete sweep or a finished run: an array in one chunk, the same bits, safe against kills."""
 
 import os
 import shutil
@@ -13,30 +13,38 @@ from zarr.codecs import ZstdCodec
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.storage import MemoryStore
 
-from sim.store import FAILED, TODO, StoreError, open_cells, open_group, reason, write_files
+from sim.run_reader import dims_of, find_run, is_run, open_run, planned_steps
+from sim.store import FAILED, TODO, open_cells
+from sim.zarr_files import METADATA, StoreError, is_compacted, reason, write_files
 
-METADATA, CELLS = "zarr.json", "c"
-"""The file of an array's metadata, and the folder of its chunks while it is not compacted."""
+CHUNKS = "c"
+"""The folder of an array's chunks while it is not compacted."""
 
 
 def compact(path: str | Path) -> None:
-    """Rewrite a complete sweep with one chunk per variable: same bits, few files, read-only from then on.
+    """Rewrite a complete sweep or a finished run with one chunk per variable, read-only from then on.
 
-    The store is whole at every moment. Compacted arrays are first written beside it, where the only chunk is
-    named as none of the old ones is (the `v2` chunk key encoding). Then, array by array, this chunk is moved
-    into the store, the array's metadata are replaced by those that name it, in one atomic rename, and the old
-    chunks are deleted. A compaction that was killed leaves arrays of both kinds, which read alike; the next
-    one finishes it.
+    The same bits in few files. The store is whole at every moment. Compacted arrays are first written beside
+    it, where the only chunk is named as none of the old ones is (the `v2` chunk key encoding). Then, array by
+    array, this chunk is moved into the store, the array's metadata are replaced by those that name it, in one
+    atomic rename, and the old chunks are deleted. A compaction that was killed leaves arrays of both kinds,
+    which read alike; the next one finishes it.
+
+    Args:
+        path: the store, or a run's folder.
 
     Raises:
-        StoreError: cells that are still to do, or no room: the store is then as it was.
+        StoreError: cells or steps that are still to do, or no room: the store is then as it was.
     """
-    path = Path(path)
-    todo = int(open_cells(path)["status"].isin([TODO, FAILED]).sum())
-    if todo:
-        raise StoreError(f"{path} still has {todo} cells to do: only a complete sweep is compacted")
-    arrays = dict(open_group(path, "r").arrays())
-    scattered = {name: array for name, array in arrays.items() if array.nchunks > 1}
+    run = is_run(path)
+    path = find_run(path) if run else Path(path)
+    _check_run(path) if run else _check_sweep(path)
+    arrays = dict(zarr.open_group(path, mode="r").arrays())
+    scattered = {
+        name: array
+        for name, array in arrays.items()
+        if not is_compacted(array) and (array.nchunks > 1 or (run and "step" in dims_of(array)))
+    }
     workspace = path.with_name(f".{path.name}.compacting")
     shutil.rmtree(workspace, ignore_errors=True)
     try:
@@ -49,9 +57,21 @@ def compact(path: str | Path) -> None:
     for name in scattered:
         _exchange(workspace / name, path / name)
     for name, array in arrays.items():
-        if name not in scattered and _metadata(array).chunk_key_encoding.name == "v2":
-            shutil.rmtree(path / name / CELLS, ignore_errors=True)
+        if is_compacted(array):
+            shutil.rmtree(path / name / CHUNKS, ignore_errors=True)
     shutil.rmtree(workspace)
+
+
+def _check_sweep(path: Path) -> None:
+    todo = int(open_cells(path)["status"].isin([TODO, FAILED]).sum())
+    if todo:
+        raise StoreError(f"{path} still has {todo} cells to do: only a complete sweep is compacted")
+
+
+def _check_run(path: Path) -> None:
+    last, planned = int(open_run(path).attrs["logged_steps"]), planned_steps(path)
+    if last < planned:
+        raise StoreError(f"{path} is at step {last} of {planned}: only a run at its end is compacted")
 
 
 def _write_compacted(arrays: dict[str, zarr.Array[Any]], workspace: Path) -> None:
@@ -83,7 +103,7 @@ def _write_compacted(arrays: dict[str, zarr.Array[Any]], workspace: Path) -> Non
 
 def _metadata(array: zarr.Array[Any]) -> ArrayV3Metadata:
     if not isinstance(array.metadata, ArrayV3Metadata):
-        raise StoreError(f"{array.basename} is in an older Zarr format, in which no sweep was written")
+        raise StoreError(f"{array.basename} is in an older Zarr format, in which no store was written")
     return array.metadata
 
 
@@ -98,4 +118,4 @@ def _exchange(compacted: Path, scattered: Path) -> None:
     """Put a compacted array in the place of the one of many chunks; the second rename is the moment."""
     for file in sorted(compacted.iterdir(), key=lambda file: file.name == METADATA):
         file.replace(scattered / file.name)
-    shutil.rmtree(scattered / CELLS, ignore_errors=True)
+    shutil.rmtree(scattered / CHUNKS, ignore_errors=True)

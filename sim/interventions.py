@@ -20,6 +20,7 @@ from sim.merges import Merge, Replicated, Segments
 from sim.parts import GradientChange, PartChange, Parts, Turn, change_tokens
 from sim.record import BACKWARD_OBSERVABLES, Array, Record
 from sim.stack import Block, blocks_of
+from sim.watch import eager
 
 ACTIONS = ("delete", "scale", "replace", "freeze")
 PARTS = ("mean", "centered")
@@ -195,8 +196,7 @@ class Interventions:
 
     A `sim.probe.Probe` inside or around it sees the forward pass as changed and the gradients of the loss as
     they were before a change; what an optimiser got is `handed_on`. Activation checkpointing, gradient
-    accumulation and ensembles are followed. `torch.compile` passes over hooks without a word unless
-    `torch._dynamo.config.skip_nnmodule_hook_guards` is set to False before.
+    accumulation and ensembles are followed. What is compiled runs as it was written meanwhile.
 
     Args:
         model: any module that holds `sim.stack.Block`s, in order.
@@ -221,6 +221,7 @@ class Interventions:
 
     def __enter__(self) -> "Interventions":
         with ExitStack() as undo:
+            undo.enter_context(eager())
             for number, block in self._blocks.items():
                 layers = ((block.operator.proj, block.ffn.w2), (*block.operator.readers, block.ffn.w13))
                 for target, of in zip(GRADIENTS, layers, strict=True):

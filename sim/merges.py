@@ -62,8 +62,12 @@ class Merge(nn.Module):
     def forward(
         self, trunk: Float[Tensor, "*B T D"], branch: Float[Tensor, "*B T D"], segments: Segments
     ) -> Float[Tensor, "*B T D"]:
-        """The normalised merge of trunk and branch; `segments` are the token counts of image and text."""
-        return rms_norm(self.combine(trunk, branch, segments), (self.width,), eps=self.eps)
+        """The normalised merge of trunk and branch; `segments` are the token counts of image and text.
+
+        Under autocast the branch comes in half precision; merge and norm are computed in that of the trunk.
+        """
+        merged = self.combine(trunk, branch.to(trunk.dtype), segments)
+        return rms_norm(merged, (self.width,), eps=self.eps)
 
     def gains(self) -> Gains:
         """What the merge multiplies mean and centered part by now, for the theory (rms over features).
@@ -189,7 +193,7 @@ class PreNorm(Merge):
     def forward(
         self, trunk: Float[Tensor, "*B T D"], branch: Float[Tensor, "*B T D"], segments: Segments
     ) -> Float[Tensor, "*B T D"]:
-        return self.combine(trunk, branch, segments)
+        return self.combine(trunk, branch.to(trunk.dtype), segments)
 
     def gains(self) -> Gains:
         raise ValueError("no theory of the merge 'pre_norm': its trunk has no norm")

@@ -1,6 +1,7 @@
 """Token mixers by name."""
 
 from sim.attention import (
+    QK_EPS,
     BlendedAttention,
     GatedAttention,
     LinearAttention,
@@ -12,7 +13,9 @@ from sim.state_space import StateSpace
 from theory.setting import MIXERS, identity_blend
 
 
-def make_mixer(name: str, width: int, heads: int, *, share: float = 0.5, rope: bool = False) -> Mixer:
+def make_mixer(
+    name: str, width: int, heads: int, *, share: float = 0.5, rope: bool = False, eps: float = QK_EPS
+) -> Mixer:
     """The mixer of a name.
 
     Args:
@@ -21,6 +24,7 @@ def make_mixer(name: str, width: int, heads: int, *, share: float = 0.5, rope: b
         heads: attention heads.
         share: l of `lazy`.
         rope: rotate the queries and keys of image tokens; `uniform` and `state_space` have none.
+        eps: of QK-Norm.
 
     Raises:
         ValueError: an unknown name.
@@ -33,6 +37,6 @@ def make_mixer(name: str, width: int, heads: int, *, share: float = 0.5, rope: b
         return StateSpace(width, heads)
     if name in ("lazy", "a_minus_i", "i_minus_a"):
         identity, share = identity_blend(name, share)
-        return BlendedAttention(width, heads, identity=identity, share=share, rope=rope)
+        return BlendedAttention(width, heads, identity=identity, share=share, rope=rope, eps=eps)
     compared = {"softmax": SoftmaxAttention, "linear": LinearAttention, "gated": GatedAttention}
-    return compared[name](width, heads, rope=rope)
+    return compared[name](width, heads, rope=rope, eps=eps)

@@ -13,8 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from sim.gradients import centered_gradient, mean_coherent
 from sim.linear import Linear
-from sim.probe import recomputing, watch_writer
 from sim.tokens import centered, measuring, single
+from sim.watch import recomputing, watch_writer
 
 Parts = tuple[Tensor, Tensor]
 """Mean and centered part, which add up to the whole."""

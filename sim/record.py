@@ -18,6 +18,10 @@ WRITERS = ("attn", "ffn")
 STATE_OBSERVABLES = ("tcs", "rho")
 BRANCH_OBSERVABLES = ("r_tr", "var_gain")
 OPERATOR_OBSERVABLES = ("mu_eff", "row_div", "retention", "leakage")
+GRADIENT_MODES = ("g_mean", "g_ctr", "g_inner")
+COHERENCE_OBSERVABLES = ("amplification", "kappa", "kappa_abs")
+GRADIENT_SIZES = {"grad_rms_q": "q_proj", "grad_rms_k": "k_proj"}
+"""Name -> the projection of the operator whose gradient it is the root mean square of."""
 
 BACKWARD_OBSERVABLES: dict[str, tuple[tuple[str, ...], str]] = {
     "g_mean": (("block", "writer"), "Frobenius norm of the mean-coherent part of a writer's gradient (G1)"),
@@ -70,15 +74,31 @@ class Record:
         """Whether any of the names is recorded."""
         return any(name in self.dims for name in names)
 
-    def put(self, name: str, place: tuple[int, ...], values: Tensor) -> None:
-        """Values per sample, or one of the whole batch, at (block,) or (block, writer)."""
+    def put(self, name: str, place: tuple[int, ...], values: Tensor, counted: Tensor | None = None) -> None:
+        """Values per sample, or one of the whole batch, at (block,) or (block, writer).
+
+        Args:
+            name: of the observable.
+            place: of the values.
+            values: in place of those that came before.
+            counted: which samples the mean is taken over, as booleans; None for all.
+
+        Raises:
+            ValueError: another number of runs than the record's.
+        """
         if name not in self.dims:
             return
         values = values.detach()
         if values.shape[: len(self.lead)] != self.lead:
             raise ValueError(f"{name} of {tuple(values.shape[:1])} runs does not fit a record of {self.lead}")
+        self._put(name, place, values, counted)
+
+    def _put(self, name: str, place: tuple[int, ...], values: Tensor, counted: Tensor | None) -> None:
         if values.ndim > len(self.lead):
-            values = values.mean(-1)
+            if counted is None:
+                values = values.mean(-1)
+            else:
+                values = torch.where(counted, values, 0.0).sum(-1) / counted.sum(-1)
         if values.device.type == "cpu":
             self._take(name, place, values.numpy())
         else:

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sim.block_probe import BlockProbe
 from sim.ensemble import stack_members
 from sim.interventions import FIELDS, Intervention, Interventions
-from sim.probe import BlockProbe
 from sim.record import BACKWARD_OBSERVABLES, Array, Record, observable_dims
 from sim.stack import Block, synthetic_adjoint, synthetic_input
 from theory import Setting

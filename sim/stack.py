@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
+from sim.attention import QK_EPS
 from sim.linear import Linear
 from sim.merges import MERGE_EPS, Segments, make_merge
 from sim.mixers import make_mixer
@@ -34,13 +35,23 @@ class Block(nn.Module):
 
     Sub-module names follow the published checkpoint (`operator.{q,k,v}_proj`, `operator.proj`, `ffn.w13`,
     `ffn.w2`). The residual writers are `operator.proj` (label `attn`) and `ffn.w2` (label `ffn`).
+
+    Args:
+        setting: sizes, mixer and merge.
+        merge_eps: added to the mean square in the norms of the merges.
+        qk_eps: added to the mean square in QK-Norm.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, *, merge_eps: float = MERGE_EPS, qk_eps: float = QK_EPS) -> None:
         super().__init__()
         self.setting = setting
         self.operator = make_mixer(
-            setting.mixer, setting.width, setting.heads, share=setting.mixer_share, rope=setting.rope
+            setting.mixer,
+            setting.width,
+            setting.heads,
+            share=setting.mixer_share,
+            rope=setting.rope,
+            eps=qk_eps,
         )
         self.ffn = SwiGLU(setting.width, setting.ffn_width)
         self.merge_attn, self.merge_ffn = (
@@ -50,6 +61,7 @@ class Block(nn.Module):
                 residual_gain=setting.residual_gain,
                 alpha=setting.alpha,
                 beta=setting.beta,
+                eps=merge_eps,
             )
             for merge in setting.merges
         )

@@ -1,10 +1,7 @@
 """The sweep store: one Zarr v3 group, one chunk per cell, for any number of writers, read by xarray."""
 
 import json
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,39 +9,30 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 import zarr
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from zarr.abc.buffer import Buffer
-from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore
+
+from sim.run_reader import open_run as open_run
+from sim.zarr_files import (
+    DIMENSIONS,
+    UNREADABLE,
+    add_array,
+    check_free,
+    column,
+    find_arrays,
+    first_line,
+    json_attribute,
+    open_kind,
+    put_in_place,
+)
+from sim.zarr_files import StoreError as StoreError
+from sim.zarr_files import StoreExistsError as StoreExistsError
+from sim.zarr_files import Variable as Variable
 
 KIND = "mean-mode sweep"
 TODO, DONE, FAILED, DIVERGED = 0, 1, 2, 3
 STATUS_NAMES = ("to_do", "done", "failed", "diverged")
-
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
-"""What Zarr and its codecs raise on missing metadata and damaged bytes."""
-
-
-class StoreError(ValueError):
-    """A store that is not what it should be; the message says which, what is wrong and what to do."""
-
-
-class StoreExistsError(StoreError):
-    """Something is already at the path of a store to be laid out."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Variable:
-    """What a store says of a variable: its dimensions behind `cell`, its definition and its unit."""
-
-    dims: tuple[str, ...] = ()
-    definition: str
-    units: str = "1"
-
-    def attributes(self) -> dict[str, Any]:
-        """As attributes of the array."""
-        return {"long_name": self.definition, "units": self.units}
-
 
 PROVENANCE = {
     "wall_seconds": Variable(
@@ -60,7 +48,7 @@ def create_sweep(
     path: str | Path,
     *,
     coordinates: Mapping[str, tuple[Sequence[Any], Variable]],
-    sizes: Mapping[str, ArrayLike],
+    sizes: Mapping[str, Sequence[Any]],
     variables: Mapping[str, Variable],
     forecasts: Mapping[str, tuple[ArrayLike, Variable]],
     attributes: Mapping[str, Any],
@@ -82,8 +70,7 @@ def create_sweep(
         StoreError: no room, or another error of the file system.
     """
     path = Path(path)
-    if path.exists():
-        raise _exists(path)
+    check_free(path)
     cells = len(next(iter(coordinates.values()))[0])
     data = xr.Dataset(
         {
@@ -92,16 +79,15 @@ def create_sweep(
         },
         coords={
             **{
-                name: ("cell", _column(values), given.attributes())
+                name: ("cell", column(values), given.attributes())
                 for name, (values, given) in coordinates.items()
             },
-            **{name: (name, _column(np.asarray(values).tolist())) for name, values in sizes.items()},
+            **{name: (name, column(values)) for name, values in sizes.items()},
         },
         attrs={"kind": KIND, "axes": json.dumps(list(coordinates)), **attributes},
     )
-    block = Variable(definition="block; 0 is the input, l the state after block l", units="block")
-    writer = Variable(definition="residual writer whose branch is measured: attention or SwiGLU")
-    data["block"].attrs, data["writer"].attrs = block.attributes(), writer.attributes()
+    for name, given in DIMENSIONS.items():
+        data[name].attrs = given.attributes()
     flags = {"flag_values": list(range(len(STATUS_NAMES))), "flag_meanings": " ".join(STATUS_NAMES)}
     files: dict[str, Buffer] = {}
     with zarr.config.set({"array.write_empty_chunks": True}):
@@ -109,85 +95,12 @@ def create_sweep(
     group = zarr.open_group(MemoryStore(files), mode="r+")
     for name, given in variables.items():
         shape = (cells, *(len(np.asarray(sizes[dim])) for dim in given.dims))
-        _add_array(group, name, shape, "float32", np.nan, ("cell", *given.dims), given.attributes())
-    _add_array(
-        group, "status", (cells,), "int8", TODO, ("cell",), {"long_name": "state of the cell", **flags}
-    )
+        add_array(group, name, shape, "float32", np.nan, ("cell", *given.dims), given.attributes())
+    add_array(group, "status", (cells,), "int8", TODO, ("cell",), {"long_name": "state of the cell", **flags})
     for name, given in PROVENANCE.items():
         dtype, fill = ("string", "") if name == "failure" else ("float64", np.nan)
-        _add_array(group, name, (cells,), dtype, fill, ("cell",), given.attributes())
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        write_files(files, partial)
-        _put_in_place(partial, path)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise StoreError(
-                f"{path} could not be laid out ({reason(error)}): nothing was written"
-            ) from error
-        raise
-
-
-def write_files(files: Mapping[str, Buffer], folder: Path) -> None:
-    """Write what a Zarr store in memory holds, one file after the other.
-
-    Zarr itself writes files of one array at once and still does so after one of them has failed.
-    """
-    for name, content in files.items():
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content.to_bytes())
-
-
-def _exists(path: Path) -> StoreExistsError:
-    return StoreExistsError(f"{path} already exists: pass --resume to go on with it, or another --out")
-
-
-def _put_in_place(partial: Path, path: Path) -> None:
-    """Rename a complete store; a folder is never renamed onto one that holds something."""
-    try:
-        partial.rename(path)
-    except OSError as error:
-        if path.exists():
-            raise _exists(path) from error
-        raise
-
-
-def _column(values: Sequence[Any]) -> NDArray[Any]:
-    """Coordinate values as an array; text as objects, so that Zarr keeps its full length."""
-    return np.array(values, dtype=object) if isinstance(values[0], str) else np.asarray(values)
-
-
-def _add_array(
-    group: zarr.Group,
-    name: str,
-    shape: tuple[int, ...],
-    dtype: str,
-    fill: int | float | str,
-    dims: tuple[str, ...],
-    attributes: Mapping[str, Any],
-) -> None:
-    """An array of one chunk a cell, with a checksum, so that a damaged chunk is noticed.
-
-    Chunks that hold only the fill value are written too, so that a missing one is a loss and not a result.
-    """
-    group.create_array(
-        name,
-        shape=shape,
-        chunks=(1, *shape[1:]),
-        dtype=dtype,
-        fill_value=fill,
-        dimension_names=dims,
-        attributes=dict(attributes),
-        compressors=ZstdCodec(level=3, checksum=True),
-        config={"write_empty_chunks": True},
-    )
-
-
-def reason(error: OSError) -> str:
-    """What the system says of an error, without number and path."""
-    return error.strerror or _first_line(error)
+        add_array(group, name, (cells,), dtype, fill, ("cell",), given.attributes())
+    put_in_place(files, path)
 
 
 def provenance_arrays(group: zarr.Group) -> dict[str, zarr.Array[Any]]:
@@ -206,23 +119,9 @@ def open_group(path: Path, mode: Any) -> zarr.Group:
     Raises:
         StoreError: no readable sweep.
     """
-    if not path.exists():
-        raise StoreError(f"{path} does not exist")
-    try:
-        group = zarr.open_group(path, mode=mode)
-    except UNREADABLE as error:
-        raise StoreError(f"{path} is no readable Zarr group: {_first_line(error)}") from error
-    if group.attrs.get("kind") != KIND:
-        raise StoreError(
-            f"{path} is no sweep of this project (attribute kind is {group.attrs.get('kind')!r})"
-        )
+    group = open_kind(path, mode, KIND)
     for name, kind in (("configuration", dict), ("variables", list), ("axes", list)):
-        try:
-            value = json.loads(str(group.attrs[name]))
-        except (KeyError, ValueError) as error:
-            raise StoreError(f"{path} is damaged: its attribute {name} is missing or no JSON") from error
-        if not isinstance(value, kind):
-            raise StoreError(f"{path} is damaged: its attribute {name} is no {kind.__name__}")
+        json_attribute(group, path, name, kind)
     return group
 
 
@@ -232,25 +131,8 @@ def required_arrays(group: zarr.Group, path: Path) -> dict[str, zarr.Array[Any]]
     Raises:
         StoreError: naming those that are missing or unreadable.
     """
-    names = [
-        *json.loads(str(group.attrs["variables"])),
-        *json.loads(str(group.attrs["axes"])),
-        "block",
-        "writer",
-    ]
-    arrays: dict[str, zarr.Array[Any]] = {}
-    missing = []
-    for name in names:
-        try:
-            array = group[name]
-        except UNREADABLE:
-            missing.append(name)
-            continue
-        if isinstance(array, zarr.Array):
-            arrays[name] = array
-    if missing:
-        raise StoreError(f"{path} is truncated: it holds no readable {', '.join(missing)}")
-    return arrays
+    variables, axes = (json.loads(str(group.attrs[name])) for name in ("variables", "axes"))
+    return find_arrays(group, path, [*variables, *axes, "block", "writer"])
 
 
 def check_written(arrays: Mapping[str, zarr.Array[Any]], path: Path, finished: int) -> None:
@@ -271,10 +153,6 @@ def check_written(arrays: Mapping[str, zarr.Array[Any]], path: Path, finished: i
             raise StoreError(f"{path} is truncated: {name} is gone; write another store")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def open_cells(path: str | Path) -> xr.Dataset:
     """A sweep as it is stored, along `cell`, loaded into memory.
 
@@ -287,7 +165,7 @@ def open_cells(path: str | Path) -> xr.Dataset:
         with xr.open_zarr(path, consolidated=False, chunks=None) as lazy:
             data = cast(xr.Dataset, lazy.load())
     except UNREADABLE as error:
-        raise StoreError(f"{path} is damaged ({_first_line(error)}): run the sweep with --resume") from error
+        raise StoreError(f"{path} is damaged ({first_line(error)}): run the sweep with --resume") from error
     check_written(arrays, path, int(data["status"].isin([DONE, DIVERGED]).sum()))
     return data
 
@@ -307,7 +185,7 @@ def open_progress(path: str | Path) -> xr.Dataset:
         with xr.open_zarr(path, consolidated=False, chunks=None, drop_variables=hidden) as lazy:
             data = cast(xr.Dataset, lazy.load())
     except UNREADABLE as error:
-        raise StoreError(f"{path} is damaged ({_first_line(error)}): run the sweep with --resume") from error
+        raise StoreError(f"{path} is damaged ({first_line(error)}): run the sweep with --resume") from error
     check_written(arrays, path, int(data["status"].isin([DONE, DIVERGED]).sum()))
     return data.set_coords(axes)
 

@@ -1,31 +1,25 @@
 """Writing the cells of a sweep store: one process or many at once, and what a stopped one left to do."""
 
 import time
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
-from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Endian, ZstdCodec
 
 from sim.store import (
     DIVERGED,
     DONE,
     FAILED,
     TODO,
-    UNREADABLE,
-    StoreError,
     check_written,
     is_result,
     open_group,
     provenance_arrays,
-    reason,
     required_arrays,
 )
+from sim.zarr_files import UNREADABLE, StoreError, chunk_path, reason, write_chunk
 
 FAILURE_LENGTH = 2000
 """Characters of an exception that are kept."""
@@ -79,7 +73,7 @@ class SweepWriter:
         return sorted(todo + lost), sorted(lost)
 
     def _holds_data(self, cell: int) -> bool:
-        if not all(_chunk_path(self.path, array, cell).exists() for array in self.arrays.values()):
+        if not all(chunk_path(self.path, array, cell).exists() for array in self.arrays.values()):
             return False
         rows = {name: np.asarray(array[cell]) for name, array in {**self.arrays, **self.provenance}.items()}
         return bool(np.isfinite(rows["tcs"][0]))
@@ -118,44 +112,15 @@ class SweepWriter:
                 if name in values:
                     place: tuple[Any, ...] = (0, *(slice(size) for size in values[name].shape))
                     row[place] = values[name]
-                _write_chunk(self.path, array, cell, row)
+                write_chunk(self.path, array, cell, row)
             for name, array in self.provenance.items():
                 if provenance[name] == "":
-                    _chunk_path(self.path, array, cell).unlink(missing_ok=True)
+                    chunk_path(self.path, array, cell).unlink(missing_ok=True)
                 else:
-                    _write_chunk(self.path, array, cell, np.array([provenance[name]], array.dtype))
-            _write_chunk(self.path, self.arrays["status"], cell, np.array([status], np.int8))
+                    write_chunk(self.path, array, cell, np.array([provenance[name]], array.dtype))
+            write_chunk(self.path, self.arrays["status"], cell, np.array([status], np.int8))
         except OSError as error:
             raise StoreError(
                 f"{self.path}: cell {cell} could not be written ({reason(error)}) and stays to do: "
                 "put that right and go on with --resume"
             ) from error
-
-
-def _chunk_path(path: Path, array: zarr.Array[Any], cell: int) -> Path:
-    """The file of a cell's chunk."""
-    return path / array.basename / array.metadata.encode_chunk_key((cell, *(0,) * (array.ndim - 1)))
-
-
-def _write_chunk(path: Path, array: zarr.Array[Any], cell: int, row: NDArray[Any]) -> None:
-    """Put a cell's chunk in its place, whole or not at all.
-
-    Zarr takes a millisecond an array, most of it handed from thread to thread, which is felt in short runs. A
-    plain array of numbers is therefore encoded here, to the bytes that Zarr writes.
-    """
-    match getattr(array.metadata, "codecs", ()):
-        case (BytesCodec(endian=Endian.little | None), ZstdCodec(level=level, checksum=checksum)):
-            plain = np.ascontiguousarray(row, row.dtype.newbyteorder("<"))
-            content = Zstd(level=level, checksum=checksum).encode(plain)
-        case _:
-            array[cell : cell + 1] = row
-            return
-    file = _chunk_path(path, array, cell)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{uuid.uuid4().hex}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -7,7 +7,9 @@ from typing import Any
 import click
 
 from sweeps.cli_predict import predict
+from sweeps.cli_sample import sample
 from sweeps.cli_sweep import sweep_group
+from sweeps.cli_train import export, train
 from sweeps.options import json_option, show_json, show_table
 from theory import LAWS
 
@@ -20,6 +22,9 @@ def cli() -> None:
 
 cli.add_command(predict)
 cli.add_command(sweep_group)
+cli.add_command(train)
+cli.add_command(sample)
+cli.add_command(export)
 
 
 @cli.command()
@@ -81,9 +86,16 @@ def show_law(tag: str, latex: bool) -> None:
 @click.argument("store", type=click.Path(path_type=Path))
 @json_option
 def onset(store: Path, as_json: bool) -> None:
-    """Measured collapse front of every finished cell of a sweep."""
+    """Measured onset of a training run with its evidence, or the collapse fronts of a sweep's finished cells.
+
+    STORE is a sweep, a run's folder or its telemetry.
+    """
+    from sim.run_reader import is_run
     from sweeps.compare import onset_cells
 
+    if is_run(store):
+        show_run_onset(store, as_json)
+        return
     cells = onset_cells(store)
     if as_json:
         show_json({"cells": cells})
@@ -91,6 +103,20 @@ def onset(store: Path, as_json: bool) -> None:
         show_table(cells)
     else:
         click.echo("no finished cells")
+
+
+def show_run_onset(store: Path, as_json: bool) -> None:
+    """Print the label of a run, its alarms, and when which signal moved."""
+    from sweeps.run_onset import evidence_rows, onset_document, onset_lines
+
+    document = onset_document(store)
+    if as_json:
+        show_json(document)
+        return
+    for line in onset_lines(store, document):
+        click.echo(line)
+    if document["evidence"]:
+        show_table(evidence_rows(document))
 
 
 @cli.command()
@@ -184,6 +210,10 @@ def main() -> None:
         click.echo(f"mms: {' '.join(str(error).split())}", err=True)
         status = 2
     except (click.Abort, KeyboardInterrupt):
-        click.echo("mms: stopped; a sweep goes on with --resume", err=True)
+        click.echo("mms: stopped; a sweep or a run goes on with --resume", err=True)
         status = 130
     sys.exit(status)
+
+
+if __name__ == "__main__":  # accelerate launch -m sweeps.cli train ...
+    main()

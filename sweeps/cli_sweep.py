@@ -69,9 +69,10 @@ def sweep_run(
 
     Exit 1 if a cell failed: the others are done, `mms sweep status` shows why, --resume tries again.
     """
+    from sim.provenance import provenance
     from sweeps.cost import Shard
     from sweeps.execute import check_device, check_executor, run_sweep
-    from sweeps.layout import forecast_rows, provenance
+    from sweeps.layout import forecast_rows
     from sweeps.named import named_sweep
 
     share = None if shard is None else Shard.parse(shard)

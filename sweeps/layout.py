@@ -2,18 +2,16 @@
 
 import dataclasses
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from sim import observables
-from sim.record import BACKWARD_OBSERVABLES, WRITERS, observable_dims
+from sim.provenance import observable_variables, provenance
+from sim.record import WRITERS, observable_dims
 from sim.store import StoreError, StoreExistsError, Variable, create_sweep, open_group
 from sweeps.sweep import FIELD_DEFINITIONS, Sweep, digest
 from theory import Setting, has_theory, predict_front, predict_profile
@@ -58,18 +56,6 @@ FRONT = Variable(
 )
 
 
-def provenance() -> dict[str, str]:
-    """Version and commit of the code that writes a result."""
-    run = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {"version": version("mean-mode-screaming"), "commit": run.stdout.strip() or "unknown"}
-
-
 def progress(units: Iterator[Any], total: int, label: str) -> Iterator[Any]:
     """The units, with a progress bar on stderr."""
     return iter(tqdm(units, total=total, desc=label, file=sys.stderr, dynamic_ncols=True, leave=False))
@@ -104,22 +90,11 @@ def _prediction(setting: Setting) -> FrontPrediction | None:
     return predict_front(setting) if has_theory(setting) else None
 
 
-def _definition(name: str) -> str:
-    """First line of the observable's docstring, naming the segment; gradients have one of their own."""
-    if name in BACKWARD_OBSERVABLES:
-        return BACKWARD_OBSERVABLES[name][1]
-    base, _, segment = name.partition("_image") if name.endswith("_image") else name.partition("_text")
-    text = (getattr(observables, base).__doc__ or "").splitlines()[0]
-    where = {"_image": " (image tokens)", "_text": " (text tokens)"}.get(segment or name[len(base) :], "")
-    return f"{text.rstrip('.')}{where}; mean over the batch"
-
-
 def _variables(sweep: Sweep) -> dict[str, Variable]:
     dims: dict[str, tuple[str, ...]] = {}
     for setting in sweep.settings:
         dims |= observable_dims(setting, backward=sweep.backward)
-    measured = {name: Variable(dims=of, definition=_definition(name)) for name, of in dims.items()}
-    return {"front": FRONT, **measured}
+    return {"front": FRONT, **observable_variables(dims)}
 
 
 def _forecasts(sweep: Sweep, deepest: int) -> dict[str, tuple[Any, Variable]]:

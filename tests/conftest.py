@@ -8,7 +8,13 @@ import torch
 from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
-install_import_hook("sim", "beartype.beartype")
+# all but configurations, which take JSON's lists for tuples; an int is a float, as to every type checker
+DIT = [
+    f"dit.{module.stem}"
+    for module in Path(__file__).parents[1].glob("dit/*.py")
+    if "config" not in module.stem
+]
+install_import_hook(["sim", *DIT], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from sweeps.execute import run_sweep  # noqa: E402 (after the import hook)
 from sweeps.mixers import MIXERS_AND_MERGES  # noqa: E402

@@ -10,10 +10,10 @@ from torch import Tensor
 
 import sim.simulate
 from sim import observables
-from sim.probe import watch_writer
 from sim.record import BACKWARD_OBSERVABLES, WRITERS, observable_dims
 from sim.simulate import ADJOINT_STREAM, simulate, stream
 from sim.stack import Stack, synthetic_adjoint, synthetic_input
+from sim.watch import watch_writer
 from theory import MERGES, Setting
 from theory.setting import MIXERS
 

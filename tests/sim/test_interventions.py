@@ -20,9 +20,10 @@ from sim.gradients import centered_gradient, mean_coherent
 from sim.interventions import GROUPS, Intervention, Interventions, blocks_of, replicate_tokens
 from sim.linear import Linear
 from sim.parts import GradientChange, PartChange, Turn
-from sim.probe import Probe, watch_writer
+from sim.probe import Probe
 from sim.simulate import ADJOINT_STREAM, stream
 from sim.stack import Stack, synthetic_adjoint, synthetic_input
+from sim.watch import watch_writer
 from theory import Setting
 
 SETTING = Setting(

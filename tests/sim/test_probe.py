@@ -12,11 +12,12 @@ from sim import attention_statistics, observables
 from sim.attention import SoftmaxAttention
 from sim.ensemble import stack_members
 from sim.gradients import coherence, modes_from_gradient, writer_modes
-from sim.probe import Probe, watch_writer
+from sim.probe import Probe
 from sim.record import BACKWARD_OBSERVABLES, observable_dims
 from sim.simulate import ADJOINT_STREAM, simulate, simulate_ensemble, stream
 from sim.stack import Stack, synthetic_adjoint, synthetic_input
 from sim.training import AdamW, EnsembleOptimiser
+from sim.watch import watch_writer
 from theory import Setting
 
 SETTING = Setting(

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from sim import observables
-from sim.probe import watch_writer
 from sim.simulate import stream
 from sim.stack import Stack, synthetic_input
+from sim.watch import watch_writer
 from theory import Setting
 from theory.setting import MIXERS
 

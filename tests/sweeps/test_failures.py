@@ -177,7 +177,7 @@ import sim.sweep_writer
 def filling(*given):
     raise OSError(28, "No space left on device")
 
-sim.sweep_writer._write_chunk = filling
+sim.sweep_writer.write_chunk = filling
 """
 
 DEADLY_CELL = """

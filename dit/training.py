@@ -1,0 +1,364 @@
+"""The trainer: one optimiser step after the other, measured, checkpointed and resumable to the bit."""
+
+# B batch of a step, C channels, H height, W width of a latent, P parameters
+
+import shutil
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dit import states
+from dit.autopsy import examine, not_finite
+from dit.config import RunConfig
+from dit.data import Source, samples_of, source_of
+from dit.flow import draw, flow_losses, noised
+from dit.memory import check_fits
+from dit.optimiser import Optimiser
+from dit.processes import Processes
+from dit.telemetry import Telemetry, norms_by_block, norms_by_family
+from dit.watch import COLLAPSED_TCS, Event, Row, Watch, deep_median, measured_blocks
+from sim.functional_step import functional_step
+from sim.interventions import Intervention, Interventions
+from sim.probe import Probe
+from sim.run_store import open_run
+from sim.store import StoreError, StoreExistsError
+from sim.training_onset import training_onset
+
+MicroBatch = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Noisy latents, texts, clean latents and noise."""
+
+SCALE_FIELDS = (
+    "steps keep checkpoint_every stop_on accumulation recompute recompute_of sharding compile".split()
+)
+"""Fields of the training that a resumed run may have otherwise than it began with."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How a session of training ended.
+
+    Attributes:
+        step: last step made.
+        loss: of it.
+        stopped: `steps` where the run is complete, else `divergence` or `collapse`.
+    """
+
+    step: int
+    loss: float
+    stopped: str
+
+    def __str__(self) -> str:
+        ends = {
+            "steps": "complete",
+            "divergence": "stopped, the loss is not finite",
+            "collapse": "stopped, collapsed",
+        }
+        return f"{ends[self.stopped]} at step {self.step}, loss {self.loss:.4g}"
+
+
+class Trainer:
+    """A run from its configuration, on one process or on all of an `accelerate launch`.
+
+    Everything random is a function of seed, step and place in the batch, so that neither resuming nor the
+    number of processes and micro-batches changes what is computed, but for rounding.
+
+    Args:
+        run: the configuration.
+        out: folder of the run.
+        resume: go on with the run that is there.
+        fork: begin with a checkpoint of another run, at its step, with its moments.
+        source: of latents and texts; None for the one the configuration names.
+
+    Raises:
+        ValueError: a run that does not fit the memory, the processes, or its data.
+        StoreError: a folder that is taken, or not there, or holds another run.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        out: Path,
+        *,
+        resume: bool = False,
+        fork: Path | None = None,
+        source: Source | None = None,
+    ) -> None:
+        self.out = out
+        self.processes = Processes(run)
+        self.run = self.processes.first(lambda: _agreed(run, out)) if resume else run
+        self.source = source or source_of(self.run)
+        self.processes.together(lambda: check_fits(self.run, self.processes.count, self.processes.device))
+        self.network = self.processes.network(self.run)
+        self.optimiser = Optimiser(self.network, self.run.training)
+        self.schedule = self.run.training.learning_rate(self.run.model.depth)
+        self.watch = Watch(self.run)
+        self.blocks = measured_blocks(self.run)
+        self.step = 0
+        self._interventions, self._acting = ExitStack(), ()
+        origin = self._begin(resume, fork)
+        if self.run.training.compile:
+            for block in self.network.blocks:
+                block.compile()
+        self.model = self.processes.wrapped(self.network)
+        self.telemetry = self._open_telemetry(resume, origin)
+
+    def _begin(self, resume: bool, fork: Path | None) -> dict[str, Any]:
+        """Load what the run goes on from; for a fork, what it was."""
+        origin: dict[str, Any] = {}
+        if resume:
+            checkpoint = self.processes.first(lambda: states.last_checkpoint(self.out, self.processes.tell))
+        elif fork is not None:
+            checkpoint = self.processes.first(lambda: states.find_checkpoint(fork, self.processes.tell))
+        else:
+            self.processes.first(lambda: _refuse_taken(self.out))
+            return origin
+        if checkpoint is None:
+            self.processes.tell(f"{self.out} holds no whole checkpoint: it begins anew")
+            return origin
+        notes = states.notes_of(checkpoint)
+        before = RunConfig.of_document(notes["configuration"])
+        if before.model != self.run.model:
+            raise StoreError(f"{checkpoint} is of another network than the one asked for: {before.model}")
+        states.load_tensors(checkpoint, self.optimiser.state())
+        self.step = notes["step"]
+        if resume:
+            self.watch.restore(states.watch_of(checkpoint))
+            return {**origin, "spent": notes["wall_s"]}
+        if self.step >= self.run.training.steps:
+            raise ValueError(f"{checkpoint} is of step {self.step} already: set steps to more than that")
+        return {"checkpoint": str(checkpoint), "step": self.step, "configuration": notes["configuration"]}
+
+    def _open_telemetry(self, resume: bool, origin: dict[str, Any]) -> Telemetry | None:
+        """The store, of the first process, and the configuration last: a folder without it holds no run."""
+
+        def lay_out() -> None:
+            path = self.out / states.TELEMETRY
+            if not resume:
+                self.out.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(path, ignore_errors=True)
+                Telemetry.lay_out(path, self.run, self.optimiser.names, origin)
+            found.append(Telemetry(path, after=self.step, run=self.run, spent=origin.get("spent", 0.0)))
+            states.write_configuration(self.out, self.run)
+
+        found: list[Telemetry] = []
+        self.processes.first(lay_out)
+        return found[0] if found else None
+
+    def train(self) -> Outcome:
+        """Train to the end, or to where the configuration stops it.
+
+        Raises:
+            ValueError: a sample that is not finite.
+            StoreError: telemetry or checkpoint could not be written; the run goes on with `resume`.
+        """
+        training = self.run.training
+        loss, stopped = float("nan"), "steps"
+        bar = self.processes.progress(self.step, training.steps, self.out.name)
+        try:
+            for step in range(self.step + 1, training.steps + 1):
+                loss = self._step(step)
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                bar.update()
+                stopped = self._stopped(step, loss)
+                if stopped != "steps" or step == training.steps or step % training.checkpoint_every == 0:
+                    self._save()
+                if stopped != "steps":
+                    break
+        finally:
+            bar.close()
+            self._interventions.close()
+        return Outcome(step=self.step, loss=loss, stopped=stopped)
+
+    def _step(self, step: int) -> float:
+        """Make a step; its loss, of the whole batch."""
+        training, watch = self.run.training, self.watch
+        self._intervene(step)
+        micro_batches = self._micro_batches(step)
+        measured = watch.stored(step) or watch.kept(step)
+        losses, row = self._backward(micro_batches, measured=measured)
+        norms = self.optimiser.gradient_norms().cpu().numpy()
+        total = float(np.sqrt(np.nansum(np.square(norms)))) if not np.isinf(norms).any() else float("inf")
+        loss = self.processes.mean(losses.mean())
+        rate = self.schedule.rate(step)
+        scalars: Row = {"loss": loss, "lr": rate, "grad_norm": total}
+        scalars["tokens_seen"] = step * training.batch * sum(self.run.model.setting().segments)
+        scalars["grad_norm_family"] = norms_by_family(self.optimiser.names, norms)
+        event = watch.notice(step, loss, total, row)
+        if event is not None and not row:
+            row = self._measured_again(micro_batches)
+        if event is not None:
+            self._report(event, norms, losses, row)
+        if row:
+            row["grad_norm_block"] = norms_by_block(
+                self.optimiser.names, norms, self.run.model.depth, self.blocks
+            )
+        scalars["grad_norm_clipped"] = self.optimiser.clip(total)
+        stored = event is not None or watch.stored(step)
+        if stored and row:
+            row["functional_step"] = self._functional_step(micro_batches, rate)
+        self.optimiser.step(rate)
+        self.optimiser.follow()
+        self.optimiser.zero_grad()
+        self.step = step
+        watch.measured(step, row, stored=stored)
+        earlier = watch.released(step) if event is not None else []
+        if self.telemetry is not None:
+            self.telemetry.log(step, {**scalars, **(row if stored else {})}, earlier)
+        return loss
+
+    def _intervene(self, step: int) -> None:
+        """Have those interventions act that begin at this step or began before it."""
+        wanted = tuple(text for first, text in self.run.training.interventions if first <= step)
+        if wanted != self._acting:
+            self._interventions.close()
+            self._interventions, self._acting = ExitStack(), wanted
+            asked = [Intervention.parse(text) for text in wanted]
+            self._interventions.enter_context(Interventions(self.network, asked))
+
+    def _micro_batches(self, step: int) -> list[MicroBatch]:
+        """This process's share of the batch of a step, in its micro-batches."""
+        training, model = self.run.training, self.run.model
+        shares = np.arange(training.batch).reshape(self.processes.count, training.accumulation, -1)
+        found = []
+        for of in shares[self.processes.rank]:
+            clean, texts = samples_of(self.source, training.data_seed, step, training.batch, of)
+            drawn = draw(
+                training.data_seed,
+                step,
+                of.tolist(),
+                (model.channels, model.side, model.side),
+                time_shift=training.time_shift,
+                null_text=training.null_text,
+            )
+            texts = torch.where(drawn.dropped[:, None, None], self.source.empty_text, texts)
+            noisy = noised(clean, drawn.noise, drawn.times)
+            found.append(tuple(part.to(self.processes.device) for part in (noisy, texts, clean, drawn.noise)))
+        return found
+
+    def _backward(self, micro_batches: list[MicroBatch], *, measured: bool) -> tuple[Tensor, Row]:
+        """Gradients of the mean loss of the batch; the losses of this process's samples, and observables."""
+        count, losses, row = len(micro_batches), [], {}
+        with ExitStack() as stack:
+            if measured:
+                probe = Probe(self.network, blocks=self.blocks, passes=count, group=self.processes.group)
+                stack.enter_context(probe)
+            for number, (noisy, texts, clean, noise) in enumerate(micro_batches, start=1):
+                with nullcontext() if number == count else self.processes.adding_up(self.model):
+                    with self.processes.autocast():
+                        velocity = self.model(noisy, texts)
+                    found = flow_losses(velocity, clean, noise)
+                    (found.mean() / count).backward()
+                losses.append(found.detach())
+            if measured:
+                row = dict(probe.values())
+        return torch.cat(losses), row
+
+    def _measured_again(self, micro_batches: list[MicroBatch]) -> Row:
+        """Observables of a step whose gradients are there already, and stay as they are."""
+        weights = list(self.optimiser.parameters.values())
+        gradients = [weight.grad for weight in weights]
+        self.optimiser.zero_grad()
+        _, row = self._backward(micro_batches, measured=True)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        return row
+
+    def _functional_step(self, micro_batches: list[MicroBatch], rate: float) -> float:
+        """Delta of the step that is about to be made, over the whole batch."""
+
+        def trunk() -> Tensor:
+            return torch.cat(
+                [self.processes.trunk(self.network, noisy, texts) for noisy, texts, _, _ in micro_batches]
+            )
+
+        found = functional_step(
+            trunk,
+            self.optimiser.parameters.values(),
+            lambda: self.optimiser.step(rate),
+            state=self.optimiser.inner,
+        )
+        return self.processes.mean(found.square()) ** 0.5
+
+    def _report(self, event: Event, norms: NDArray[np.float64], losses: Tensor, row: Row) -> None:
+        """The autopsy, as text beside the store and in it."""
+        numbers = self.source.latents(np.array([0])).numel() * len(losses)
+        own = (
+            losses.double().mean().item(),
+            2 * (losses.double().sum() / numbers / len(losses)).sqrt().item(),
+        )
+        shares = self.processes.gathered(own)
+        bad = not_finite(self.optimiser)
+        if self.telemetry is None:
+            return
+        document = examine(
+            event,
+            names=self.optimiser.names,
+            norms=norms,
+            losses=[loss for loss, _ in shares],
+            output_gradients=[gradient for _, gradient in shares],
+            bad=bad,
+            now=row,
+            before=self.watch.before,
+        )
+        text = self.telemetry.report(document)
+        self.processes.tell(
+            f"step {event.step}: {event.signal} {event.value:.4g} against {event.reference:.4g}, see {text}"
+        )
+
+    def _stopped(self, step: int, loss: float) -> str:
+        """Why the run ends here; `steps` where it does not."""
+        training = self.run.training
+        if training.stop_on != "never" and not np.isfinite(loss):
+            return "divergence"
+        before = self.watch.before
+        if training.stop_on != "collapse" or step % training.interval or before is None:
+            return "steps"
+        row = before[1]
+        if deep_median(row.get("tcs_image", row["tcs"])) < COLLAPSED_TCS:
+            return "steps"
+        onset = self.processes.first(lambda: training_onset(open_run(self.out)))
+        collapsed = onset.kind == "mean_mode" and step >= onset.step + training.event_window
+        return "collapse" if collapsed else "steps"
+
+    def _save(self) -> None:
+        if self.telemetry is not None:
+            self.telemetry.flush()
+        wall = self.processes.first(lambda: 0.0 if self.telemetry is None else self.telemetry.wall)
+        states.save(
+            self.out,
+            self.step,
+            self.optimiser.state(),
+            notes={"configuration": self.run.document(), "wall_s": wall},
+            watch=self.watch.state(),
+            keep=self.run.training.keep,
+        )
+
+
+def _refuse_taken(out: Path) -> None:
+    if (out / states.CONFIGURATION).exists() or (out.exists() and not out.is_dir()):
+        raise StoreExistsError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
+
+
+def _agreed(asked: RunConfig, out: Path) -> RunConfig:
+    """The configuration of a resumed run: as it began, but for what may change.
+
+    Raises:
+        StoreError: no run there, or one that began otherwise; the message names the first difference.
+    """
+    before = states.read_configuration(out).document()
+    wanted = asked.document()
+    for name in SCALE_FIELDS:
+        before["training"][name] = wanted["training"][name]
+    for part in ("model", "training"):
+        for name, value in wanted[part].items():
+            if before[part][name] != value:
+                raise StoreError(f"{out} holds another run: its {name} is {before[part][name]}, not {value}")
+    if before["data"] != wanted["data"]:
+        raise StoreError(f"{out} holds another run: its data are {before['data']}, not {wanted['data']}")
+    return RunConfig.of_document(before)
