@@ -22,13 +22,14 @@ bench: venv
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/simulator.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/overhead.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/front.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/training_step.py
 
 venv: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster,dev,train]'
 	touch $@
 
 clean:

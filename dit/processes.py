@@ -78,7 +78,7 @@ class Processes:
         return found
 
     def adding_up(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """For all micro-batches but the last: gradients are added up, and averaged only with those of the last.
+        """For all micro-batches but the last: gradients are added up, and averaged with those of the last.
 
         Sharded ones are averaged every time, so that none is ever whole.
         """
@@ -88,7 +88,7 @@ class Processes:
         return found
 
     def trunk(self, network: DiT, noisy: Tensor, texts: Tensor) -> Tensor:
-        """x_L, with no backward pass to follow: gathered weights are let go, lest the next pass find old ones."""
+        """x_L, with no backward pass to follow: gathered weights are let go, lest the next pass find them."""
         with self.autocast():
             x = network.trunk(noisy, texts)
         if isinstance(network, FSDPModule):

@@ -3,6 +3,7 @@
 # B batch (behind a leading axis R of runs in an ensemble), T tokens, D width, M features written, N read
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -66,6 +67,10 @@ class TrunkParts:
             self.remember(x, observables.segment_parts(x, segments))
         assert self._seen is not None
         return self._seen[2]
+
+    def forget(self) -> None:
+        """Let the trunk go: its graph knows the probe, and no collector sees a circle through a graph."""
+        self._seen = None
 
 
 class Queue:
@@ -134,6 +139,7 @@ class BlockProbe:
         self._operands: tuple[Tensor, ...] = ()
         self._pending: dict[int, list[tuple[Tensor, Tensor]]] = {0: [], 1: []}
         self._adjoints: set[int] = set()
+        self._inputs: list[tuple[weakref.ref[Tensor], RemovableHandle]] = []
         self._watched: set[int] = set()
         self._handles = self._hooks()
 
@@ -143,8 +149,10 @@ class BlockProbe:
             self.finish()
         finally:
             self.block.operator.seen = None
-            for handle in self._handles:
+            for handle in (*self._handles, *(handle for _, handle in self._inputs)):
                 handle.remove()
+            self._trunk.forget()
+            self._pending = {0: [], 1: []}
 
     def finish(self) -> None:
         """Finish what is put off."""
@@ -255,10 +263,17 @@ class BlockProbe:
             self._adjoints.discard(index)
         if x.requires_grad and self.record.wants("adjoint_tcs") and index not in self._adjoints:
             self._adjoints.add(index)
-            x.register_hook(functools.partial(self.adjoint, index))
+            # what is given to the model may be given again, and its hooks outlive the pass
+            self._inputs = [known for known in self._inputs if known[0]() is not None]
+            if not any(given() is x for given, _ in self._inputs):
+                handle = x.register_hook(functools.partial(self.adjoint, index))
+                if index == 0:
+                    self._inputs.append((weakref.ref(x), handle))
 
-    def adjoint(self, index: int, adjoint: Tensor) -> None:
-        """Record the loss adjoint dL/dX after block `index`."""
+    def adjoint(self, index: int, adjoint: Tensor | None) -> None:
+        """Record the loss adjoint dL/dX after block `index`; None where a loss does not reach it."""
+        if adjoint is None:
+            return
         with measuring(adjoint.device):
             values = observables.adjoint_tcs(adjoint)
             directed = _directed_tokens(values, adjoint)

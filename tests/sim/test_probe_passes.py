@@ -114,6 +114,27 @@ def test_passes_may_be_differentiated_after_all_have_gone_forward() -> None:
     agree(probe.values(), expected)
 
 
+@pytest.mark.parametrize("source", ["the same leaf", "parts of one tensor"])
+def test_inputs_that_outlive_a_pass_are_measured_in_each_once(source: str) -> None:
+    """What a hook has left on them must not measure again in the next pass."""
+    stack = network()
+    x, targets = data()
+    x = torch.cat([x[:2]] * 3).requires_grad_()
+    expected = []
+    for part in zip(x.detach().split(2), targets.split(2), strict=True):
+        with Probe(stack) as probe:
+            share_of_loss(stack, *part).backward()
+        expected.append(probe.values()["adjoint_tcs"])
+    leaf = x.detach()[:2].requires_grad_()
+    inputs = [leaf] * 3 if source == "the same leaf" else x.split(2)
+    for _ in range(2):
+        with Probe(stack, passes=3) as probe:
+            for part, wanted in zip(inputs, targets.split(2), strict=True):
+                (stack(part) - wanted).square().sum().backward(retain_graph=True)
+        assert not any(part._backward_hooks for part in inputs)
+        np.testing.assert_allclose(probe.values()["adjoint_tcs"], np.mean(expected, axis=0), **CLOSE)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_recomputed_passes_count_once(reentrant: bool) -> None:
     stack = network()
