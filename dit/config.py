@@ -239,8 +239,10 @@ PRESETS: dict[str, RunConfig] = {
     **{f"digits-{depth}l-mvsplit": _ramp(depth, **MV_SPLIT, beta=1.0) for depth in (16, 64, 128, 400)},
     "digits-1000l-mvsplit": _ramp(1000, **MV_SPLIT, beta=0.03),
     "digits-samples": RunConfig(
-        model=DiTConfig(depth=8, width=96, heads=6, side=16, text_width=96, **MV_SPLIT),
-        training=TrainingConfig(steps=4000, batch=32, rate=2e-3, warmup=100, ema=0.999, null_text=0.1),
+        model=DiTConfig(depth=6, width=96, heads=6, side=16, patch=4, text_width=96, **MV_SPLIT),
+        training=TrainingConfig(
+            steps=2400, batch=32, rate=3e-3, warmup=100, ema=0.998, time_shift=1.0, telemetry_every=100
+        ),
     ),
 }
 """By name: the runs of arXiv:2605.06169 Table 3; ramps on digits, 16 to 1000 blocks; digits to look at."""

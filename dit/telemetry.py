@@ -29,7 +29,7 @@ SCALARS = {
     "wall_s": Variable(definition="Time spent training, over all sessions of the run", units="s"),
     "functional_step": Variable(definition="Delta, rms change of the last trunk by the update, same batch"),
 }
-"""Every step's, but the last, which is measured with the observables."""
+"""Every step's, but the last, which costs two passes: it is taken at regular measurements and events."""
 
 
 def variables(run: RunConfig, names: tuple[str, ...]) -> tuple[dict[str, Variable], dict[str, Any]]:

@@ -200,7 +200,7 @@ class Trainer:
             )
         scalars["grad_norm_clipped"] = self.optimiser.clip(total)
         stored = event is not None or watch.stored(step)
-        if stored and row:
+        if event is not None or watch.regular(step):
             row["functional_step"] = self._functional_step(micro_batches, rate)
         self.optimiser.step(rate)
         self.optimiser.follow()

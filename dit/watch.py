@@ -75,10 +75,14 @@ class Watch:
         self._tcs = 0.0
         self._ring: deque[tuple[int, Row]] = deque()
 
+    def regular(self, step: int) -> bool:
+        """Whether this step is measured in any case, with its functional step."""
+        every = self.training.telemetry_every
+        return bool(every) and (step == 1 or step % every == 0)
+
     def stored(self, step: int) -> bool:
         """Whether this step is measured for the store."""
-        every = self.training.telemetry_every
-        return bool(every) and (step == 1 or step % every == 0 or step <= self.until)
+        return self.regular(step) or (self.training.telemetry_every > 0 and step <= self.until)
 
     def kept(self, step: int) -> bool:
         """Whether this step is measured for the ring buffer."""

@@ -1,5 +1,6 @@
 """The README says what the code gives: its tables are regenerated, its commands and its Python are run."""
 
+import json
 import re
 import shlex
 import sys
@@ -28,6 +29,7 @@ def blocks(title: str, language: str) -> list[str]:
 
 
 COMMANDS = [line.split("#")[0].strip() for line in blocks("The command line", "sh")[0].splitlines()]
+TRAINING = re.sub(r"#.*", "", blocks("Training", "sh")[0]).replace("\\\n", " ").splitlines()
 
 
 def test_the_table_of_laws_is_the_registry() -> None:
@@ -86,13 +88,24 @@ def test_the_committed_sweep_meets_what_the_theory_promises() -> None:
 def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "paper_figs").symlink_to(ROOT / "paper_figs")
     monkeypatch.chdir(tmp_path)
-    assert len(COMMANDS) == 9
+    assert len(COMMANDS) == 13
     for command in COMMANDS:
         monkeypatch.setattr(sys, "argv", shlex.split(command))
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         assert not stopped.value.code, command
     assert (tmp_path / "small.zarr").exists() and (tmp_path / "figures" / "token_law.png").exists()
+
+
+@pytest.mark.parametrize("line", [line for line in TRAINING if "train" in line])
+def test_the_examples_of_training_are_what_can_be_trained(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = shlex.split(line)
+    monkeypatch.setattr(sys, "argv", ["mms", *words[words.index("train") :], "--dry-run"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert not stopped.value.code and json.loads(capsys.readouterr().out)["memory_bytes"]["total"] > 0
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def weights(config: DiTConfig, seed: int = 1) -> dict[str, Tensor]:
         for name in ("q_proj", "k_proj", "v_proj", "proj"):
             found[f"{here}.operator.{name}.weight"] = matrix(width, width)
         found[f"{here}.ffn.w13.weight"] = matrix(2 * hidden, width)
-        found[f"{here}.ffn.w2.weight"] = 3 * matrix(width, hidden)
+        found[f"{here}.ffn.w2.weight"] = matrix(width, hidden)
         for merge in ("fused_mvsplit_norm1", "fused_mvsplit_norm2"):
             found[f"{here}.{merge}.alpha"] = vector(0.4)
             found[f"{here}.{merge}.beta"] = vector(0.8)
@@ -554,7 +554,7 @@ for suffix in (".pt", ".safetensors"):
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
 def test_a_file_is_read_and_written_without_a_second_copy(tmp_path: Path) -> None:
     config = dataclasses.replace(CONTEXT, width=512, heads=4, side=16)
-    for name, depth in (("small", 1), ("large", 8)):
+    for name, depth in (("small", 1), ("large", 4)):
         with torch.device("meta"):
             network = DiT(dataclasses.replace(config, depth=depth))
         network.to_empty(device="cpu")
@@ -563,7 +563,7 @@ def test_a_file_is_read_and_written_without_a_second_copy(tmp_path: Path) -> Non
                 parameter.fill_(0.5)
         for suffix in (".pt", ".safetensors"):
             export_published(network, tmp_path / f"{name}{suffix}")
-    assert (tmp_path / "large.pt").stat().st_size > 1e8
+    assert (tmp_path / "large.pt").stat().st_size > 5e7
     argv = [sys.executable, "-c", LOADED, tmp_path]
     given_back = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is not resident
     done = subprocess.run(argv, check=True, cwd=ROOT, capture_output=True, text=True, env=given_back)

@@ -53,7 +53,7 @@ def run_of(
         values[step % every != 0] = np.nan
         return values
 
-    tcs = np.where(after & (block > 5), 0.97 + 0.002 * block, 0.05 * block)[:, :] + np.zeros((steps, 1))
+    tcs = np.where(after & (block > 5), 0.97 + 0.002 * block, 0.07 * block)
     tcs[step % every != 0] = np.nan
     g_mean, g_ctr = measured(0.8, 400.0), measured(1.0, 0.01)
     values = {
@@ -207,7 +207,7 @@ def test_a_loss_that_diverges_without_the_signature_is_plain(
     "loss",
     [
         lambda step: np.where((step >= 250) & (step < 257), 7.0, learns(step)),
-        lambda step: np.where(step % 10 == 0, learns(step), np.nan),
+        lambda step: np.where(step % 10 == 5, learns(step), np.nan),
         lambda step: np.where((step > 250) & (step < 270), np.nan, learns(step)),
         lambda step: np.where((step >= 250) & (step < 300), 2.0, learns(step)),
         lambda step: np.where(step > 300, 0.95 * DIVERGED * 2.0, 2.0),
