@@ -86,8 +86,9 @@ def examine(
         now: the observables of this very step.
         before: step and observables of the measurement before it, if there is one.
     """
-    squares = np.nan_to_num(np.square(norms), nan=0.0, posinf=np.inf)
-    total = float(squares.sum())
+    squares = np.where(np.isin(names, bad["gradient"]), np.inf, np.nan_to_num(np.square(norms)))
+    with np.errstate(over="ignore"):
+        total = float(squares.sum())
     order = np.argsort(-squares)[:LARGEST]
     share = squares / total if 0 < total < np.inf else np.full(len(norms), np.nan)
     by_family = {kind: float(share[places].sum()) for kind, places in families(names).items()}

@@ -79,6 +79,9 @@ class DiTConfig:
     def __post_init__(self) -> None:
         sizes = {"channels": 1, "side": 1, "patch": 1, "text_width": 1}
         at_least(self, {**sizes, "head_std": 0, "merge_eps": 0, "qk_eps": 0, "input_eps": 0})
+        for name in ("head_std", "merge_eps", "qk_eps", "input_eps"):
+            if not getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
         if self.side % self.patch:
             raise ValueError(f"patches of side {self.patch} do not tile a latent of side {self.side}")
         one_of("initialisation", self.initialisation, ("published", "width_matched"))

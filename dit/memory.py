@@ -55,14 +55,15 @@ def _size(count: float) -> str:
 def activation_numbers(run: RunConfig) -> tuple[int, int]:
     """Numbers a block keeps of one sample for its backward pass, and those of its input alone.
 
-    Of a token: the trunk and its norms (6 widths), q, k, v before and behind RoPE and QK-Norm (9), what the
-    writer reads and writes (3), SwiGLU (4 hidden widths and 2), the merges (4). Counted from the graph of the
-    block, with attention that forms no matrix; measured within 25 % (tests).
+    Of a token: both merged trunks before and behind their norms (4 widths), q and k before and behind QK-Norm
+    (4), v (1), what the writer reads (2), SwiGLU (4 hidden widths), the gates of either merge (2, with a mean
+    and a centered part 4). Counted from the graph of the block, with attention that forms no matrix.
     """
     model = run.model
     tokens = model.image_tokens + model.text_tokens
     hidden = model.setting().ffn_width
-    return tokens * (24 * model.width + 4 * hidden), tokens * model.width
+    merge = {"mv_split": 4, "mv_split_attn": 2, "plain": 0, "pre_norm": 0}.get(model.merge, 2)
+    return tokens * ((11 + merge) * model.width + 4 * hidden), tokens * model.width
 
 
 def estimate(run: RunConfig, processes: int = 1) -> MemoryEstimate:

@@ -65,20 +65,21 @@ class Optimiser:
         self.inner.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def gradient_norms(self) -> Float[Tensor, " P"]:
-        """Frobenius norm of every parameter's gradient, NaN where it has none; of all shards together."""
+    def gradient_norms(self) -> tuple[Float[Tensor, " P"], float]:
+        """Frobenius norm of every parameter's gradient, NaN where it has none, and of all of them."""
         found = [local(weight.grad) for weight in self.parameters.values() if weight.grad is not None]
         norms = torch.stack(torch._foreach_norm(found)).double() if found else torch.empty(0)
         if self.sharded:
             squares = norms.square()
             dist.all_reduce(squares)
             norms = squares.sqrt()
+        total = norms.square().sum().sqrt().item()
         if len(found) == len(self.names):
-            return norms
+            return norms, total
         place = [weight.grad is not None for weight in self.parameters.values()]
         every = torch.full((len(place),), torch.nan, dtype=torch.float64, device=norms.device)
         every[torch.tensor(place, device=norms.device)] = norms
-        return every
+        return every, total
 
     @torch.no_grad()
     def clip(self, total: float) -> float:
@@ -92,7 +93,7 @@ class Optimiser:
         """
         if self.config.clip is None:
             return total
-        # 1e-6 as in torch.nn.utils.clip_grad_norm_; a norm that is no number makes the gradients so too
+        # 1e-6 as in torch.nn.utils.clip_grad_norm_, and as there NaN is handed on
         scale = self.config.clip / (total + 1e-6)
         if scale >= 1:
             return total

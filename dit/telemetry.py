@@ -62,7 +62,7 @@ def variables(run: RunConfig, names: tuple[str, ...]) -> tuple[dict[str, Variabl
 def norms_by_family(names: tuple[str, ...], norms: NDArray[np.float64]) -> NDArray[np.float64]:
     """Gradient norm of every family, in their order; NaN where no parameter of it has a gradient."""
     squares = [np.square(norms[places]) for places in families(names).values()]
-    return np.array([np.sqrt(np.nansum(of)) if np.isfinite(of).any() else np.nan for of in squares])
+    return np.array([np.nan if np.isnan(of).all() else np.sqrt(np.nansum(of)) for of in squares])
 
 
 def norms_by_block(

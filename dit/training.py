@@ -95,6 +95,8 @@ class Trainer:
         self.source = source or source_of(self.run)
         self.processes.together(lambda: check_fits(self.run, self.processes.count, self.processes.device))
         self.network = self.processes.network(self.run)
+        # those it does not have are refused before anything is written
+        Interventions(self.network, [Intervention.parse(text) for _, text in self.run.training.interventions])
         self.optimiser = Optimiser(self.network, self.run.training)
         self.schedule = self.run.training.learning_rate(self.run.model.depth)
         self.watch = Watch(self.run)
@@ -182,8 +184,8 @@ class Trainer:
         micro_batches = self._micro_batches(step)
         measured = watch.stored(step) or watch.kept(step)
         losses, row = self._backward(micro_batches, measured=measured)
-        norms = self.optimiser.gradient_norms().cpu().numpy()
-        total = float(np.sqrt(np.nansum(np.square(norms)))) if not np.isinf(norms).any() else float("inf")
+        found, total = self.optimiser.gradient_norms()
+        norms = found.cpu().numpy()
         loss = self.processes.mean(losses.mean())
         rate = self.schedule.rate(step)
         scalars: Row = {"loss": loss, "lr": rate, "grad_norm": total}
@@ -287,13 +289,13 @@ class Trainer:
 
     def _report(self, event: Event, norms: NDArray[np.float64], losses: Tensor, row: Row) -> None:
         """The autopsy, as text beside the store and in it."""
-        numbers = self.source.latents(np.array([0])).numel() * len(losses)
-        own = (
-            losses.double().mean().item(),
-            2 * (losses.double().sum() / numbers / len(losses)).sqrt().item(),
-        )
+        model, share = self.run.model, len(losses)
+        numbers = model.channels * model.side**2 * share
+        # |dL/dv| follows from the losses: dL/dv = 2 (v - target) / numbers
+        own = losses.double().mean().item(), 2 * (losses.double().sum() / numbers / share).sqrt().item()
         shares = self.processes.gathered(own)
-        bad = not_finite(self.optimiser)
+        everywhere = self.processes.gathered(not_finite(self.optimiser))
+        bad = {kind: sorted({name for of in everywhere for name in of[kind]}) for kind in everywhere[0]}
         if self.telemetry is None:
             return
         document = examine(

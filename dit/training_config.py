@@ -121,10 +121,15 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be positive and finite, got {value}")
         if self.schedule == "warmup" and self.rate is None:
             raise ValueError("a warm-up needs a rate to end at: set rate")
-        for name in ("ema", "null_text", *(["betas"] if len(self.betas) == 2 else [])):
-            values = getattr(self, name)
-            if not all(0 <= value < 1 for value in (values if isinstance(values, Sequence) else (values,))):
-                raise ValueError(f"{name} must be in [0, 1), got {values}")
+        pair = isinstance(self.betas, Sequence) and len(self.betas) == 2
+        if not (pair and all(isinstance(beta, float | int) and 0 <= beta < 1 for beta in self.betas)):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
+        for name in ("ema", "null_text"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        for name in ("weight_decay", "eps"):
+            if not getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
         if self.batch % self.accumulation:
             raise ValueError(f"{self.accumulation} micro-batches do not divide a batch of {self.batch}")
         if self.recompute > self.recompute_of:
@@ -132,16 +137,18 @@ class TrainingConfig:
         if self.stop_on == "collapse" and not self.telemetry_every:
             raise ValueError("a collapse is seen in the telemetry: set telemetry_every to stop on it")
         object.__setattr__(self, "betas", tuple(self.betas))  # lists, where they come from JSON
+        for entry in self.interventions:
+            match entry:
+                case (int(step), str(text)) if step >= 1:
+                    Intervention.parse(text)
+                case _:
+                    raise ValueError(f"an intervention is [step from 1, text], got {entry}")
         object.__setattr__(self, "interventions", tuple((step, text) for step, text in self.interventions))
-        for step, text in self.interventions:
-            Intervention.parse(text)
-            if step < 1:
-                raise ValueError(f"steps are counted from 1, got {step} for {text}")
 
     def learning_rate(self, depth: int) -> Schedule:
         """The schedule of a network of this depth."""
         ceiling = math.inf if self.rate is None else self.rate
         if self.schedule == "warmup":
             return Schedule(slope=ceiling / self.warmup, peak=ceiling)
-        scale = math.sqrt(RAMP_DEPTH / depth) if self.schedule == "depth_ramp" else 1.0
+        scale = math.sqrt(RAMP_DEPTH / max(depth, 1)) if self.schedule == "depth_ramp" else 1.0
         return Schedule(slope=self.slope * scale, peak=ceiling)

@@ -99,9 +99,12 @@ def whole(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launch() -> Callable[..., "subprocess.Popen[str]"]:
     """`mms train digits-16l` with the tiny run's options in processes of its own, one or several (gloo)."""
 
-    def start(out: Path, *arguments: str, processes: int = 1, **options: object) -> "subprocess.Popen[str]":
+    def start(
+        out: Path, *arguments: str, processes: int = 1, before: str = "", **options: object
+    ) -> "subprocess.Popen[str]":
         settings = TINY | {name: str(value) for name, value in options.items()}
-        command = ["-m", "sweeps.cli", "train", "digits-16l", "--out", str(out), *arguments]
+        program = ["-c", f"{before}\nfrom sweeps.cli import main; main()"] if before else ["-m", "sweeps.cli"]
+        command = [*program, "train", "digits-16l", "--out", str(out), *arguments]
         command += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
         runner = [sys.executable]
         if processes > 1:

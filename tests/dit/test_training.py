@@ -18,7 +18,6 @@ from dit.data import Digits
 from dit.model import DiT
 from dit.training import Trainer
 from sim.run_store import open_run
-from sim.stack import Block
 from sim.store import StoreError, StoreExistsError
 
 
@@ -67,7 +66,7 @@ def test_a_killed_run_goes_on_to_the_bit(runs, whole: Path, launch, tmp_path: Pa
             time.sleep(0.01)
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
     assert process.returncode == -signal.SIGKILL and states.checkpoints(out)
     reached = states.notes_of(states.checkpoints(out)[-1])["step"]
     steps = reached + 6
@@ -158,16 +157,18 @@ def test_recomputed_activations_change_no_bit(runs, whole, tmp_path: Path) -> No
     runs.assert_same_store(whole, tmp_path / "run")
 
 
-def test_telemetry_of_compiled_blocks_is_the_same(runs, whole, tmp_path: Path, monkeypatch) -> None:
-    compiled = []
+WITHOUT_A_COMPILER = """
+import torch
+from sim.stack import Block
+Block.compile = lambda self: torch.nn.Module.compile(self, backend="aot_eager")
+"""
 
-    def with_no_compiler(self: Block) -> None:
-        compiled.append(self)
-        torch.nn.Module.compile(self, backend="aot_eager")
 
-    monkeypatch.setattr(Block, "compile", with_no_compiler, raising=False)
-    runs.trained(tmp_path / "run", runs.tiny(compile="true"))
-    assert len(compiled) == 3
+def test_telemetry_of_compiled_blocks_is_the_same(runs, whole: Path, launch, tmp_path: Path) -> None:
+    """In a process of its own, since dynamo cannot look into what beartype has decorated here."""
+    process = launch(tmp_path / "run", before=WITHOUT_A_COMPILER, compile="true")
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
     runs.assert_same_store(whole, tmp_path / "run", rtol=2e-5)
 
 
@@ -220,11 +221,12 @@ def test_a_fork_goes_on_as_the_run_did(runs, whole: Path, tmp_path: Path) -> Non
     fork = states.folder_of(whole, 8)
     runs.trained(tmp_path / "same", runs.tiny(), fork=fork)
     runs.assert_same_weights(whole, tmp_path / "same")
-    ours, theirs = open_run(tmp_path / "same"), open_run(whole)
-    np.testing.assert_array_equal(ours["loss"].values[8:], theirs["loss"].values[8:])
+    ours, theirs = (open_run(of).sel(step=slice(9, None)) for of in (tmp_path / "same", whole))
+    np.testing.assert_array_equal(ours["loss"], theirs["loss"])
+    assert len(ours["step"]) == 2
     assert json.loads(ours.attrs["origin"])["step"] == 8
     runs.trained(tmp_path / "other", runs.tiny(data_seed=7), fork=fork)
-    assert not np.isin(open_run(tmp_path / "other")["loss"].values[8:], theirs["loss"].values).any()
+    assert not np.isin(open_run(tmp_path / "other")["loss"].values, theirs["loss"].values).any()
 
 
 def test_an_intervention_acts_from_its_step_on(runs, whole: Path, tmp_path: Path) -> None:
@@ -334,8 +336,9 @@ def test_a_run_can_be_asked_for_more_steps(runs, tmp_path: Path) -> None:
     runs.assert_same_store(tmp_path / "long", tmp_path / "run")
 
 
-def test_the_estimate_of_memory_is_near_what_is_held(runs) -> None:
-    run = runs.tiny(depth=8, width=64, text_width=64, batch=16, merge="plain", ema=0)
+@pytest.mark.parametrize("merge", ["plain", "layerscale", "mv_split"])
+def test_the_estimate_of_memory_is_near_what_is_held(runs, merge: str) -> None:
+    run = runs.tiny(depth=8, width=64, text_width=64, batch=16, merge=merge, ema=0)
     network = DiT(run.model)
     held = 0
 
@@ -352,4 +355,4 @@ def test_the_estimate_of_memory_is_near_what_is_held(runs) -> None:
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or count(x), lambda x: x):
         network(torch.randn(16, 1, 8, 8), torch.randn(16, 4, 64))
-    assert memory.estimate(run).activations == pytest.approx(held, rel=0.25)
+    assert memory.estimate(run).activations == pytest.approx(held, rel=0.1)

@@ -92,7 +92,7 @@ def report(kind: str, warm: bool) -> dict[str, object]:
 def found() -> Report:
     """The reports of all kinds, cold and warm."""
     command = [sys.executable, "-W", "error", __file__]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=100).stdout)
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=900).stdout)
 
 
 @pytest.mark.parametrize("start", ["cold", "warm"])

@@ -145,7 +145,7 @@ def process(rank: int, folder: Path) -> None:
         init_method=f"file://{folder / 'meeting'}",
         rank=rank,
         world_size=PROCESSES,
-        timeout=datetime.timedelta(seconds=40),
+        timeout=datetime.timedelta(minutes=10),
     )
     for wrap, memory, passes in CASES:
         network = wrapped(wrap, memory)
@@ -164,10 +164,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-W", "error", __file__, str(path)]
     running = [subprocess.Popen([*command, str(rank)]) for rank in range(PROCESSES)]
     try:
-        assert [one.wait(timeout=100) for one in running] == [0] * PROCESSES
+        assert [one.wait(timeout=900) for one in running] == [0] * PROCESSES
     finally:
         for one in running:
             one.kill()
+            one.wait()
     return path
 
 

@@ -1,11 +1,9 @@
-"""The run store: what comes back, to the bit, whatever is late, resumed, grown, killed, full or damaged."""
+"""The run store: what comes back, to the bit, whatever is late, resumed, grown, full or damaged."""
 
 import errno
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +29,9 @@ SIZES = {"block": range(4), "writer": ("attn", "ffn"), "family": ["embedding", "
 INTERVAL = 10
 
 
-def lay_out(path: Path, steps: int = 60, interval: int = INTERVAL, names: Sequence[str] = ()) -> Path:
-    create_run(
-        path,
-        steps=steps,
-        interval=interval,
-        sizes=SIZES,
-        variables={name: VARIABLES[name] for name in names or VARIABLES},
-        attributes={"configuration": json.dumps({"depth": 3})},
-    )
+def lay_out(path: Path, steps: int = 60) -> Path:
+    attributes = {"configuration": json.dumps({"depth": 3})}
+    create_run(path, steps=steps, interval=INTERVAL, sizes=SIZES, variables=VARIABLES, attributes=attributes)
     return path
 
 
@@ -63,14 +55,20 @@ def log(writer: RunWriter, steps: Iterable[int]) -> None:
                 writer.log(late, {"tcs": np.full(4, late / 7)})
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """25 of 60 steps, in intervals of ten."""
-    path = lay_out(tmp_path / "telemetry.zarr")
+    path = lay_out(tmp_path_factory.mktemp("run") / "telemetry.zarr")
     writer = RunWriter(path)
     log(writer, range(1, 26))
     writer.flush()
     return path
+
+
+@pytest.fixture
+def store(logged: Path, tmp_path: Path) -> Path:
+    """A copy to go on with, or to damage."""
+    return Path(shutil.copytree(logged, tmp_path / "telemetry.zarr"))
 
 
 def bits(path: Path) -> dict[str, bytes]:
@@ -436,102 +434,6 @@ def test_a_full_disk_lays_nothing_out(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(tmp_path.iterdir()) == []
 
 
-KILLED_AT_EVERY_WRITE = """
-import os, shutil, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[3])
-import test_run_store as test
-
-source, folder, action = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[4]
-steps = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
-test.open_run(source)  # imports what it needs once and not in every child
-status = None
-while status != 0:
-    number = len(list(folder.iterdir()))
-    store = shutil.copytree(source, folder / str(number) / "telemetry.zarr")
-    child = os.fork()
-    if child == 0:
-        left = number
-
-        def stop(event, arguments):
-            global left
-            if event in steps or (event == "open" and "w" in str(arguments[1])):
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left -= 1
-
-        sys.addaudithook(stop)
-        getattr(test, action)(store)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-"""
-"""Acts on copies of a store in processes that are killed before their first, second, ... write or deletion,
-until one gets through."""
-
-
-def log_losses(writer: RunWriter, stop: int) -> None:
-    """Losses, the TCS of every other step, and an event at every third, up to a step."""
-    for step in range(writer.last + 1, stop + 1):
-        writer.log(step, {"loss": 1 / step} | ({"tcs": np.full(4, step)} if step % 2 else {}))
-        if step % 3 == 0:
-            writer.annotate({"step": step, "text": "third"})
-    writer.flush()
-
-
-def goes_on(store: Path) -> None:
-    """From step 3, an interval before, to step 9."""
-    log_losses(RunWriter(store, after=3), 9)
-
-
-def grows(store: Path) -> None:
-    """Over the end of the chunk of steps."""
-    RunWriter(store, steps=30)
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
-    """Two variables over 7 of 14 steps, in intervals of four."""
-    path = lay_out(tmp_path / "telemetry.zarr", steps=14, interval=4, names=("loss", "tcs"))
-    log_losses(RunWriter(path), 7)
-    return path
-
-
-def killed(store: Path, tmp_path: Path, action: str) -> Sequence[Path]:
-    """The stores that killed processes left, and last the one of the process that was not."""
-    folder = tmp_path / "killed"
-    folder.mkdir()
-    here = Path(__file__).parent
-    subprocess.run(
-        [sys.executable, "-c", KILLED_AT_EVERY_WRITE, store, folder, here, action], check=True, cwd=ROOT
-    )
-    return [path / store.name for path in sorted(folder.iterdir(), key=lambda path: int(path.name))]
-
-
-def test_a_kill_at_any_moment_leaves_the_last_flush(small: Path, tmp_path: Path) -> None:
-    before = open_run(small)
-    *left, whole = killed(small, tmp_path, "goes_on")
-    finished, seen = open_run(whole), []
-    assert len(left) > 20
-    for path in left:
-        run = open_run(path)
-        seen.append(run.sizes["step"])
-        xr.testing.assert_equal(run, (before if seen[-1] == 7 else finished).isel(step=slice(seen[-1])))
-        goes_on(path)
-        assert bits(path) == bits(whole)
-    assert list(dict.fromkeys(seen)) == [7, 3, 4, 8]
-
-
-def test_a_kill_while_growing_loses_nothing(small: Path, tmp_path: Path) -> None:
-    *left, whole = killed(small, tmp_path, "grows")
-    assert len(left) > 5
-    for path in left:
-        assert bits(path) == bits(small)
-        grows(path)
-        assert bits(path) == bits(whole) == bits(small)
-        with xr.open_zarr(path, consolidated=False) as data:
-            assert data["step"].values.tolist() == list(range(1, 31))
-
-
 @pytest.fixture
 def finished(store: Path) -> Path:
     """A run that was stopped before its plan was out."""
@@ -550,16 +452,6 @@ def test_a_finished_run_is_compacted_to_the_bit_and_is_read_only(finished: Path)
     once = files(finished.parent)
     compact(finished)
     assert files(finished.parent) == once
-
-
-def test_a_compaction_killed_at_any_moment_loses_nothing(small: Path, tmp_path: Path) -> None:
-    RunWriter(small).finish()
-    *left, whole = killed(small, tmp_path, "compact")
-    assert len(left) > 20
-    for path in left:
-        assert bits(path) == bits(small)
-        compact(path)
-        assert files(path) == files(whole)
 
 
 def test_a_run_within_one_interval_is_compacted_too(tmp_path: Path) -> None:
