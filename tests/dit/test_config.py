@@ -152,7 +152,7 @@ def test_networks_that_cannot_be_are_refused(options: dict[str, Any], message: s
         ({"time_shift": 0.0}, "time_shift must be positive and finite, got 0.0"),
         ({"ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
         ({"null_text": math.nan}, r"null_text must be in \[0, 1\), got nan"),
-        ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\), got \(0.9, 1.0\)"),
+        ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\), got \(0.9, 1.0\)"),
         ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
         ({"event_ratio": 0.5}, "event_ratio must be at least 1, got 0.5"),
         ({"schedule": "cosine"}, "unknown schedule 'cosine': choose one of warmup, ramp, depth_ramp"),
@@ -164,7 +164,7 @@ def test_networks_that_cannot_be_are_refused(options: dict[str, Any], message: s
         ({"recompute": 3, "recompute_of": 2}, "of 2 blocks not 3 can be recomputed"),
         (
             {"interventions": ((0, "freeze:queries-keys"),)},
-            "steps are counted from 1, got 0 for freeze:queries-keys",
+            r"an intervention is \[step from 1, text\], got \(0, .freeze:queries-keys.\)",
         ),
         ({"interventions": ((5, "thaw:queries-keys"),)}, "unknown action .thaw."),
     ],
