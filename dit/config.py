@@ -221,12 +221,14 @@ def _published(training: Mapping[str, Any], **model: Any) -> RunConfig:
 
 def _ramp(depth: int, **model: Any) -> RunConfig:
     """A narrow network on digits under a ramp of the learning rate, up to the plain merge's collapse."""
-    watch: dict[str, Any] = {"telemetry_every": 1, "checkpoint_every": 100, "stop_on": "collapse"}
+    watch: dict[str, Any] = {"telemetry_every": 5, "watch_every": 1, "checkpoint_every": 100}
     if depth > 64:
-        watch |= {"telemetry_every": 5, "watch_every": 1, "telemetry_blocks": 32}
+        watch["telemetry_blocks"] = 32
     return RunConfig(
         model=DiTConfig(depth=depth, **model),
-        training=TrainingConfig(schedule="depth_ramp", rate=None, steps=500, time_shift=1.0, **watch),
+        training=TrainingConfig(
+            schedule="depth_ramp", rate=None, steps=500, time_shift=1.0, stop_on="collapse", **watch
+        ),
     )
 
 

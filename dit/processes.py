@@ -52,7 +52,9 @@ class Processes:
         self.group = dist.group.WORLD if self.count > 1 else None
         self.sharded = training.sharding == "full"
         if self.sharded and self.group is None:
-            raise ValueError("sharding=full needs several processes: start them with accelerate launch")
+            raise ValueError(
+                "sharding=full needs several processes: start them with accelerate launch or torchrun"
+            )
         if training.batch % (self.count * training.accumulation):
             raise ValueError(
                 f"a batch of {training.batch} does not divide into equal parts for {self.count} processes "

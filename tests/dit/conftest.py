@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -108,9 +109,9 @@ def launch() -> Callable[..., "subprocess.Popen[str]"]:
         command += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
         runner = [sys.executable]
         if processes > 1:
-            several = f"--num_processes={processes} --num_machines=1 --main_process_port=0 --cpu"
-            runner += ["-m", "accelerate.commands.launch", *several.split()]
-            runner += ["--mixed_precision=no", "--dynamo_backend=no"]
+            # what accelerate launch calls on GPUs; on CPUs it starts a single process
+            runner += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+            runner += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
         return subprocess.Popen(
             [*runner, *command],
@@ -122,3 +123,17 @@ def launch() -> Callable[..., "subprocess.Popen[str]"]:
         )
 
     return start
+
+
+@pytest.fixture(scope="session")
+def kill() -> Callable[["subprocess.Popen[str]"], None]:
+    """Kill a process and all that it has started at once (SIGKILL)."""
+
+    def stop(process: "subprocess.Popen[str]") -> None:
+        if process.poll() is None:
+            first = psutil.Process(process.pid)
+            for member in (*first.children(recursive=True), first):
+                member.kill()
+        process.communicate()
+
+    return stop

@@ -1,6 +1,5 @@
 """Training on two processes: DDP and FSDP2 over gloo, killed, resumed, and gone on with by one."""
 
-import signal
 import time
 from pathlib import Path
 
@@ -29,6 +28,7 @@ def finished(launch):
 def test_two_processes_train_as_one_does(runs, whole, finished, tmp_path: Path, sharding: str) -> None:
     out = tmp_path / "run"
     finished(out, processes=2, sharding=sharding)
+    assert list(states.checkpoints(out)[-1].glob("__1_*.distcp"))  # there were two
     runs.assert_same_store(whole, out, rtol=1e-5)
     runs.assert_same_weights(whole, out, rtol=1e-4)
 
@@ -41,7 +41,7 @@ def test_a_sharded_run_goes_on_with_one_process(runs, whole: Path, finished, tmp
     runs.assert_same_weights(whole, out, rtol=1e-4)
 
 
-def test_two_killed_processes_go_on_to_the_bit(runs, launch, finished, tmp_path: Path) -> None:
+def test_two_killed_processes_go_on_to_the_bit(runs, launch, kill, finished, tmp_path: Path) -> None:
     out, other = tmp_path / "run", tmp_path / "other"
     process = launch(out, processes=2, steps=2000)
     deadline = time.monotonic() + 200
@@ -49,8 +49,7 @@ def test_two_killed_processes_go_on_to_the_bit(runs, launch, finished, tmp_path:
         while len(states.checkpoints(out)) < 2 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        kill(process)
     reached = states.notes_of(states.checkpoints(out)[-1])["step"]
     steps = reached + 3
     finished(out, "--resume", processes=2, steps=steps)

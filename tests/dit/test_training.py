@@ -57,7 +57,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(runs, whole: Path, st
     runs.assert_same_store(whole, stopped)
 
 
-def test_a_killed_run_goes_on_to_the_bit(runs, whole: Path, launch, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_bit(runs, launch, kill, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = launch(out, steps=2000, checkpoint_every=4)
     try:
@@ -65,8 +65,7 @@ def test_a_killed_run_goes_on_to_the_bit(runs, whole: Path, launch, tmp_path: Pa
         while len(states.checkpoints(out)) < 2 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        kill(process)
     assert process.returncode == -signal.SIGKILL and states.checkpoints(out)
     reached = states.notes_of(states.checkpoints(out)[-1])["step"]
     steps = reached + 6
