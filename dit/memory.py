@@ -24,7 +24,6 @@ class MemoryEstimate:
         average: its share of the moving average.
         gathered: weights and gradients of the blocks that are whole at a time, where they are sharded.
         activations: kept for the backward pass of a micro-batch, with those of a recomputed block.
-        measuring: what the functional step copies at a measured step.
     """
 
     parameters: int
@@ -34,16 +33,15 @@ class MemoryEstimate:
     average: int
     gathered: int
     activations: int
-    measuring: int
 
     @property
     def total(self) -> int:
         """All of it, in bytes."""
         held = self.weights + self.gradients + self.moments + self.average
-        return held + self.gathered + self.activations + self.measuring
+        return held + self.gathered + self.activations
 
     def __str__(self) -> str:
-        names = ("weights", "gradients", "moments", "average", "gathered", "activations", "measuring")
+        names = ("weights", "gradients", "moments", "average", "gathered", "activations")
         parts = ", ".join(f"{name} {_size(getattr(self, name))}" for name in names if getattr(self, name))
         return f"{self.parameters:,} parameters; {_size(self.total)} a process ({parts})"
 
@@ -80,7 +78,6 @@ def estimate(run: RunConfig, processes: int = 1) -> MemoryEstimate:
     again = depth * training.recompute // training.recompute_of
     numbers = (depth - again) * kept + again * entry + (kept if again else 0)
     width = 2 if training.precision == "bf16" else FLOAT
-    measured = bool(training.telemetry_every)
     return MemoryEstimate(
         parameters=count,
         weights=own,
@@ -89,7 +86,6 @@ def estimate(run: RunConfig, processes: int = 1) -> MemoryEstimate:
         average=own if training.ema else 0,
         gathered=2 * 2 * FLOAT * block if sharded else 0,
         activations=samples * numbers * width,
-        measuring=4 * own if measured else 0,
     )
 
 

@@ -23,12 +23,13 @@ from dit.optimiser import Optimiser
 from dit.processes import Processes
 from dit.telemetry import Telemetry, norms_by_block, norms_by_family
 from dit.watch import COLLAPSED_TCS, Event, Row, Watch, deep_median, measured_blocks
-from sim.functional_step import functional_step
+from sim.functional_step import displacement
 from sim.interventions import Intervention, Interventions
 from sim.probe import Probe
 from sim.run_store import open_run
 from sim.store import StoreError, StoreExistsError
 from sim.training_onset import training_onset
+from sim.watch import recomputing
 
 MicroBatch = tuple[Tensor, Tensor, Tensor, Tensor]
 """Noisy latents, texts, clean latents and noise."""
@@ -183,7 +184,7 @@ class Trainer:
         self._intervene(step)
         micro_batches = self._micro_batches(step)
         measured = watch.stored(step) or watch.kept(step)
-        losses, row = self._backward(micro_batches, measured=measured)
+        losses, row, trunks = self._backward(micro_batches, measured=measured)
         found, total = self.optimiser.gradient_norms()
         norms = found.cpu().numpy()
         loss = self.processes.mean(losses.mean())
@@ -193,7 +194,7 @@ class Trainer:
         scalars["grad_norm_family"] = norms_by_family(self.optimiser.names, norms)
         event = watch.notice(step, loss, total, row)
         if event is not None and not row:
-            row = self._measured_again(micro_batches)
+            row, trunks = self._measured_again(micro_batches)
         if event is not None:
             self._report(event, norms, losses, row)
         if row:
@@ -202,11 +203,11 @@ class Trainer:
             )
         scalars["grad_norm_clipped"] = self.optimiser.clip(total)
         stored = event is not None or watch.stored(step)
-        if event is not None or watch.regular(step):
-            row["functional_step"] = self._functional_step(micro_batches, rate)
         self.optimiser.step(rate)
         self.optimiser.follow()
         self.optimiser.zero_grad()
+        if event is not None or watch.regular(step):
+            row["functional_step"] = self._functional_step(micro_batches, trunks)
         self.step = step
         watch.measured(step, row, stored=stored)
         earlier = watch.released(step) if event is not None else []
@@ -243,13 +244,25 @@ class Trainer:
             found.append(tuple(part.to(self.processes.device) for part in (noisy, texts, clean, drawn.noise)))
         return found
 
-    def _backward(self, micro_batches: list[MicroBatch], *, measured: bool) -> tuple[Tensor, Row]:
-        """Gradients of the mean loss of the batch; the losses of this process's samples, and observables."""
-        count, losses, row = len(micro_batches), [], {}
+    def _backward(
+        self, micro_batches: list[MicroBatch], *, measured: bool
+    ) -> tuple[Tensor, Row, list[Tensor]]:
+        """Gradients of the mean loss of the batch.
+
+        Returns:
+            The losses of this process's samples; where it is measured, the observables, and x_L of every
+            micro-batch.
+        """
+        count, losses, row, trunks = len(micro_batches), [], {}, []
         with ExitStack() as stack:
             if measured:
                 probe = Probe(self.network, blocks=self.blocks, passes=count, group=self.processes.group)
                 stack.enter_context(probe)
+                if self.blocks:
+                    hook = self.network.blocks[-1].register_forward_hook(
+                        lambda _, __, x: None if recomputing() else trunks.append(x.detach())
+                    )
+                    stack.callback(hook.remove)
             for number, (noisy, texts, clean, noise) in enumerate(micro_batches, start=1):
                 with nullcontext() if number == count else self.processes.adding_up(self.model):
                     with self.processes.autocast():
@@ -259,33 +272,23 @@ class Trainer:
                 losses.append(found.detach())
             if measured:
                 row = dict(probe.values())
-        return torch.cat(losses), row
+        return torch.cat(losses), row, trunks
 
-    def _measured_again(self, micro_batches: list[MicroBatch]) -> Row:
-        """Observables of a step whose gradients are there already, and stay as they are."""
+    def _measured_again(self, micro_batches: list[MicroBatch]) -> tuple[Row, list[Tensor]]:
+        """Observables and x_L of a step whose gradients are there already, and stay as they are."""
         weights = list(self.optimiser.parameters.values())
         gradients = [weight.grad for weight in weights]
         self.optimiser.zero_grad()
-        _, row = self._backward(micro_batches, measured=True)
+        _, row, trunks = self._backward(micro_batches, measured=True)
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
-        return row
+        return row, trunks
 
-    def _functional_step(self, micro_batches: list[MicroBatch], rate: float) -> float:
-        """Delta of the step that is about to be made, over the whole batch."""
-
-        def trunk() -> Tensor:
-            return torch.cat(
-                [self.processes.trunk(self.network, noisy, texts) for noisy, texts, _, _ in micro_batches]
-            )
-
-        found = functional_step(
-            trunk,
-            self.optimiser.parameters.values(),
-            lambda: self.optimiser.step(rate),
-            state=self.optimiser.inner,
-        )
-        return self.processes.mean(found.square()) ** 0.5
+    def _functional_step(self, micro_batches: list[MicroBatch], before: list[Tensor]) -> float:
+        """Delta of the step that has just been made, over the whole batch."""
+        with torch.no_grad():
+            after = [self.processes.trunk(self.network, noisy, texts) for noisy, texts, _, _ in micro_batches]
+        return self.processes.mean(displacement(torch.cat(before), torch.cat(after)).square()) ** 0.5
 
     def _report(self, event: Event, norms: NDArray[np.float64], losses: Tensor, row: Row) -> None:
         """The autopsy, as text beside the store and in it."""

@@ -53,13 +53,23 @@ def functional_step(
         kept.enter_context(_tensors_kept([*parameters, *state]))
         step()
         with torch.no_grad():
-            return _moved(before, trunk())
+            return displacement(before, trunk())
 
 
-def _moved(before: Trunk, after: Trunk) -> Tensor:
-    """Root mean square over all but the runs, in double precision."""
+def displacement(before: Trunk, after: Trunk) -> Tensor:
+    """Root mean square of the change over samples, tokens and features, in double precision.
+
+    Delta, where what lies between the two states is a step of the optimiser that was made for good.
+
+    Args:
+        before: x_L [*R, B, T, D], or several states.
+        after: the same of the same batch.
+
+    Returns:
+        As `functional_step`.
+    """
     if not isinstance(before, Tensor):
-        return torch.stack([_moved(*states) for states in zip(before, after, strict=True)], dim=-1)
+        return torch.stack([displacement(*states) for states in zip(before, after, strict=True)], dim=-1)
     assert isinstance(after, Tensor)
     length = torch.linalg.vector_norm(single(after) - single(before), dim=(-3, -2, -1), dtype=torch.float64)
     return length / before.shape[-3:].numel() ** 0.5

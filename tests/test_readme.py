@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sim.run_store import open_run
+from sim.training_onset import training_onset
 from sweeps import cli
 from sweeps.compare import compare
 from sweeps.markdown import exponent_text, front_table, profile_table
@@ -83,6 +85,26 @@ def test_the_committed_sweep_meets_what_the_theory_promises() -> None:
     assert len(split) == 12 and all(row["quantity"] == "no_front" for row in split)
     (full,) = compare(STORES[1:])["rows"]
     assert full["predicted"] is not None and full["n_collapsed"] == 32
+
+
+@pytest.mark.parametrize(
+    ("store", "row"),
+    [("digits_16l", "16 blocks"), ("digits_400l", "400 blocks"), ("digits_1000l", "1000 blocks")],
+)
+def test_the_onsets_are_those_of_the_committed_runs(store: str, row: str) -> None:
+    run = open_run(DATA / f"{store}.zarr")
+    found = training_onset(run)
+    assert found.kind == "mean_mode"
+    rate = float(run["lr"].sel(step=found.step))
+    assert f"| {row}, plain | {run.sizes['step']} | {found.step} | {rate:#.3g} |" in section("Training")
+
+
+@pytest.mark.parametrize(
+    "store",
+    ["digits_16l_mvsplit", "digits_400l_mvsplit", "digits_1000l_mvsplit", "digits_400l_mvsplit_beta1"],
+)
+def test_the_runs_with_mv_split_have_none(store: str) -> None:
+    assert training_onset(open_run(DATA / f"{store}.zarr")).kind == "none"
 
 
 def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
