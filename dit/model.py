@@ -5,7 +5,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch.nn.functional import rms_norm
 from torch.utils.checkpoint import checkpoint
 
 from dit.config import DiTConfig
+from dit.flow import random_stream
 from sim.linear import Linear
 from sim.merges import Segments
 from sim.stack import Block
@@ -168,8 +168,7 @@ def new_block(config: DiTConfig) -> Block:
 
 def weight_stream(seed: int, block: int) -> torch.Generator:
     """Where the weights of a block are drawn from; block 0 stands for what is outside of the blocks."""
-    (word,) = np.random.SeedSequence(seed, spawn_key=(WEIGHTS_STREAM, block)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(word))
+    return random_stream(seed, WEIGHTS_STREAM, block)
 
 
 def materialised(

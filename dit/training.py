@@ -2,6 +2,7 @@
 
 # B batch of a step, C channels, H height, W width of a latent, P parameters
 
+import math
 import shutil
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -55,12 +56,9 @@ class Outcome:
     stopped: str
 
     def __str__(self) -> str:
-        ends = {
-            "steps": "complete",
-            "divergence": "stopped, the loss is not finite",
-            "collapse": "stopped, collapsed",
-        }
-        return f"{ends[self.stopped]} at step {self.step}, loss {self.loss:.4g}"
+        ends = {"steps": "complete", "divergence": "the loss is not finite", "collapse": "collapsed"}
+        loss = f", loss {self.loss:.4g}" if math.isfinite(self.loss) else ""
+        return f"{ends[self.stopped]} at step {self.step}{loss}"
 
 
 class Trainer:
