@@ -37,6 +37,8 @@ class DiTConfig:
         patch: side of the square patch that makes an image token.
         text_tokens: text tokens of a sample, at most.
         text_width: features of a text token; where it is not `width`, a projection joins them.
+        copies: how often every token stands in the sequence, at one position (law X1: 2 changes nothing that
+            is learned); the velocity is read off the first copy.
         merge, residual_gain, alpha, beta: as in `theory.Setting`; the gains are where learned ones begin.
         mixer, mixer_share, rope: as in `theory.Setting`.
         initialisation: `published`, N(0, 0.02^2) at every width; or `width_matched`,
@@ -62,6 +64,7 @@ class DiTConfig:
     patch: int = 2
     text_tokens: int = 4
     text_width: int = 16
+    copies: int = 1
     merge: str = "plain"
     residual_gain: float = 1.0
     alpha: float = 0.0
@@ -77,7 +80,7 @@ class DiTConfig:
     input_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        sizes = {"channels": 1, "side": 1, "patch": 1, "text_width": 1}
+        sizes = {"channels": 1, "side": 1, "patch": 1, "text_width": 1, "copies": 1}
         at_least(self, {**sizes, "head_std": 0, "merge_eps": 0, "qk_eps": 0, "input_eps": 0})
         for name in ("head_std", "merge_eps", "qk_eps", "input_eps"):
             if not getattr(self, name) < math.inf:
@@ -108,8 +111,8 @@ class DiTConfig:
         """The trunk at initialisation, as the theory and the blocks know it."""
         return Setting(
             depth=self.depth,
-            tokens=self.image_tokens,
-            text_tokens=self.text_tokens,
+            tokens=self.copies * self.image_tokens,
+            text_tokens=self.copies * self.text_tokens,
             batch=batch,
             width=self.width,
             heads=self.heads,
@@ -143,26 +146,44 @@ class RunConfig:
     def __post_init__(self) -> None:
         one_of("data", self.data, ("digits", "none"))
 
+    def field(self, name: str) -> Any:
+        """The value of a field of its parts.
+
+        Raises:
+            ValueError: an unknown field.
+        """
+        for part in (self, self.model, self.training):
+            if name in _types(type(part)):
+                return getattr(part, name)
+        raise ValueError(_unknown(name))
+
+    def with_fields(self, values: Mapping[str, Any]) -> "RunConfig":
+        """The run with fields of its parts set.
+
+        Raises:
+            ValueError: an unknown field, or a value out of range.
+        """
+        for name in values:
+            self.field(name)
+        changed = {}
+        for part in ("model", "training"):
+            known = _types(type(getattr(self, part)))
+            of = {name: value for name, value in values.items() if name in known}
+            changed[part] = dataclasses.replace(getattr(self, part), **of)
+        rest = {name: value for name, value in values.items() if name == "data"}
+        return dataclasses.replace(self, **changed, **rest)
+
     def with_options(self, options: Mapping[str, str]) -> "RunConfig":
         """The run with fields of its parts set from text, as of `--set name=value`.
 
         Raises:
             ValueError: an unknown field, or a value that is none of its type.
         """
-        parts: dict[str, dict[str, Any]] = {"model": {}, "training": {}}
-        rest: dict[str, Any] = {}
-        for name, text in options.items():
-            for part, changes in parts.items():
-                if name in _types(type(getattr(self, part))):
-                    changes[name] = _parsed(name, text, _types(type(getattr(self, part)))[name])
-                    break
-            else:
-                if name != "data":
-                    known = [*_types(DiTConfig), *_types(TrainingConfig), "data"]
-                    raise ValueError(f"unknown option {name!r}: choose from {', '.join(known)}")
-                rest[name] = text
-        changed = {part: dataclasses.replace(getattr(self, part), **of) for part, of in parts.items()}
-        return dataclasses.replace(self, **changed, **rest)
+        kinds = {**_types(DiTConfig), **_types(TrainingConfig), "data": str}
+        for name in options:
+            if name not in kinds:
+                raise ValueError(_unknown(name))
+        return self.with_fields({name: _parsed(name, text, kinds[name]) for name, text in options.items()})
 
     def document(self) -> dict[str, Any]:
         """As a JSON document."""
@@ -183,6 +204,11 @@ class RunConfig:
             )
         except (TypeError, KeyError) as error:
             raise ValueError(f"this configuration was written by another version: {error}") from error
+
+
+def _unknown(name: str) -> str:
+    known = [*_types(DiTConfig), *_types(TrainingConfig), "data"]
+    return f"unknown option {name!r}: choose from {', '.join(known)}"
 
 
 def _types(of: type) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dit.config import DiTConfig
 from dit.flow import random_stream
+from sim.interventions import replicate_tokens
 from sim.linear import Linear
 from sim.merges import Segments
 from sim.stack import Block
@@ -114,7 +115,9 @@ class DiT(nn.Module):
         parts = [
             rms_norm(part.to(latents.dtype), (config.width,), eps=config.input_eps) for part in (image, words)
         ]
-        return torch.cat(parts, dim=-2), (image.shape[-2], text.shape[-2])
+        segments: Segments = (image.shape[-2], text.shape[-2])
+        x = torch.cat(parts, dim=-2)
+        return replicate_tokens(x, segments, config.copies) if config.copies > 1 else (x, segments)
 
     def trunk(
         self, latents: Float[Tensor, "*B C H W"], text: Float[Tensor, "*B S W_text"]
@@ -144,7 +147,8 @@ class DiT(nn.Module):
             ValueError: latents or texts of another shape.
         """
         x = self.trunk(latents, text)
-        image = x[..., : self.config.image_tokens, :]
+        copies = self.config.copies
+        image = x[..., : copies * self.config.image_tokens : copies, :]
         if len(self.blocks):
             image = self.blocks[-1].merge_ffn.read(image)
         return self._unpatched(self.final_proj(image))

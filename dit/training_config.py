@@ -40,6 +40,9 @@ class TrainingConfig:
         slope: rate gained a step.
         betas, eps, weight_decay, clip: AdamW as published: decay on matrices only, gradients clipped by
             global norm; a clip of None clips nothing.
+        optimiser: `adamw`, or `muon`: the matrices of the blocks take orthogonalised steps of the same rms.
+        reader_rate: rate of the readers of all branches (Q, K, V, W13) over that of the other parameters.
+        gain_rate: rate of the gains of the merges (alpha, beta, lambda) over that of the other parameters.
         ema: decay of a moving average of the weights, kept beside them; 0 keeps none.
         null_text: probability that a sample is trained with the empty text.
         time_shift: a of the training times t' = a t / (1 + (a - 1) t), t uniform.
@@ -61,6 +64,13 @@ class TrainingConfig:
         keep: checkpoints kept, the last ones.
         stop_on: `never`, `divergence` (a loss that is not finite) or `collapse` (or divergence): the run ends
             `event_window` steps behind it, at once where the loss is not finite.
+        on_alarm: what follows an alarm of `sim.detector`, from the next step on. `log`: nothing, it is only
+            written down; `stop`: the run ends; `lower_readers`, `lower_all`: the rates of the readers (see
+            `reader_rate`), or all, are multiplied by `alarm_factor`, with every alarm again; `roll_back`: the
+            run goes on from its last checkpoint that is `event_window` steps older than what moved first,
+            with all rates lowered and a fresh order of the data, at most `dit.alarms.ROLL_BACKS` times (then,
+            and where no checkpoint is so old, the rates are lowered only).
+        alarm_factor: see `on_alarm`.
         interventions: (step, text) of `sim.interventions`, from that step on.
 
     Raises:
@@ -79,6 +89,9 @@ class TrainingConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip: float | None = 1.0
+    optimiser: str = "adamw"
+    reader_rate: float = 1.0
+    gain_rate: float = 1.0
     ema: float = 0.0
     null_text: float = 0.1
     time_shift: float = 4.0
@@ -97,6 +110,8 @@ class TrainingConfig:
     checkpoint_every: int = 500
     keep: int = 2
     stop_on: str = "divergence"
+    on_alarm: str = "log"
+    alarm_factor: float = 0.25
     interventions: tuple[tuple[int, str], ...] = ()
 
     def __post_init__(self) -> None:
@@ -104,15 +119,17 @@ class TrainingConfig:
             **dict.fromkeys(("steps", "batch", "accumulation", "recompute_of", "event_window", "keep"), 1),
             **dict.fromkeys(("interval", "checkpoint_every", "warmup"), 1),
             **dict.fromkeys(("seed", "data_seed", "recompute", "telemetry_every", "telemetry_blocks"), 0),
-            **dict.fromkeys(("watch_every", "eps", "weight_decay"), 0),
+            **dict.fromkeys(("watch_every", "eps", "weight_decay", "reader_rate", "gain_rate"), 0),
             "event_ratio": 1,
         }
         at_least(self, least)
         for name, known in (
             ("schedule", ("warmup", "ramp", "depth_ramp")),
+            ("optimiser", ("adamw", "muon")),
             ("precision", ("float32", "bf16")),
             ("sharding", ("replicated", "full")),
             ("stop_on", ("never", "divergence", "collapse")),
+            ("on_alarm", ("log", "stop", "lower_readers", "lower_all", "roll_back")),
         ):
             one_of(name, getattr(self, name), known)
         for name in ("rate", "clip", "slope", "time_shift"):
@@ -127,9 +144,13 @@ class TrainingConfig:
         for name in ("ema", "null_text"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("weight_decay", "eps"):
+        for name in ("weight_decay", "eps", "reader_rate", "gain_rate"):
             if not getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+        if not 0 <= self.alarm_factor < 1:
+            raise ValueError(f"alarm_factor lowers rates: it must be in [0, 1), got {self.alarm_factor}")
+        if self.optimiser == "muon" and self.sharding == "full":
+            raise ValueError("muon orthogonalises whole matrices: set sharding=replicated or optimiser=adamw")
         if self.batch % self.accumulation:
             raise ValueError(f"{self.accumulation} micro-batches do not divide a batch of {self.batch}")
         if self.recompute > self.recompute_of:

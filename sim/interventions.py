@@ -165,7 +165,8 @@ def _written_blocks(blocks: Sequence[int]) -> str:
     )
 
 
-def _parameters(block: Block, group: str) -> list[nn.Parameter]:
+def members_of(block: Block, group: str) -> list[nn.Parameter]:
+    """The parameters of a block that make one of `GROUPS`."""
     mixer, ffn, merges = block.operator, block.ffn, (block.merge_attn, block.merge_ffn)
     if group == "alpha":
         return [gain for merge in merges for name, gain in merge.named_parameters() if name == "alpha"]
@@ -214,7 +215,7 @@ class Interventions:
             chosen = [block for number, block in self._blocks.items() if asked.acts_on(number)]
             if asked.blocks is not None and not set(asked.blocks) <= set(self._blocks):
                 raise ValueError(f"{asked}: the model has blocks {first} to {max(self._blocks)}")
-            if asked.action == "freeze" and not any(_parameters(block, asked.target) for block in chosen):
+            if asked.action == "freeze" and not any(members_of(block, asked.target) for block in chosen):
                 raise ValueError(f"{asked}: these blocks have no such parameters")
         self._undo = ExitStack()
         self._sizes: dict[tuple[int, int], list[Tensor]] = {}
@@ -231,7 +232,7 @@ class Interventions:
                     self._change_fields(undo, merge, (number, place))
                 for asked in self.interventions:
                     if asked.action == "freeze" and asked.acts_on(number):
-                        _freeze(undo, _parameters(block, asked.target))
+                        _freeze(undo, members_of(block, asked.target))
             self._undo = undo.pop_all()
         return self
 

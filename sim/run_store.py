@@ -36,7 +36,6 @@ from sim.zarr_files import (
     write_whole,
 )
 
-STEP = Variable(definition="optimiser step, counted from 1", units="step")
 RUN_DIMENSIONS = {
     **DIMENSIONS,
     "family": Variable(definition="family of parameters whose gradients are taken together"),
@@ -96,9 +95,9 @@ def create_run(
         )
     group = zarr.open_group(MemoryStore(files), mode="r+")
     # all steps in one chunk: a longer run adds chunks behind it
-    add_array(group, "step", (steps,), "int64", 0, ("step",), STEP.attributes(), rows=steps)[:] = _counted(
-        0, steps
-    )
+    add_array(group, "step", (steps,), "int64", 0, ("step",), DIMENSIONS["step"].attributes(), rows=steps)[
+        :
+    ] = _counted(0, steps)
     for name, given in variables.items():
         shape = (steps, *(np.size(sizes[dim]) for dim in given.dims))
         dtype = "float32" if given.dims else "float64"

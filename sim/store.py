@@ -60,7 +60,7 @@ def create_sweep(
     Args:
         path: where; must not exist.
         coordinates: axis -> its value in every cell, and what it is.
-        sizes: dimension -> its coordinate values (`block`, `writer`).
+        sizes: dimension -> its coordinate values, of `DIMENSIONS`.
         variables: name -> what is measured; float32, NaN until written.
         forecasts: name -> values of every cell, and what they are; written before any cell is run.
         attributes: provenance and configuration, JSON-serialisable.
@@ -84,10 +84,15 @@ def create_sweep(
             },
             **{name: (name, column(values)) for name, values in sizes.items()},
         },
-        attrs={"kind": KIND, "axes": json.dumps(list(coordinates)), **attributes},
+        attrs={
+            "kind": KIND,
+            "axes": json.dumps(list(coordinates)),
+            "dimensions": json.dumps(list(sizes)),
+            **attributes,
+        },
     )
-    for name, given in DIMENSIONS.items():
-        data[name].attrs = given.attributes()
+    for name in sizes:
+        data[name].attrs = DIMENSIONS[name].attributes()
     flags = {"flag_values": list(range(len(STATUS_NAMES))), "flag_meanings": " ".join(STATUS_NAMES)}
     files: dict[str, Buffer] = {}
     with zarr.config.set({"array.write_empty_chunks": True}):
@@ -132,7 +137,8 @@ def required_arrays(group: zarr.Group, path: Path) -> dict[str, zarr.Array[Any]]
         StoreError: naming those that are missing or unreadable.
     """
     variables, axes = (json.loads(str(group.attrs[name])) for name in ("variables", "axes"))
-    return find_arrays(group, path, [*variables, *axes, "block", "writer"])
+    dimensions = json.loads(str(group.attrs.get("dimensions", '["block", "writer"]')))
+    return find_arrays(group, path, [*variables, *axes, *dimensions])
 
 
 def check_written(arrays: Mapping[str, zarr.Array[Any]], path: Path, finished: int) -> None:

@@ -3,7 +3,7 @@
 # R runs, P parameters of a run, B batch
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,6 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from sim.interventions import members_of
+from sim.muon import Muon
+from sim.stack import blocks_of
 
 Batch = TypeVar("Batch")
 
@@ -51,12 +55,18 @@ class AdamW:
         eps: added to the root of the second moment.
         weight_decay: decoupled, of matrices; vectors (gains, biases) are not decayed.
         clip: largest global gradient norm of a run; infinite for none.
+        reader_rate: rate of the readers of all branches (`sim.interventions`) over that of the others.
+        gain_rate: rate of the gains of the merges over that of the others.
+        muon: the matrices of the blocks take orthogonalised steps instead (`sim.muon`).
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0
+    reader_rate: float = 1.0
+    gain_rate: float = 1.0
+    muon: bool = False
 
 
 class EnsembleOptimiser:
@@ -96,6 +106,30 @@ class EnsembleOptimiser:
         ]
         self.inner = torch.optim.AdamW(groups, betas=options.betas, eps=options.eps, fused=True)
         self._adopt(values)
+        self._relative = self._relative_rates()
+        self._muon = Muon(self._block_matrices(), options.weight_decay) if options.muon else None
+
+    def _relative_rates(self) -> Tensor | None:
+        """Of every entry of a run [P], over the rate of the step; None where all have that."""
+        factors = {"readers": self.options.reader_rate, "gates": self.options.gain_rate}
+        if all(factor == 1 for factor in factors.values()):
+            return None
+        own = {
+            id(weight): factor
+            for group, factor in factors.items()
+            for block in blocks_of(self.network)
+            for weight in members_of(block, group)
+        }
+        sizes = [weight[0].numel() for weight in self.parameters]
+        found = [
+            self.values.new_full((size,), own.get(id(weight), 1.0))
+            for weight, size in zip(self.parameters, sizes, strict=True)
+        ]
+        return torch.cat(found)
+
+    def _block_matrices(self) -> list[nn.Parameter]:
+        inside = {id(weight) for block in blocks_of(self.network) for weight in block.parameters()}
+        return [weight for weight in self.parameters if weight.ndim == 3 and id(weight) in inside]
 
     def _halves(self, row: Tensor) -> tuple[Tensor, Tensor]:
         return row[: self.matrix_entries], row[self.matrix_entries :]
@@ -139,9 +173,55 @@ class EnsembleOptimiser:
         for group, half, rate in zip(self.inner.param_groups, halves, twice, strict=True):
             group["lr"] = rate
             group["params"][0].grad = half
+        if self._muon is None and self._relative is None:
+            self.inner.step()
+        else:
+            self._changed_step(gradients, rates)
+        for tensor, value in still:
+            tensor.copy_(value)
+
+    def _changed_step(self, gradients: Tensor, rates: Sequence[float]) -> None:
+        """A step whose matrices are Muon's, or whose parts have rates of their own."""
+        before = self.values.clone()
         self.inner.step()
-        for tensor, before in still:
-            tensor.copy_(before)
+        if self._muon is not None:
+            self._muon.step(self._seen(before), self._seen(gradients), rates)
+        if self._relative is not None:
+            # decay included, an update of AdamW and of Muon is proportional to its rate
+            self.values.copy_(torch.lerp(before, self.values, self._relative))
+
+    def _seen(self, rows: Tensor) -> dict[int, Tensor]:
+        """The part of rows [R, P] that belongs to each parameter, by its identity, in its shape."""
+        sizes = [weight[0].numel() for weight in self.parameters]
+        parts = rows.split(sizes, dim=1)
+        return {
+            id(weight): part.view(len(rows), *weight.shape[1:])
+            for weight, part in zip(self.parameters, parts, strict=True)
+        }
+
+    def state(self, run: int) -> dict[str, Tensor]:
+        """A copy of the weights and moments of a run, after at least one step; `restore` takes it.
+
+        Raises:
+            ValueError: before the first step, or with momenta of Muon, which are not copied.
+        """
+        if self._muon is not None or not self.inner.state:
+            raise ValueError("the state of a run is copied after its first step, under AdamW alone")
+        found = {"values": self.values[run].clone()}
+        for half, name in enumerate(("matrices", "vectors")):
+            own = self.inner.state[self.inner.param_groups[2 * run + half]["params"][0]]
+            found |= {f"{name}.{moment}": value.clone() for moment, value in own.items()}
+        return found
+
+    @torch.no_grad()
+    def restore(self, run: int, state: Mapping[str, Tensor]) -> None:
+        """Have a run go on from the `state` of one of an ensemble of the same shape."""
+        self.values[run] = state["values"]
+        for half, name in enumerate(("matrices", "vectors")):
+            row = self.inner.param_groups[2 * run + half]["params"][0]
+            self.inner.state[row] = {
+                moment: state[f"{name}.{moment}"].clone() for moment in ("step", "exp_avg", "exp_avg_sq")
+            }
 
     def _still(self) -> list[tuple[Tensor, Tensor]]:
         """Parameters without a gradient and their moments, which a step must leave as they are."""
@@ -181,6 +261,8 @@ class EnsembleOptimiser:
             if id(tensor) not in own:
                 tensor.data = tensor.data[chosen]
         self._adopt(self.values[chosen])
+        if self._muon is not None:
+            self._muon.keep(chosen)
         self.gradient_norms = self.gradient_norms[chosen]
 
 
@@ -216,7 +298,7 @@ class Training:
         losses: [R, N], before each update; NaN after a run has ended.
         rates: [R, N], of each update; NaN after a run has ended.
         gradient_norms: [R, N], before clipping; NaN after a run has ended.
-        steps: [R], updates made.
+        steps: [R], the last update made; 0 for none.
     """
 
     losses: NDArray[np.float64]
@@ -226,40 +308,44 @@ class Training:
 
 
 def train_ensemble(
-    network: nn.Module,
+    optimiser: EnsembleOptimiser,
     loss: Callable[[nn.Module, Batch], Tensor],
     batches: Callable[[int, Sequence[int]], Batch],
     schedules: Sequence[Schedule],
     *,
     steps: int,
-    options: AdamW,
+    first: int = 1,
     ended: Callable[[int, Sequence[int], Tensor], Iterable[int]] | None = None,
+    updated: Callable[[int, Sequence[int]], object] | None = None,
 ) -> Training:
     """Train all members of an ensemble at once.
 
     Args:
-        network: stacked members (`sim.ensemble.stack_members`); left with the runs that did not end.
+        optimiser: of stacked members (`sim.ensemble.stack_members`); left with the runs that did not end.
         loss: losses [R] of the runs in the network on a batch.
         batches: the batch of a step, from 1, for the runs that go on, in this order; its tensors have an axis
             of runs. Samples of a run should be those of `data_order` with its own seed; a step at which a run
             ends is asked for again, for the others.
         schedules: of the learning rate, one a run.
-        steps: updates at most.
-        options: of the optimiser.
+        steps: the last step.
+        first: the step it begins with.
         ended: given the step, the runs that go on and their losses, before the update: which of them end
             there. A run whose loss is not finite always ends.
+        updated: told the step and the runs that made it, after the update.
+
+    Returns:
+        Steps 1 to `steps`, of which those before `first` are NaN.
 
     Raises:
         ValueError: not one schedule a run.
     """
-    optimiser = EnsembleOptimiser(network, options)
-    members = len(optimiser.values)
+    network, members = optimiser.network, len(optimiser.values)
     if len(schedules) != members:
         raise ValueError(f"{members} runs need as many schedules, got {len(schedules)}")
     losses, rates, norms = (np.full((members, steps), np.nan) for _ in range(3))
     made = np.zeros(members, np.int64)
     running = list(range(members))
-    for step in range(1, steps + 1):
+    for step in range(first, steps + 1):
         optimiser.zero_grad()
         found = loss(network, batches(step, running))
         values = found.detach().double().cpu().numpy()
@@ -280,4 +366,6 @@ def train_ensemble(
         rates[running, step - 1] = now
         norms[running, step - 1] = optimiser.gradient_norms.double().cpu().numpy()
         made[running] = step
+        if updated is not None:
+            updated(step, running)
     return Training(losses=losses, rates=rates, gradient_norms=norms, steps=made)

@@ -47,8 +47,9 @@ class Variable:
 DIMENSIONS = {
     "block": Variable(definition="block; 0 is the input, l the state after block l", units="block"),
     "writer": Variable(definition="residual writer whose branch is measured: attention or SwiGLU"),
+    "step": Variable(definition="optimiser step, counted from 1", units="step"),
 }
-"""What the coordinates are that every store has."""
+"""What the coordinates are that stores have in common."""
 
 
 def check_free(path: Path) -> None:

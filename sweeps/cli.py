@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from sweeps.cli_import import import_log
 from sweeps.cli_predict import predict
 from sweeps.cli_sample import sample
 from sweeps.cli_sweep import sweep_group
@@ -23,6 +24,7 @@ def cli() -> None:
 cli.add_command(predict)
 cli.add_command(sweep_group)
 cli.add_command(train)
+cli.add_command(import_log)
 cli.add_command(sample)
 cli.add_command(export)
 

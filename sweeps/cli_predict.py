@@ -1,6 +1,7 @@
 """`mms predict`: numbers from the theory."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import click
@@ -76,3 +77,38 @@ def predict_profile_command(as_json: bool, **options: Any) -> None:
     ]
     if rows:
         show_table(rows)
+
+
+@predict.command("onset")
+@click.argument("study")
+@click.option(
+    "--from",
+    "sources",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Store of a measured study of ramps; may be given several times.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="File to write the forecast to, once.")
+@click.option("--note", default="", help="What was known when it was written.")
+@json_option
+def predict_onset_command(
+    study: str, sources: tuple[Path, ...], out: Path | None, note: str, as_json: bool
+) -> None:
+    """The critical rate of every case of a STUDY, fitted on measured ones, with the rivals of law O1.
+
+    To be written down before the study is run: mms sweep run STUDY --forecast FILE.
+    """
+    import datetime
+
+    from sweeps.forecast import forecast_document, write_forecast
+    from sweeps.named import named_study
+
+    today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    document = forecast_document(named_study(study), sources, written=f"{today}; {note}".rstrip("; "))
+    if out is not None:
+        write_forecast(document, out)
+    if as_json:
+        show_json(document)
+    else:
+        show_table(document["rows"])

@@ -32,6 +32,11 @@ def sweep_list() -> None:
     help="Seeds stepped together as one batched network, for small stacks.  [default: 1]",
 )
 @click.option("--device", help="Where to compute, as torch names it: cpu, cuda.  [default: cpu]")
+@click.option(
+    "--forecast",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Of a study of training runs: what `mms predict onset` wrote down before.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Store to write.  [default: NAME.zarr]")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine.  [default: 1]")
 @click.option(
@@ -57,6 +62,7 @@ def sweep_run(
     seeds: int | None,
     ensemble: int | None,
     device: str | None,
+    forecast: Path | None,
     out: Path | None,
     workers: int | None,
     scheduler: str | None,
@@ -72,7 +78,7 @@ def sweep_run(
     from sim.provenance import provenance
     from sweeps.cost import Shard
     from sweeps.execute import check_device, check_executor, run_sweep
-    from sweeps.layout import forecast_rows
+    from sweeps.forecast import with_forecast
     from sweeps.named import named_sweep
 
     share = None if shard is None else Shard.parse(shard)
@@ -84,12 +90,14 @@ def sweep_run(
     if device is not None:
         check_device(device)
     sweep = named_sweep(name).with_options(given, seeds, ensemble=ensemble, device=device)
+    if forecast is not None:
+        sweep = with_forecast(sweep, forecast)
     out = out or Path(f"{name}.zarr")
     units = sweep.units() if share is None else share.units(sweep)
     cells = sum(map(len, units))
     if dry_run:
         plan = {"cells": cells, "runs": len(units), "out": str(out), "shard": shard}
-        show_json({**sweep.configuration(), **plan, **provenance(), "forecast": forecast_rows(sweep)})
+        show_json({**sweep.configuration(), **plan, **provenance(), "forecast": sweep.forecast_rows()})
         return
     failures = run_sweep(sweep, out, resume=resume, workers=workers, scheduler=scheduler, shard=share)
     part = "" if share is None else f" of shard {share}"

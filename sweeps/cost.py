@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from sweeps.sweep import Sweep
+from sweeps.plan import Plan
 from theory import Setting
 
 DRAW_FLOPS = 150.0
@@ -54,17 +54,17 @@ def setting_cost(setting: Setting, *, backward: bool = False) -> float:
     return setting.depth * (products + draws * DRAW_FLOPS * block_weights(setting) + MATRIX_FLOPS * entries)
 
 
-def unit_cost(sweep: Sweep, unit: Sequence[int]) -> float:
+def unit_cost(sweep: Plan, unit: Sequence[int]) -> float:
     """Cost of the cells of one unit: for every seed that of its deepest stack, which holds the others."""
     deepest: dict[int, float] = {}
     for index in unit:
         cell = sweep.cells[index]
-        cost = setting_cost(cell.setting, backward=sweep.backward)
+        cost = cell.passes * setting_cost(cell.setting, backward=sweep.backward)
         deepest[cell.seed] = max(cost, deepest.get(cell.seed, 0.0))
     return sum(deepest.values())
 
 
-def largest_first(sweep: Sweep) -> list[tuple[int, ...]]:
+def largest_first(sweep: Plan) -> list[tuple[int, ...]]:
     """The units of a sweep by falling cost, so that no large one is left for the end."""
     return sorted(sweep.units(), key=lambda unit: -unit_cost(sweep, unit))
 
@@ -103,13 +103,13 @@ class Shard:
             raise ValueError(f"a shard is i/n with 1 <= i <= n, such as 1/4: got {text!r}")
         return cls(index=int(parts[0]), count=int(parts[1]))
 
-    def units(self, sweep: Sweep) -> list[tuple[int, ...]]:
+    def units(self, sweep: Plan) -> list[tuple[int, ...]]:
         """Its units, largest first; the shares of a sweep are disjoint and together the whole."""
         found = shares(sweep, self.count)
         return found[self.index - 1] if self.index <= len(found) else []
 
 
-def shares(sweep: Sweep, count: int) -> list[list[tuple[int, ...]]]:
+def shares(sweep: Plan, count: int) -> list[list[tuple[int, ...]]]:
     """The units of a sweep in `count` shares of nearly equal cost, largest first; empty ones are left out.
 
     Each unit in turn, largest first, falls to the share with the least cost so far, so two shares differ by

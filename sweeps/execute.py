@@ -6,33 +6,29 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from sim.onset import collapse_front
-from sim.simulate import simulate, simulate_ensemble
-from sim.store import DIVERGED, DONE, FAILED, StoreError, StoreExistsError
+from sim.store import FAILED, StoreError, StoreExistsError
 from sim.sweep_writer import SweepWriter
 from sweeps.cost import Shard, unit_cost
 from sweeps.executors import WorkerLost, joined_scheduler, local_cluster, on_workers, one_after_the_other
 from sweeps.layout import check_same, lay_out
-from sweeps.sweep import Cell, Sweep
+from sweeps.plan import Measured, Plan, PlannedCell
 
 Failures = list[tuple[int, str]]
+Cells = Sequence[tuple[int, PlannedCell]]
 
 
-def run_unit(
-    cells: Sequence[tuple[int, Cell]], writer: SweepWriter, *, backward: bool, device: str = "cpu"
-) -> Failures:
-    """Simulate the deepest of cells that share a run and write them all; returns (cell, error) of failures.
+def run_unit(cells: Cells, writer: SweepWriter, measure: Callable[[Cells], Measured]) -> Failures:
+    """Compute cells that share a run and write them all; returns (cell, error) of failures.
 
     One thread computes a cell, so that its bits do not depend on how many workers there are. Whatever
-    exception the simulation raises is the cells' result, and kept in the store.
+    exception the computation raises is the cells' result, and kept in the store.
 
     Raises:
         StoreError: the file system refused a write.
@@ -40,7 +36,7 @@ def run_unit(
     torch.set_num_threads(1)
     start = time.perf_counter()
     try:
-        measured = _measure(cells, backward=backward, device=device)
+        measured = measure(cells)
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return record_failure(cells, writer, text, time.perf_counter() - start)
@@ -50,9 +46,7 @@ def run_unit(
     return []
 
 
-def record_failure(
-    cells: Sequence[tuple[int, Cell]], writer: SweepWriter, text: str, wall_seconds: float = np.nan
-) -> Failures:
+def record_failure(cells: Cells, writer: SweepWriter, text: str, wall_seconds: float = np.nan) -> Failures:
     """Mark all cells of a unit as failed, with the text of the exception.
 
     Raises:
@@ -61,28 +55,6 @@ def record_failure(
     for index, _ in cells:
         writer.write(index, {}, FAILED, wall_seconds=wall_seconds, failure=text)
     return [(index, text) for index, _ in cells]
-
-
-def _measure(
-    cells: Sequence[tuple[int, Cell]], *, backward: bool, device: str
-) -> list[tuple[dict[str, Any], int]]:
-    """Observables and status of every cell of a unit."""
-    deepest = cells[-1][1].setting
-    seeds = sorted({cell.seed for _, cell in cells})
-    if len(seeds) == 1:
-        alone = simulate(deepest, seeds[0], backward=backward, device=device)
-        values = {name: value[None] for name, value in alone.items()}
-    else:
-        values = simulate_ensemble([(deepest, seed) for seed in seeds], backward=backward, device=device)
-    measured = []
-    for _, cell in cells:
-        run = seeds.index(cell.seed)
-        prefix = {name: value[run, : cell.setting.depth + 1] for name, value in values.items()}
-        front = collapse_front(prefix["tcs_image" if cell.setting.text_tokens else "tcs"])
-        prefix["front"] = np.array(np.nan if front is None else front, np.float32)
-        profiles = [prefix["tcs"], *([prefix["adjoint_tcs"]] if backward else [])]
-        measured.append((prefix, DONE if np.isfinite(profiles).all() else DIVERGED))
-    return measured
 
 
 @functools.lru_cache(maxsize=8)
@@ -94,10 +66,8 @@ def _writer(path: Path, run: str) -> SweepWriter:
         raise StoreError(f"a worker on {socket.gethostname()} cannot use the store: {error}") from error
 
 
-def _run_on_worker(
-    cells: Sequence[tuple[int, Cell]], path: Path, run: str, *, backward: bool, device: str
-) -> Failures:
-    return run_unit(cells, _writer(path, run), backward=backward, device=device)
+def _run_on_worker(cells: Cells, path: Path, run: str, measure: Callable[[Cells], Measured]) -> Failures:
+    return run_unit(cells, _writer(path, run), measure)
 
 
 def check_executor(workers: int | None, scheduler: str | None, shard: Shard | None) -> None:
@@ -126,7 +96,7 @@ def check_device(device: str) -> None:
 
 
 def run_sweep(
-    sweep: Sweep,
+    sweep: Plan,
     path: Path,
     *,
     resume: bool = False,
@@ -162,21 +132,20 @@ def run_sweep(
             client = stack.enter_context(local_cluster(min(workers, len(units))))
         work = [[(index, sweep.cells[index]) for index in unit] for unit in units]
         if client is None:
-            here = functools.partial(run_unit, writer=writer, backward=sweep.backward, device=sweep.device)
+            here = functools.partial(run_unit, writer=writer, measure=sweep.measure())
             results: Iterator[tuple[int, Failures | WorkerLost]] = one_after_the_other(here, work)
         else:
             there = functools.partial(
                 _run_on_worker,
                 path=path.absolute(),
                 run=uuid.uuid4().hex,
-                backward=sweep.backward,
-                device=sweep.device,
+                measure=sweep.measure(),
             )
             results = on_workers(client, there, work)
         return _collect(sweep, units, work, results, writer)
 
 
-def _begin(sweep: Sweep, path: Path, *, go_on: bool) -> None:
+def _begin(sweep: Plan, path: Path, *, go_on: bool) -> None:
     """Lay out the store, or go on with that of the same sweep."""
     if not (go_on and path.exists()):
         try:
@@ -188,7 +157,7 @@ def _begin(sweep: Sweep, path: Path, *, go_on: bool) -> None:
     check_same(sweep, path)
 
 
-def _missing_units(sweep: Sweep, writer: SweepWriter, shard: Shard) -> list[tuple[int, ...]]:
+def _missing_units(sweep: Plan, writer: SweepWriter, shard: Shard) -> list[tuple[int, ...]]:
     """The units of a share that hold a cell to do, largest first."""
     units = shard.units(sweep)
     todo, lost = writer.remaining(index for unit in units for index in unit)
@@ -202,9 +171,9 @@ def _missing_units(sweep: Sweep, writer: SweepWriter, shard: Shard) -> list[tupl
 
 
 def _collect(
-    sweep: Sweep,
+    sweep: Plan,
     units: list[tuple[int, ...]],
-    work: list[list[tuple[int, Cell]]],
+    work: list[Cells],
     results: Iterator[tuple[int, Failures | WorkerLost]],
     writer: SweepWriter,
 ) -> Failures:

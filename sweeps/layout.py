@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from dit.config import RunConfig
 from sim.provenance import observable_variables, provenance
 from sim.record import WRITERS, observable_dims
 from sim.store import StoreError, StoreExistsError, Variable, create_sweep, open_group
-from sweeps.sweep import FIELD_DEFINITIONS, Sweep, digest
+from sweeps.plan import Layout, Plan
+from sweeps.sweep import Sweep, digest
 from theory import Setting, has_theory, predict_front, predict_profile
 from theory.front import FrontPrediction
 
@@ -122,8 +124,19 @@ def _forecasts(sweep: Sweep, deepest: int) -> dict[str, tuple[Any, Variable]]:
     return rows
 
 
-def lay_out(sweep: Sweep, path: Path) -> None:
-    """Create the store of a sweep, forecast included.
+def sweep_layout(sweep: Sweep) -> Layout:
+    """What the store of a sweep over synthetic stacks holds."""
+    deepest = max(setting.depth for setting in sweep.settings)
+    return Layout(
+        sizes={"block": range(deepest + 1), "writer": WRITERS},
+        variables=_variables(sweep),
+        forecasts=_forecasts(sweep, deepest),
+        witness="tcs",
+    )
+
+
+def lay_out(plan: Plan, path: Path) -> None:
+    """Create the store of a plan, forecast included.
 
     Raises:
         StoreExistsError: the path is taken, or another process has laid it out meanwhile.
@@ -131,45 +144,44 @@ def lay_out(sweep: Sweep, path: Path) -> None:
     """
     if path.exists():
         raise StoreExistsError(f"{path} already exists: pass --resume to go on with it, or another --out")
-    variables = _variables(sweep)
-    configuration = sweep.configuration()
-    deepest = max(setting.depth for setting in sweep.settings)
-    forecasts = _forecasts(sweep, deepest)
+    layout, configuration = plan.layout(), plan.configuration()
     create_sweep(
         path,
-        coordinates={
-            name: (values, Variable(definition=FIELD_DEFINITIONS[name]))
-            for name, values in sweep.coordinates().items()
-        },
-        sizes={"block": range(deepest + 1), "writer": WRITERS},
-        variables=variables,
-        forecasts=forecasts,
+        coordinates=plan.coordinates(),
+        sizes=layout.sizes,
+        variables=layout.variables,
+        forecasts=layout.forecasts,
         attributes={
-            "name": sweep.name,
-            "claim": sweep.claim,
-            "laws": json.dumps(sweep.laws),
-            "grid": bool(sweep.axes),
+            "name": plan.name,
+            "claim": plan.claim,
+            "laws": json.dumps(plan.laws),
+            "grid": plan.grid,
             "configuration": json.dumps(configuration),
             "configuration_hash": digest(configuration),
-            "variables": json.dumps([*variables, *forecasts, "status"]),
+            "variables": json.dumps([*layout.variables, *layout.forecasts, "status"]),
+            "witness": layout.witness,
             **provenance(),
         },
     )
 
 
-def check_same(sweep: Sweep, path: Path) -> None:
-    """Refuse to go on with a store that holds another sweep.
+def check_same(plan: Plan, path: Path) -> None:
+    """Refuse to go on with a store that holds another plan.
 
     Raises:
         StoreError: naming the first difference.
     """
     stored = json.loads(str(open_group(path, "r").attrs["configuration"]))
+    asked = json.loads(json.dumps(plan.configuration()))
     try:
-        stored["base"] = dataclasses.asdict(Setting(**stored["base"]))
-    except (TypeError, KeyError) as error:
+        # fields that were added since have their defaults
+        if "model" in stored["base"]:
+            stored["base"] = RunConfig.of_document(stored["base"]).document()
+        else:
+            stored["base"] = dataclasses.asdict(Setting(**stored["base"]))
+    except (TypeError, KeyError, ValueError) as error:
         raise StoreError(f"{path} was written by another version: {error}") from error
-    asked = json.loads(json.dumps(sweep.configuration()))
-    for part in ("name", "seeds", "axes", "cases", "base", "backward", "ensemble", "device"):
+    for part in dict.fromkeys([*asked, *stored]):
         here, wanted = stored.get(part, False), asked.get(part, False)
         if json.dumps(here) != json.dumps(wanted):
             raise StoreError(f"{path} holds another sweep: its {part} is {here}, asked for {wanted}")

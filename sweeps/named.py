@@ -1,13 +1,15 @@
 """The named sweeps, one per claim."""
 
 from sweeps.collapse_front import COLLAPSE_FRONT
+from sweeps.critical_rate import CRITICAL_RATE_DEEP, CRITICAL_RATE_DEPTH, CRITICAL_RATE_SLOPES
 from sweeps.depth_profiles import DEPTH_PROFILES
 from sweeps.front_settings import FRONT_SETTINGS, FRONT_SETTINGS_LARGE
 from sweeps.mixers import MIXERS_AND_MERGES
+from sweeps.study import Study
 from sweeps.sweep import Sweep
 from sweeps.token_law import TOKEN_LAW
 
-SWEEPS: dict[str, Sweep] = {
+SWEEPS: dict[str, Sweep | Study] = {
     sweep.name: sweep
     for sweep in (
         COLLAPSE_FRONT,
@@ -16,11 +18,14 @@ SWEEPS: dict[str, Sweep] = {
         DEPTH_PROFILES,
         TOKEN_LAW,
         MIXERS_AND_MERGES,
+        CRITICAL_RATE_SLOPES,
+        CRITICAL_RATE_DEPTH,
+        CRITICAL_RATE_DEEP,
     )
 }
 
 
-def named_sweep(name: str) -> Sweep:
+def named_sweep(name: str) -> Sweep | Study:
     """The sweep of a name.
 
     Raises:
@@ -29,3 +34,16 @@ def named_sweep(name: str) -> Sweep:
     if name not in SWEEPS:
         raise ValueError(f"unknown sweep {name!r}: choose one of {', '.join(SWEEPS)}")
     return SWEEPS[name]
+
+
+def named_study(name: str) -> Study:
+    """The study of training runs of a name.
+
+    Raises:
+        ValueError: no study has this name.
+    """
+    found = SWEEPS.get(name)
+    if not isinstance(found, Study):
+        known = ", ".join(key for key, value in SWEEPS.items() if isinstance(value, Study))
+        raise ValueError(f"unknown study {name!r}: choose one of {known}")
+    return found

@@ -4,11 +4,13 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
+from sim.store import Variable
+from sweeps.plan import Layout, Measured
 from theory import MERGES, MIXERS, Setting
 
 FIELD_DEFINITIONS = {
@@ -43,6 +45,11 @@ class Cell:
 
     setting: Setting
     seed: int
+
+    @property
+    def passes(self) -> int:
+        """Passes that it takes."""
+        return 1
 
     def key(self) -> str:
         """Hash of the configuration: equal keys are the same run."""
@@ -121,10 +128,36 @@ class Sweep:
             Cell(setting=setting, seed=seed) for setting in self.settings for seed in range(self.seeds)
         )
 
-    def coordinates(self) -> dict[str, list[Any]]:
-        """Axis -> value in every cell; the seed is the last axis."""
+    @property
+    def grid(self) -> bool:
+        """Whether its cells are those of a grid."""
+        return bool(self.axes)
+
+    def coordinates(self) -> dict[str, tuple[list[Any], Variable]]:
+        """Axis -> its value in every cell, and what it is; the seed is the last axis."""
         columns = {axis: [getattr(cell.setting, axis) for cell in self.cells] for axis in self.varied}
-        return {**columns, "seed": [cell.seed for cell in self.cells]}
+        columns["seed"] = [cell.seed for cell in self.cells]
+        return {
+            name: (values, Variable(definition=FIELD_DEFINITIONS[name])) for name, values in columns.items()
+        }
+
+    def layout(self) -> Layout:
+        """What the store holds, with the theory's forecast."""
+        from sweeps.layout import sweep_layout
+
+        return sweep_layout(self)
+
+    def forecast_rows(self) -> list[dict[str, Any]]:
+        """The theory's front for every setting."""
+        from sweeps.layout import forecast_rows
+
+        return forecast_rows(self)
+
+    def measure(self) -> Callable[[Sequence[tuple[int, Cell]]], Measured]:
+        """What simulates the cells of a unit."""
+        from sweeps.simulated import simulated
+
+        return partial(simulated, backward=self.backward, device=self.device)
 
     def units(self) -> list[tuple[int, ...]]:
         """Cells that are computed together, deepest last: an ensemble of seeds, each with shallower stacks.

@@ -14,6 +14,7 @@ from theory.law import Law
 from theory.merge_backward import BACKWARD
 from theory.merge_laws import BRANCH_COTANGENT, GLOBAL_MEAN, MEAN_LEAKS, MERGE_PARTS, NOT_A_GATE
 from theory.mixer_laws import HOMOGENEOUS_VALUES, ROW_SUM_TABLE
+from theory.onset import COHERENT_LAYERS, RAMP
 from theory.optimiser_laws import CLIPPING, ORTHOGONALISED
 from theory.projectors import CENTERED_PART, MEAN_IS_KEPT
 from theory.replication import REPLICATION
@@ -54,6 +55,8 @@ LAWS: dict[str, Law] = {
         MOMENTS,
         FRONT_DEPTH,
         MIRROR,
+        RAMP,
+        COHERENT_LAYERS,
     )
 }
 

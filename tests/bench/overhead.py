@@ -15,7 +15,7 @@ from unittest import mock
 
 import torch
 
-import sweeps.execute
+import sweeps.simulated
 from sim.simulate import simulate
 from sim.store import open_progress
 from sim.sweep_writer import SweepWriter
@@ -59,7 +59,7 @@ def one_process(sweep: Sweep) -> None:
         return values
 
     overheads, cells = [], []
-    with mock.patch.object(sweeps.execute, "simulate", timed):
+    with mock.patch.object(sweeps.simulated, "simulate", timed):
         for _ in range(REPEATS):
             plain.clear()
             with tempfile.TemporaryDirectory() as folder:

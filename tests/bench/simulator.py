@@ -26,7 +26,7 @@ from sim.probe import Probe
 from sim.record import observable_dims
 from sim.simulate import simulate, simulate_ensemble, stream
 from sim.stack import Stack, synthetic_input
-from sim.training import AdamW, Schedule, data_order, train_ensemble
+from sim.training import AdamW, EnsembleOptimiser, Schedule, data_order, train_ensemble
 from theory import Setting
 
 REPEATS = 6
@@ -163,7 +163,7 @@ def training(device: str, runs: int = 16, steps: int = 20) -> float:
 
     def together() -> None:
         network = stack_members(members)
-        train_ensemble(network, losses, batch, [schedule] * runs, steps=steps, options=AdamW())
+        train_ensemble(EnsembleOptimiser(network, AdamW()), losses, batch, [schedule] * runs, steps=steps)
 
     def alone() -> None:
         network = member(0)

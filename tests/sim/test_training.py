@@ -77,7 +77,7 @@ def trained_alone(stack: Stack, seed: int, schedule: Schedule) -> tuple[list[flo
 def test_members_are_trained_as_they_are_alone(fields: dict[str, object]) -> None:
     setting = dataclasses.replace(SETTING, **fields)
     network = stack_members(members(setting))
-    training = train_ensemble(network, losses, batches, SCHEDULES, steps=STEPS, options=OPTIONS)
+    training = train_ensemble(EnsembleOptimiser(network, OPTIONS), losses, batches, SCHEDULES, steps=STEPS)
     for run, stack in enumerate(members(setting)):
         alone, stack = trained_alone(stack, run, SCHEDULES[run])
         np.testing.assert_allclose(training.losses[run], alone, rtol=1e-9)
@@ -91,16 +91,15 @@ def test_members_are_trained_as_they_are_alone(fields: dict[str, object]) -> Non
 
 def test_runs_that_end_leave_the_others_as_they_are() -> None:
     whole = train_ensemble(
-        stack_members(members(SETTING)), losses, batches, SCHEDULES, steps=STEPS, options=OPTIONS
+        EnsembleOptimiser(stack_members(members(SETTING)), OPTIONS), losses, batches, SCHEDULES, steps=STEPS
     )
     network = stack_members(members(SETTING))
     ended = train_ensemble(
-        network,
+        EnsembleOptimiser(network, OPTIONS),
         losses,
         batches,
         SCHEDULES,
         steps=STEPS,
-        options=OPTIONS,
         ended=lambda step, runs, values: [1] if step == 5 else [],
     )
     assert ended.steps.tolist() == [STEPS, 4, STEPS]
@@ -160,7 +159,7 @@ def test_a_run_that_diverges_ends_alone() -> None:
         return x, targets
 
     training = train_ensemble(
-        stack_members(members(SETTING)), losses, poisoned, SCHEDULES, steps=STEPS, options=OPTIONS
+        EnsembleOptimiser(stack_members(members(SETTING)), OPTIONS), losses, poisoned, SCHEDULES, steps=STEPS
     )
     assert training.steps.tolist() == [2, STEPS, STEPS]
     assert training.losses[0, 2] == math.inf and np.isfinite(training.losses[1:]).all()
@@ -240,5 +239,9 @@ def test_a_network_that_is_no_ensemble_is_refused() -> None:
 def test_schedules_must_match_the_runs() -> None:
     with pytest.raises(ValueError, match="3 runs need as many schedules, got 2"):
         train_ensemble(
-            stack_members(members(SETTING)), losses, batches, SCHEDULES[:2], steps=1, options=OPTIONS
+            EnsembleOptimiser(stack_members(members(SETTING)), OPTIONS),
+            losses,
+            batches,
+            SCHEDULES[:2],
+            steps=1,
         )

@@ -8,7 +8,7 @@ import pytest
 
 from sim.store import FAILED, StoreError, open_cells
 from sim.sweep_writer import SweepWriter
-from sweeps import execute
+from sweeps import execute, simulated
 from sweeps.execute import run_sweep
 from sweeps.sweep import Sweep
 
@@ -55,13 +55,13 @@ def test_an_ensemble_is_the_unit_of_resumption(
         run_sweep(together, path)
     SweepWriter(resumed).write(1, {}, FAILED)
     sizes: list[int] = []
-    simulate_ensemble = execute.simulate_ensemble
+    simulate_ensemble = simulated.simulate_ensemble
 
     def counted(runs: list[object], **named: object) -> dict[str, np.ndarray]:
         sizes.append(len(runs))
         return simulate_ensemble(runs, **named)
 
-    monkeypatch.setattr(execute, "simulate_ensemble", counted)
+    monkeypatch.setattr(simulated, "simulate_ensemble", counted)
     run_sweep(together, resumed, resume=True)
     assert sizes == [3]
     for name in RESULTS:

@@ -15,6 +15,7 @@ from dask.distributed import Client, LocalCluster
 
 import sweeps.execute
 import sweeps.layout
+import sweeps.simulated
 from sim.store import DONE, StoreError, create_sweep, open_cells
 from sweeps.cost import Shard, largest_first
 from sweeps.execute import run_sweep
@@ -111,9 +112,9 @@ def test_a_dry_run_of_a_shard_tells_its_share(mms, tmp_path: Path) -> None:
 def test_the_largest_cells_are_run_first(
     tiny_sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order, simulate = [], sweeps.execute.simulate
+    order, simulate = [], sweeps.simulated.simulate
     monkeypatch.setattr(
-        sweeps.execute,
+        sweeps.simulated,
         "simulate",
         lambda setting, seed, **named: order.append(setting) or simulate(setting, seed, **named),
     )
@@ -159,7 +160,7 @@ def test_a_worker_without_the_store_says_so(tiny_sweep: Sweep, tmp_path: Path) -
     with pytest.raises(
         StoreError, match=r"a worker on .* cannot use the store: .*absent\.zarr does not exist"
     ):
-        sweeps.execute._run_on_worker(unit, tmp_path / "absent.zarr", "run", backward=False, device="cpu")
+        sweeps.execute._run_on_worker(unit, tmp_path / "absent.zarr", "run", tiny_sweep.measure())
 
 
 @pytest.fixture(scope="module")

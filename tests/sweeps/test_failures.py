@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 import sweeps.execute
+import sweeps.simulated
 from sim.store import DONE, FAILED, TODO, StoreError, open_cells
 from sim.sweep_writer import SweepWriter
 from sweeps.execute import run_sweep
@@ -52,14 +53,14 @@ def test_a_failing_cell_keeps_its_error_and_the_others_go_on(
     result_files,
     raised: Exception,
 ) -> None:
-    simulate = sweeps.execute.simulate
+    simulate = sweeps.simulated.simulate
 
     def failing(setting: Setting, seed: int, **named: object) -> object:
         if seed == 1 and setting.tokens == 9:
             raise raised
         return simulate(setting, seed, **named)
 
-    monkeypatch.setattr(sweeps.execute, "simulate", failing)
+    monkeypatch.setattr(sweeps.simulated, "simulate", failing)
     store = tmp_path / "s.zarr"
     failures = run_sweep(tiny_sweep, store)
     text = f"{type(raised).__name__}: {' '.join(str(raised).split())}".strip()
@@ -73,7 +74,7 @@ def test_a_failing_cell_keeps_its_error_and_the_others_go_on(
     assert dict(enumerate(data["failure"].values)) == {index: expected.get(index, "") for index in range(32)}
     assert data["status"].values.tolist() == [FAILED if index in expected else DONE for index in range(32)]
     assert f"failed: {text}" in capsys.readouterr().err
-    monkeypatch.setattr(sweeps.execute, "simulate", simulate)
+    monkeypatch.setattr(sweeps.simulated, "simulate", simulate)
     assert run_sweep(tiny_sweep, store, resume=True) == []
     assert (open_cells(store)["failure"] == "").all()
     assert result_files(store) == result_files(tiny_store)
@@ -81,14 +82,14 @@ def test_a_failing_cell_keeps_its_error_and_the_others_go_on(
 
 def test_failures_on_the_command_line(mms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit 1 and a summary; status says which cells, and why; --resume makes it good."""
-    simulate, store = sweeps.execute.simulate, tmp_path / "s.zarr"
+    simulate, store = sweeps.simulated.simulate, tmp_path / "s.zarr"
 
     def failing(setting: Setting, seed: int, **named: object) -> object:
         if seed == 1 and setting.merge == "plain":
             raise OddError("odd")
         return simulate(setting, seed, **named)
 
-    monkeypatch.setattr(sweeps.execute, "simulate", failing)
+    monkeypatch.setattr(sweeps.simulated, "simulate", failing)
     status, out, err = mms(*SMALL, "--out", store)
     assert status == 1 and out == ""
     assert err.count("failed: OddError: odd") == 4 and f"{store}: 4 of them failed" in err
@@ -102,7 +103,7 @@ def test_failures_on_the_command_line(mms, tmp_path: Path, monkeypatch: pytest.M
     assert "failed 4" in shown and shown.count("merge plain, seed 1) failed: OddError: odd") == 4
     status, _, err = mms("sweep", "compact", store)
     assert status == 2 and "still has 4 cells to do" in err
-    monkeypatch.setattr(sweeps.execute, "simulate", simulate)
+    monkeypatch.setattr(sweeps.simulated, "simulate", simulate)
     status, _, err = mms(*SMALL, "--out", store, "--resume")
     assert status == 0 and "failed" not in err
     assert json.loads(mms("sweep", "status", store, "--json")[1])["failures"] == []
@@ -115,7 +116,7 @@ def test_a_stop_is_no_failure(
     def stopping(setting: Setting, seed: int, **named: object) -> object:
         raise stopped
 
-    monkeypatch.setattr(sweeps.execute, "simulate", stopping)
+    monkeypatch.setattr(sweeps.simulated, "simulate", stopping)
     with pytest.raises(stopped):
         run_sweep(tiny_sweep, tmp_path / "s.zarr")
     assert (open_cells(tmp_path / "s.zarr")["status"] == TODO).all()
@@ -181,7 +182,7 @@ sim.sweep_writer.write_chunk = filling
 """
 
 DEADLY_CELL = """
-import os, signal, sweeps.execute
+import os, signal, sweeps.simulated
 from sim.simulate import simulate
 
 def deadly(setting, seed, **named):
@@ -189,7 +190,7 @@ def deadly(setting, seed, **named):
         os.kill(os.getpid(), signal.SIGKILL)
     return simulate(setting, seed, **named)
 
-sweeps.execute.simulate = deadly
+sweeps.simulated.simulate = deadly
 """
 """What a worker process runs before it computes."""
 

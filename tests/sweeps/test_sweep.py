@@ -16,7 +16,7 @@ import pytest
 import xarray as xr
 import zarr
 
-import sweeps.execute
+import sweeps.simulated
 from sim.record import BACKWARD_OBSERVABLES
 from sim.simulate import simulate
 from sim.store import DIVERGED, DONE, FAILED, PROVENANCE, TODO, open_cells
@@ -77,9 +77,9 @@ def test_resume_computes_only_what_is_missing(
     group["status"][9] = TODO
     group["tcs"][9] = np.nan
     calls = []
-    simulate = sweeps.execute.simulate
+    simulate = sweeps.simulated.simulate
     monkeypatch.setattr(
-        sweeps.execute, "simulate", lambda *given, **named: calls.append(given) or simulate(*given, **named)
+        sweeps.simulated, "simulate", lambda *given, **named: calls.append(given) or simulate(*given, **named)
     )
     run_sweep(tiny_sweep, store, resume=True)
     assert len(calls) == 1
@@ -285,7 +285,7 @@ def test_gradients_that_diverge_are_a_result(
         values["adjoint_tcs"][0] = np.nan
         return values
 
-    monkeypatch.setattr(sweeps.execute, "simulate", overflowing)
+    monkeypatch.setattr(sweeps.simulated, "simulate", overflowing)
     run_sweep(backward_sweep, tmp_path / "s.zarr")
     assert (open_cells(tmp_path / "s.zarr")["status"] == DIVERGED).all()
 
