@@ -6,8 +6,16 @@ from pathlib import Path
 import xarray as xr
 from matplotlib.figure import Figure
 
-from paper_figs import collapse_front, depth_profiles, mixers, token_law
-from sim.store import DONE, StoreError, open_sweep
+from paper_figs import (
+    amplification_event,
+    collapse_front,
+    depth_profiles,
+    event,
+    merge_modes,
+    mixers,
+    token_law,
+)
+from sim.store import DONE, StoreError, open_run, open_sweep
 
 FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure]]] = {
     "collapse_front": ("collapse_front.zarr", collapse_front.draw),
@@ -15,7 +23,14 @@ FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure]]] = {
     "mixers": ("mixers.zarr", mixers.draw),
     "token_law": ("token_law.zarr", token_law.draw),
 }
-"""Name -> the store it reads and the function that draws it."""
+"""Name -> the sweep it reads and the function that draws it."""
+
+RUN_FIGURES: dict[str, tuple[str, Callable[..., Figure]]] = {
+    "event": ("event.zarr", event.draw),
+    "amplification_event": ("amplification_event.zarr", amplification_event.draw),
+    "merge_modes": ("merge_modes", merge_modes.draw),
+}
+"""Name -> the run it reads, or the folder of runs, and the function that draws it, of one run or of all."""
 
 
 def draw_figures(names: Sequence[str], data: Path, out: Path) -> list[Path]:
@@ -30,23 +45,32 @@ def draw_figures(names: Sequence[str], data: Path, out: Path) -> list[Path]:
         ValueError: a figure nobody draws.
         StoreError: a missing, damaged or unfinished store.
     """
-    unknown = sorted(set(names) - set(FIGURES))
+    known = {**FIGURES, **RUN_FIGURES}
+    unknown = sorted(set(names) - set(known))
     if unknown:
-        raise ValueError(f"unknown figure {unknown[0]!r}: choose from {', '.join(FIGURES)}")
+        raise ValueError(f"unknown figure {unknown[0]!r}: choose from {', '.join(known)}")
     paths = []
-    present = [name for name, (store, _) in FIGURES.items() if (data / store).exists()]
+    present = [name for name, (store, _) in known.items() if (data / store).exists()]
     if not names and not present:
         raise ValueError(f"{data} does not exist or holds no store of a figure")
     for name in names or present:
-        store, draw = FIGURES[name]
-        sweep = open_sweep(data / store)
-        unfinished = int((sweep["status"] != DONE).sum())
-        if unfinished:
-            raise StoreError(
-                f"{data / store} has {unfinished} cells to do, failed or diverged: finish the sweep"
-            )
-        figure = draw(sweep)
+        store, draw = known[name]
+        figure = draw(*(_runs if name in RUN_FIGURES else _sweep)(data / store))
         out.mkdir(parents=True, exist_ok=True)
         figure.savefig(out / f"{name}.png", dpi=150)
         paths.append(out / f"{name}.png")
     return paths
+
+
+def _sweep(path: Path) -> list[xr.Dataset]:
+    """The finished sweep at a path."""
+    sweep = open_sweep(path)
+    unfinished = int((sweep["status"] != DONE).sum())
+    if unfinished:
+        raise StoreError(f"{path} has {unfinished} cells to do, failed or diverged: finish the sweep")
+    return [sweep]
+
+
+def _runs(path: Path) -> list[xr.Dataset]:
+    """The run at a path, or all in the folder there."""
+    return [open_run(store) for store in sorted(path.glob("*.zarr")) or [path]]

@@ -178,14 +178,14 @@ def _ramp(premises: Premises) -> list[Step]:
         steps += [
             _equal(f"{name}: {rival.says}, at eta_c", displaced[name].subs(RATE, rate), reaches[name]),
             _equal(
-                f"{name}: d ln eta_c / d ln k",
-                SLOPE * diff(log(rate), SLOPE),
-                nsimplify(rival.slope_exponent),
+                f"{name}: 6 d ln eta_c / d ln k",
+                6 * SLOPE * diff(log(rate), SLOPE),
+                6 * nsimplify(rival.slope_exponent),
             ),
             _equal(
-                f"{name}: d ln eta_c / d ln L",
-                DEPTH * diff(log(rate), DEPTH),
-                nsimplify(rival.depth_exponent),
+                f"{name}: 6 d ln eta_c / d ln L",
+                6 * DEPTH * diff(log(rate), DEPTH),
+                6 * nsimplify(rival.depth_exponent),
             ),
         ]
     # m' = beta1 m + (1 - beta1) lambda x, x' = x - eta m'
@@ -247,7 +247,7 @@ def _coherent_layers(premises: Premises) -> list[Step]:
     other = over(second, SUB_LAYERS)
     pair = Sum(CHANGE[first, feature] * CHANGE[second, feature], features)
     own = Sum(CHANGE[first, feature] ** 2, features)
-    exponent = number * diff(log(THRESHOLD / sqrt(sub_layer_sum(number, cosine))), number)
+    exponent = -number * diff(log(THRESHOLD / sqrt(sub_layer_sum(number, cosine))), number)
     return [
         Step(
             name="|sum_i d_i|^2 = sum_i |d_i|^2 + sum_{i != j} <d_i, d_j>",
@@ -261,11 +261,11 @@ def _coherent_layers(premises: Premises) -> list[Step]:
             size**2 * sub_layer_sum(number, cosine),
         ),
         _equal(
-            "r = 0, independent: the critical rate has exponent -1/2 in n",
+            "r = 0, independent: -d ln eta_c / d ln n",
             exponent.subs(cosine, 0),
-            -Rational(1, 2),
+            Rational(1, 2),
         ),
-        _equal("n r -> infinity: exponent -1", limit(exponent, number, oo), Integer(-1)),
+        _equal("n r -> infinity: -d ln eta_c / d ln n", limit(exponent, number, oo), Integer(1)),
     ]
 
 

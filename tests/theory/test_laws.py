@@ -88,8 +88,12 @@ def test_a_mutated_premise_breaks_exactly_the_laws_that_use_it(name: str) -> Non
 
 
 def test_every_law_but_the_pair_sums_rests_on_a_premise() -> None:
-    """A1 is an identity of finite sums alone."""
-    assert set(LAWS) - set().union(*(expected for _, expected in MUTATIONS.values())) == {"A1"}
+    """A1, O1 and O2 are identities of finite sums alone."""
+    assert set(LAWS) - set().union(*(expected for _, expected in MUTATIONS.values())) == {
+        "A1",
+        "O1",
+        "O2",
+    }
 
 
 STEPS = [
@@ -227,6 +231,8 @@ POINTS: dict[str, Callable[[Draw], tuple[object, ...]]] = {
     **dict.fromkeys(("E1", "E2", "E3"), lambda draw: (draw(5, 3),)),
     "F1": lambda draw: (draw(5, 4), skew_writer(), 6),
     "M1": lambda draw: (draw(5, 4), draw(5, 4), skew_writer(), 6),
+    "O1": lambda draw: (mpmath.mpf("5e-5"), 40, mpmath.mpf("0.9")),
+    "O2": lambda draw: (units(draw, 6, 4),),
 }
 AT_MOST = {"positive", "bounded", "absolute", "bound", "radius_bound"}
 """Sides that are bounds: left <= right."""
