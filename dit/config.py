@@ -108,11 +108,11 @@ class DiTConfig:
         )
 
     def setting(self, batch: int = 1) -> Setting:
-        """The trunk at initialisation, as the theory and the blocks know it."""
+        """The trunk at initialisation, as the theory and the blocks know it; of one copy of the tokens."""
         return Setting(
             depth=self.depth,
-            tokens=self.copies * self.image_tokens,
-            text_tokens=self.copies * self.text_tokens,
+            tokens=self.image_tokens,
+            text_tokens=self.text_tokens,
             batch=batch,
             width=self.width,
             heads=self.heads,

@@ -224,7 +224,8 @@ class _EnsembleWatch:
     def _seen(self, _: nn.Module, __: object, trunk: Tensor) -> None:
         """The TCS of a watched block, the batch mean of every run [R]."""
         if torch.is_grad_enabled():
-            image = self.runs[0].model.setting().tokens
+            model = self.runs[0].model
+            image = model.copies * model.image_tokens
             self._trunk = trunk.detach()
             self._cosines.append(tcs(self._trunk[..., :image, :]).mean(-1))
 
@@ -242,7 +243,7 @@ class _EnsembleWatch:
 
     def _samples(self, run: RunConfig, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         training, model = run.training, run.model
-        every = np.arange(training.batch)
+        every, step = np.arange(training.batch), training.data_step(step)
         clean, texts = samples_of(self.source, training.data_seed, step, training.batch, every)
         drawn = draw(
             training.data_seed,

@@ -58,7 +58,7 @@ def activation_numbers(run: RunConfig) -> tuple[int, int]:
     and a centered part 4). Counted from the graph of the block, with attention that forms no matrix.
     """
     model = run.model
-    tokens = sum(model.setting().segments)
+    tokens = model.copies * sum(model.setting().segments)
     hidden = model.setting().ffn_width
     merge = {"mv_split": 4, "mv_split_attn": 2, "plain": 0, "pre_norm": 0}.get(model.merge, 2)
     return tokens * ((11 + merge) * model.width + 4 * hidden), tokens * model.width

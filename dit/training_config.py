@@ -33,6 +33,7 @@ class TrainingConfig:
         batch: samples of a step, over all processes and micro-batches.
         seed: of the initial weights.
         data_seed: of the order of the samples, their noise, times and dropped texts.
+        data_steps: the data of step n are those of the n-th step modulo this; 0 for ever new ones.
         schedule: `warmup`, linear to `rate` in `warmup` steps, then constant; `ramp`, `slope` * step; or
             `depth_ramp`, `slope` * sqrt(16 / depth) * step, whose runs are about equally long at every depth.
         rate: the learning rate after a warm-up; where a ramp ends, None for nowhere.
@@ -81,6 +82,7 @@ class TrainingConfig:
     batch: int = 4
     seed: int = 0
     data_seed: int = 0
+    data_steps: int = 0
     schedule: str = "warmup"
     rate: float | None = 1e-3
     warmup: int = 20
@@ -119,7 +121,9 @@ class TrainingConfig:
             **dict.fromkeys(("steps", "batch", "accumulation", "recompute_of", "event_window", "keep"), 1),
             **dict.fromkeys(("interval", "checkpoint_every", "warmup"), 1),
             **dict.fromkeys(("seed", "data_seed", "recompute", "telemetry_every", "telemetry_blocks"), 0),
-            **dict.fromkeys(("watch_every", "eps", "weight_decay", "reader_rate", "gain_rate"), 0),
+            **dict.fromkeys(
+                ("data_steps", "watch_every", "eps", "weight_decay", "reader_rate", "gain_rate"), 0
+            ),
             "event_ratio": 1,
         }
         at_least(self, least)
@@ -165,6 +169,10 @@ class TrainingConfig:
                 case _:
                     raise ValueError(f"an intervention is [step from 1, text], got {entry}")
         object.__setattr__(self, "interventions", tuple((step, text) for step, text in self.interventions))
+
+    def data_step(self, step: int) -> int:
+        """The step whose data a step takes."""
+        return (step - 1) % self.data_steps + 1 if self.data_steps else step
 
     def learning_rate(self, depth: int) -> Schedule:
         """The schedule of a network of this depth."""

@@ -1,13 +1,17 @@
 """The named sweeps, one per claim."""
 
+from sweeps.causes import INTERVENTION_TABLE, LADDER, LADDER_TOP
 from sweeps.collapse_front import COLLAPSE_FRONT
 from sweeps.critical_rate import CRITICAL_RATE_DEEP, CRITICAL_RATE_DEPTH, CRITICAL_RATE_SLOPES
 from sweeps.depth_profiles import DEPTH_PROFILES
 from sweeps.front_settings import FRONT_SETTINGS, FRONT_SETTINGS_LARGE
 from sweeps.mixers import MIXERS_AND_MERGES
+from sweeps.settings import CRITICAL_RATE_PILOTS, CRITICAL_RATE_SETTINGS
+from sweeps.stabilisers import STABILISERS, STABILISERS_DEEP
 from sweeps.study import Study
 from sweeps.sweep import Sweep
 from sweeps.token_law import TOKEN_LAW
+from sweeps.waiting_time import WAITING_TIME
 
 SWEEPS: dict[str, Sweep | Study] = {
     sweep.name: sweep
@@ -21,6 +25,14 @@ SWEEPS: dict[str, Sweep | Study] = {
         CRITICAL_RATE_SLOPES,
         CRITICAL_RATE_DEPTH,
         CRITICAL_RATE_DEEP,
+        CRITICAL_RATE_PILOTS,
+        CRITICAL_RATE_SETTINGS,
+        STABILISERS,
+        STABILISERS_DEEP,
+        INTERVENTION_TABLE,
+        LADDER,
+        LADDER_TOP,
+        WAITING_TIME,
     )
 }
 

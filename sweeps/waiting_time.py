@@ -1,0 +1,32 @@
+"""The waiting time to a collapse at a fixed learning rate: a distribution, with runs that never collapse."""
+
+from sweeps.critical_rate import BASE
+from sweeps.study import Case, Study
+
+THRESHOLD = 0.0117
+"""Rate at which 16 blocks reach Delta_c in their first 100 steps, by law O2 as fitted on the ramps of
+critical_rate_depth: the gain of a sub-layer is 1.6 times larger there than where those collapse."""
+
+SHARES = (0.75, 0.87, 1.0, 1.13, 1.25)
+"""Of the forecast threshold."""
+
+WARMUP, STEPS = 20, 600
+
+WAITING_TIME = Study(
+    name="waiting_time",
+    claim="when runs of 8, 16 and 32 blocks collapse at a rate within a quarter of the forecast threshold",
+    base=BASE.with_fields({"schedule": "warmup", "rate": THRESHOLD, "warmup": WARMUP, "steps": STEPS}),
+    cases=tuple(
+        Case(
+            label=f"{depth} blocks at {share:g}",
+            options={"depth": depth, "rate": round(THRESHOLD * share * (16 / depth) ** 0.5, 6)},
+        )
+        for depth in (8, 16, 32)
+        for share in SHARES
+    ),
+    seeds=28,
+    first_seed=1000,
+    ensemble=14,
+    functional_every=5,
+    signals_every=2,
+)
