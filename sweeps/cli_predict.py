@@ -89,11 +89,21 @@ def predict_profile_command(as_json: bool, **options: Any) -> None:
     type=click.Path(path_type=Path),
     help="Store of a measured study of ramps; may be given several times.",
 )
+@click.option(
+    "--pilots",
+    type=click.Path(path_type=Path),
+    help="Store of the first steps of every case: the gains of the law are taken from them.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="File to write the forecast to, once.")
 @click.option("--note", default="", help="What was known when it was written.")
 @json_option
 def predict_onset_command(
-    study: str, sources: tuple[Path, ...], out: Path | None, note: str, as_json: bool
+    study: str,
+    sources: tuple[Path, ...],
+    pilots: Path | None,
+    out: Path | None,
+    note: str,
+    as_json: bool,
 ) -> None:
     """The critical rate of every case of a STUDY, fitted on measured ones, with the rivals of law O1.
 
@@ -105,7 +115,8 @@ def predict_onset_command(
     from sweeps.named import named_study
 
     today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    document = forecast_document(named_study(study), sources, written=f"{today}; {note}".rstrip("; "))
+    written = f"{today}; {note}".rstrip("; ")
+    document = forecast_document(named_study(study), sources, written=written, pilots=pilots)
     if out is not None:
         write_forecast(document, out)
     if as_json:

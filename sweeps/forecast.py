@@ -33,6 +33,29 @@ def slope_of(run: RunConfig) -> float:
     return run.training.learning_rate(run.model.depth).slope
 
 
+def ramps_of(path: Path) -> dict[str, list[Ramp]]:
+    """The runs of a study of ramps, by case; the onset of one that did not collapse is 0.
+
+    Raises:
+        StoreError: no readable study.
+    """
+    data = open_cells(path)
+    found: dict[str, list[Ramp]] = {}
+    for place, cell in enumerate(stored_study(data.attrs).cells):
+        collapsed = math.isfinite(data["critical_rate"].values[place])
+        sizes = data["functional_step"].values[place].astype(float)
+        steps = 1 + np.flatnonzero(sizes > 0)
+        ramp = Ramp(
+            depth=cell.run.model.depth,
+            onset=int(data["onset_step"].values[place]) if collapsed else 0,
+            steps=steps,
+            rates=slope_of(cell.run) * steps,
+            functional_steps=sizes[steps - 1],
+        )
+        found.setdefault(str(data["case"].values[place]), []).append(ramp)
+    return found
+
+
 def measured_ramps(paths: Sequence[Path]) -> list[Ramp]:
     """The collapsed runs of studies.
 
@@ -40,26 +63,10 @@ def measured_ramps(paths: Sequence[Path]) -> list[Ramp]:
         StoreError: no readable study.
         ValueError: not a single collapse.
     """
-    ramps = []
-    for path in paths:
-        data = open_cells(path)
-        for place, cell in enumerate(stored_study(data.attrs).cells):
-            onset = data["onset_step"].values[place]
-            if math.isfinite(data["critical_rate"].values[place]):
-                sizes = data["functional_step"].values[place].astype(float)
-                steps = 1 + np.flatnonzero(sizes > 0)
-                ramps.append(
-                    Ramp(
-                        depth=cell.run.model.depth,
-                        onset=int(onset),
-                        steps=steps,
-                        rates=slope_of(cell.run) * steps,
-                        functional_steps=sizes[steps - 1],
-                    )
-                )
-    if not ramps:
+    runs = [run for path in paths for group in ramps_of(path).values() for run in group if run.onset]
+    if not runs:
         raise ValueError(f"no run of {', '.join(map(str, paths))} collapsed: there is nothing to fit")
-    return ramps
+    return runs
 
 
 def anchor(ramps: Sequence[Ramp]) -> tuple[float, float, float]:
@@ -136,7 +143,9 @@ class PowerLaw:
         return math.exp(line), math.exp(line - half), math.exp(line + half)
 
 
-def forecast_document(study: Study, sources: Sequence[Path], *, written: str) -> dict[str, Any]:
+def forecast_document(
+    study: Study, sources: Sequence[Path], *, written: str, pilots: Path | None = None
+) -> dict[str, Any]:
     """What is predicted for every case of a study.
 
     `predicted`: the law of the functional step (O2), and `predicted_power_law`: a straight line through the
@@ -147,11 +156,17 @@ def forecast_document(study: Study, sources: Sequence[Path], *, written: str) ->
         study: of ramps.
         sources: measured studies.
         written: date, and what was known.
+        pilots: a study with cases of the same labels, of which only the first steps were run: the law then
+            takes its gains from them.
 
     Raises:
-        StoreError, ValueError: no measured ramps.
+        StoreError, ValueError: no measured ramps, or a case without a pilot.
     """
     ramps = measured_ramps(sources)
+    first_steps = {} if pilots is None else ramps_of(pilots)
+    missing = [case.label for case in study.cases if first_steps and case.label not in first_steps]
+    if missing:
+        raise ValueError(f"{pilots} has no pilot of {', '.join(missing)}")
     rate, slope, depth = anchor(ramps)
     depths = np.array([ramp.depth for ramp in ramps], float)
     several = len(set(depths)) > 1
@@ -164,9 +179,9 @@ def forecast_document(study: Study, sources: Sequence[Path], *, written: str) ->
         row: dict[str, Any] = {"case": case.label}
         if power is not None:
             names = ("predicted", "predicted_low", "predicted_high")
-            row |= zip(
-                names, forecast(ramps, blocks, here, seeds=study.seeds, interval=INTERVAL), strict=True
-            )
+            own = first_steps.get(case.label, ())
+            middle = forecast(ramps, blocks, here, seeds=study.seeds, interval=INTERVAL, pilots=own)
+            row |= zip(names, middle, strict=True)
             names = ("predicted_power_law", "predicted_power_law_low", "predicted_power_law_high")
             row |= zip(names, power.predict(blocks, study.seeds), strict=True)
         row |= {
@@ -178,7 +193,7 @@ def forecast_document(study: Study, sources: Sequence[Path], *, written: str) ->
         "study": study.name,
         "quantity": "critical_rate",
         "written": written,
-        "made_from": {str(path): store_hash(path) for path in sources},
+        "made_from": {str(path): store_hash(path) for path in (*sources, *([pilots] if pilots else []))},
         "anchor": {"critical_rate": rate, "slope": slope, "depth": depth},
         "law": None if law is None else {name: _plain(value) for name, value in vars(law).items()},
         "power_law": None if power is None else vars(power),

@@ -125,6 +125,23 @@ class FunctionalLaw:
         above = np.flatnonzero(self.size(depth, slope, steps) >= self.threshold)
         return slope * float(steps[above[0]]) if len(above) else math.inf
 
+    def scaled(self, pilots: Sequence["Ramp"]) -> "FunctionalLaw":
+        """The law of a setting of which only the first steps of some runs are known: all gains by one factor.
+
+        The factor is the geometric mean, over runs and their measured steps, of Delta over the law's.
+
+        Raises:
+            ValueError: no Delta was measured in the pilots.
+        """
+        logs = [
+            np.log(run.functional_steps / self.size(run.depth, run.slope, run.steps))[run.steps >= EARLIEST]
+            for run in pilots
+        ]
+        if not logs or not np.concatenate(logs).size:
+            raise ValueError(f"a pilot needs measurements of Delta behind step {EARLIEST}")
+        factor = float(np.exp(np.concatenate(logs).mean()))
+        return dataclasses.replace(self, gains=self.gains * factor)
+
 
 def _mean_log(runs: Sequence[Ramp], depth: int, start: int, stop: int) -> float:
     """ln of Delta over the rate, mean over the runs of a depth and the measurements of a window."""
@@ -144,23 +161,44 @@ def _scatter(runs: Sequence[Ramp], depths: Sequence[int]) -> float:
 
 
 def forecast(
-    runs: Sequence[Ramp], depth: int, slope: float, *, seeds: int, interval: float, samples: int = 400
+    runs: Sequence[Ramp],
+    depth: float,
+    slope: float,
+    *,
+    seeds: int,
+    interval: float,
+    pilots: Sequence[Ramp] = (),
+    samples: int = 400,
 ) -> tuple[float, float, float]:
     """Median critical rate of some runs under a ramp, and its interval.
 
-    The interval holds the error of the fit, by resampling the runs of every depth, and that of a median of
-    that many runs, sqrt(pi / 2) scatter / sqrt(seeds); that the law itself may be wrong is not in it.
+    The interval holds the error of the fit, by resampling the runs of every depth (and the pilots), and that
+    of a median of that many runs, sqrt(pi / 2) scatter / sqrt(seeds); that the law may be wrong is not in it.
+
+    Args:
+        runs: the law is fitted on.
+        depth: blocks.
+        slope: of the ramp.
+        seeds: runs whose median is predicted.
+        interval: probability of the interval.
+        pilots: first steps of the setting, where it is another than the fitted ones (`scaled`).
+        samples: of the bootstrap.
     """
-    law = FunctionalLaw.fit(runs)
-    random = np.random.default_rng([depth, samples])
-    depths = sorted({run.depth for run in runs})
-    by_depth = [[run for run in runs if run.depth == of] for of in depths]
+
+    def fitted(chosen: Sequence[Ramp], first_steps: Sequence[Ramp]) -> FunctionalLaw:
+        law = FunctionalLaw.fit(chosen)
+        return law.scaled(first_steps) if first_steps else law
+
+    law = fitted(runs, pilots)
+    random = np.random.default_rng([int(depth), samples])
+    by_depth = [[run for run in runs if run.depth == of] for of in sorted({run.depth for run in runs})]
+
+    def drawn(group: Sequence[Ramp]) -> list[Ramp]:
+        return [group[place] for place in random.integers(len(group), size=len(group))]
+
     found = []
     for _ in range(samples):
-        chosen = [
-            group[place] for group in by_depth for place in random.integers(len(group), size=len(group))
-        ]
-        again = FunctionalLaw.fit(chosen)
+        again = fitted([run for group in by_depth for run in drawn(group)], drawn(pilots) if pilots else ())
         noise = random.normal() * (np.pi / 2 / seeds) ** 0.5 * law.scatter
         found.append(again.critical_rate(depth, slope) * np.exp(noise))
     low, high = np.quantile(found, [(1 - interval) / 2, (1 + interval) / 2])
