@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dit.config import RunConfig
 from dit.data import Source, samples_of, source_of
 from dit.flow import draw, flow_losses, noised
-from dit.model import materialised
+from dit.model import DiT, materialised
 from sim.ensemble import stack_members
 from sim.functional_step import displacement
 from sim.interventions import Intervention, Interventions
@@ -83,6 +83,7 @@ def train_runs(
     keep_states: Sequence[int] = (),
     begin: Sequence[State] = (),
     behind: int = 0,
+    initial_loss: float | None = None,
     device: str = "cpu",
     source: Source | None = None,
 ) -> list[Measured]:
@@ -99,6 +100,7 @@ def train_runs(
         keep_states: steps behind which the state of every run is kept.
         begin: states to go on from, one a run; none to begin with fresh weights.
         behind: the step that `begin` is behind.
+        initial_loss: level of the loss at the beginning of the training, where `begin` lies behind it.
         device: where to compute, as torch names it.
         source: of latents and texts; None for the one the configuration names.
 
@@ -109,10 +111,7 @@ def train_runs(
     if begin and len(begin) != len(runs):
         raise ValueError(f"{len(runs)} runs need as many states to begin with, got {len(begin)}")
     place = torch.device(device)
-    with torch.no_grad():
-        members = [materialised(base.model, run.training.seed, place) for run in runs]
-        network = stack_members(members).to(place)
-    del members
+    network = fresh_network(runs, place)
     optimiser = EnsembleOptimiser(network, _options(base))
     for number, state in enumerate(begin):
         optimiser.restore(number, state)
@@ -122,6 +121,8 @@ def train_runs(
         functional_every=functional_every,
         signals_every=signals_every,
         keep_states=keep_states,
+        behind=behind,
+        initial_loss=initial_loss,
         source=source or source_of(base),
         device=place,
     )
@@ -139,6 +140,30 @@ def train_runs(
     return [
         watch.measured(run, training.rates[run], training.gradient_norms[run]) for run in range(len(runs))
     ]
+
+
+@torch.no_grad()
+def fresh_network(runs: Sequence[RunConfig], device: torch.device) -> DiT:
+    """The networks of runs before their first step, stacked."""
+    members = [materialised(run.model, run.training.seed, device) for run in runs]
+    return stack_members(members).to(device)
+
+
+def batch_of(source: Source, run: RunConfig, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Noisy latents, texts, clean latents and noise of a step of a run."""
+    training, model = run.training, run.model
+    every, step = np.arange(training.batch), training.data_step(step)
+    clean, texts = samples_of(source, training.data_seed, step, training.batch, every)
+    drawn = draw(
+        training.data_seed,
+        step,
+        every,
+        (model.channels, model.side, model.side),
+        time_shift=training.time_shift,
+        null_text=training.null_text,
+    )
+    texts = torch.where(drawn.dropped[:, None, None], source.empty_text, texts)
+    return noised(clean, drawn.noise, drawn.times), texts, clean, drawn.noise
 
 
 def _common(runs: Sequence[RunConfig]) -> RunConfig:
@@ -184,6 +209,8 @@ class _EnsembleWatch:
         functional_every: int,
         signals_every: int,
         keep_states: Sequence[int],
+        behind: int,
+        initial_loss: float | None,
         source: Source,
         device: torch.device,
     ) -> None:
@@ -192,6 +219,8 @@ class _EnsembleWatch:
         self.functional_every = functional_every
         self.signals_every = signals_every
         self.keep_states = set(keep_states)
+        self.behind = behind
+        self.about = {} if initial_loss is None else {"initial_loss": initial_loss}
         self.source = source
         self.device = device
         steps = runs[0].training.steps
@@ -236,25 +265,10 @@ class _EnsembleWatch:
             kept = torch.tensor([self._running.index(run) for run in running])
             self._batch = tuple(part[kept] for part in self._batch)
         else:
-            own = [self._samples(self.runs[run], step) for run in running]
+            own = [batch_of(self.source, self.runs[run], step) for run in running]
             self._batch = tuple(torch.stack(parts).to(self.device) for parts in zip(*own, strict=True))
         self._step, self._running = step, list(running)
         return self._batch
-
-    def _samples(self, run: RunConfig, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        training, model = run.training, run.model
-        every, step = np.arange(training.batch), training.data_step(step)
-        clean, texts = samples_of(self.source, training.data_seed, step, training.batch, every)
-        drawn = draw(
-            training.data_seed,
-            step,
-            every,
-            (model.channels, model.side, model.side),
-            time_shift=training.time_shift,
-            null_text=training.null_text,
-        )
-        texts = torch.where(drawn.dropped[:, None, None], self.source.empty_text, texts)
-        return noised(clean, drawn.noise, drawn.times), texts, clean, drawn.noise
 
     def _intervene(self, step: int) -> None:
         """Have those interventions act that begin at this step or began before it."""
@@ -285,9 +299,10 @@ class _EnsembleWatch:
         return [run for run in running if self._over(run, step)]
 
     def _over(self, run: int, step: int) -> bool:
-        losses = self.rows["loss"][run, :step]
         recent = self.rows["tcs_image"][run, max(step - TAIL, 0) : step]
-        if recent.max() < FRONT_COSINE and losses[-1] < DIVERGED * np.median(losses[:INITIAL_STEPS]):
+        losses = self.rows["loss"][run, self.behind : step]
+        initial = self.about.get("initial_loss", np.median(losses[:INITIAL_STEPS]))
+        if np.nanmax(recent) < FRONT_COSINE and losses[-1] < DIVERGED * initial:
             return False  # what a label costs is saved
         onset = training_onset(self._series(run, step, ("loss", "tcs_image")))
         if onset.step is None:
@@ -311,15 +326,15 @@ class _EnsembleWatch:
             for place, run in enumerate(running):
                 self.states[run][step] = self.optimiser.state(place)
 
-    def _series(self, run: int, steps: int, names: Sequence[str]) -> xr.Dataset:
-        return xr.Dataset(
-            {name: ("step", self.rows[name][run, :steps]) for name in names},
-            coords={"step": np.arange(1, steps + 1)},
-        )
+    def _series(self, run: int, last: int, names: Sequence[str]) -> xr.Dataset:
+        """What was measured of a run up to a step."""
+        steps = np.arange(self.behind + 1, last + 1)
+        rows = {name: ("step", self.rows[name][run, self.behind : last]) for name in names}
+        return xr.Dataset(rows, coords={"step": steps}, attrs=self.about)
 
     def measured(self, run: int, rates: NDArray[np.float64], norms: NDArray[np.float64]) -> Measured:
         """All that is known of a run; rates and gradient norms of every step are its own [N]."""
         series = self._series(run, int(self._last[run]), tuple(self.rows))
         for name, values in (("rate", rates), ("grad_norm", norms)):
-            series[name] = ("step", values[: series.sizes["step"]])
+            series[name] = ("step", values[self.behind : int(self._last[run])])
         return Measured(series=series, onset=training_onset(series), states=self.states[run])

@@ -2,6 +2,7 @@
 
 from sweeps.causes import INTERVENTION_TABLE, LADDER, LADDER_TOP
 from sweeps.collapse_front import COLLAPSE_FRONT
+from sweeps.committor import COMMITTOR, Committor
 from sweeps.critical_rate import CRITICAL_RATE_DEEP, CRITICAL_RATE_DEPTH, CRITICAL_RATE_SLOPES
 from sweeps.depth_profiles import DEPTH_PROFILES
 from sweeps.front_settings import FRONT_SETTINGS, FRONT_SETTINGS_LARGE
@@ -11,9 +12,9 @@ from sweeps.stabilisers import STABILISERS, STABILISERS_DEEP
 from sweeps.study import Study
 from sweeps.sweep import Sweep
 from sweeps.token_law import TOKEN_LAW
-from sweeps.waiting_time import WAITING_TIME
+from sweeps.waiting_time import WAITING_TIME, WAITING_TIME_LOW
 
-SWEEPS: dict[str, Sweep | Study] = {
+SWEEPS: dict[str, Sweep | Study | Committor] = {
     sweep.name: sweep
     for sweep in (
         COLLAPSE_FRONT,
@@ -33,11 +34,13 @@ SWEEPS: dict[str, Sweep | Study] = {
         LADDER,
         LADDER_TOP,
         WAITING_TIME,
+        WAITING_TIME_LOW,
+        COMMITTOR,
     )
 }
 
 
-def named_sweep(name: str) -> Sweep | Study:
+def named_sweep(name: str) -> Sweep | Study | Committor:
     """The sweep of a name.
 
     Raises:

@@ -30,3 +30,27 @@ WAITING_TIME = Study(
     functional_every=5,
     signals_every=2,
 )
+
+LOWER_THRESHOLD = 0.0117
+"""Rate at which 16 blocks reach Delta_c in their first 100 steps, by law O2 as fitted on the ramps of
+critical_rate_depth: the gain of a sub-layer is 1.6 times larger there than where those collapse. It was written
+down before `THRESHOLD`, which turned out too high: 82 % of the runs at 0.75 of that collapse."""
+
+WAITING_TIME_LOW = Study(
+    name="waiting_time_low",
+    claim="when runs of 8, 16 and 32 blocks collapse at a rate within a quarter of the lower threshold",
+    base=WAITING_TIME.base,
+    cases=tuple(
+        Case(
+            label=f"{depth} blocks at {share:g} of 0.0117",
+            options={"depth": depth, "rate": round(LOWER_THRESHOLD * share * (16 / depth) ** 0.5, 6)},
+        )
+        for depth in (8, 16, 32)
+        for share in SHARES
+    ),
+    seeds=28,
+    first_seed=1100,
+    ensemble=14,
+    functional_every=5,
+    signals_every=2,
+)
