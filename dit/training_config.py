@@ -39,6 +39,7 @@ class TrainingConfig:
         rate: the learning rate after a warm-up; where a ramp ends, None for nowhere.
         warmup: steps.
         slope: rate gained a step.
+        first_rate, first_steps: rate of the first steps instead of the schedule's, and how many these are.
         betas, eps, weight_decay, clip: AdamW as published: decay on matrices only, gradients clipped by
             global norm; a clip of None clips nothing.
         optimiser: `adamw`, or `muon`: the matrices of the blocks take orthogonalised steps of the same rms.
@@ -87,6 +88,8 @@ class TrainingConfig:
     rate: float | None = 1e-3
     warmup: int = 20
     slope: float = 5e-5
+    first_rate: float = 0.0
+    first_steps: int = 0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.1
@@ -177,7 +180,10 @@ class TrainingConfig:
     def learning_rate(self, depth: int) -> Schedule:
         """The schedule of a network of this depth."""
         ceiling = math.inf if self.rate is None else self.rate
-        if self.schedule == "warmup":
-            return Schedule(slope=ceiling / self.warmup, peak=ceiling)
         scale = math.sqrt(RAMP_DEPTH / max(depth, 1)) if self.schedule == "depth_ramp" else 1.0
-        return Schedule(slope=self.slope * scale, peak=ceiling)
+        return Schedule(
+            slope=ceiling / self.warmup if self.schedule == "warmup" else self.slope * scale,
+            peak=ceiling,
+            first_rate=self.first_rate,
+            first_steps=self.first_steps,
+        )

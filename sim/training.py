@@ -26,6 +26,8 @@ class Schedule:
     Attributes:
         slope: rate gained a step; infinite for a constant rate from the first step.
         peak: where the ramp ends; infinite where it does not.
+        first_rate: rate of the first steps instead, from which the ramp is then entered where it is by then.
+        first_steps: how many these are.
 
     Raises:
         ValueError: a value that is not positive, or no finite one.
@@ -33,6 +35,8 @@ class Schedule:
 
     slope: float = math.inf
     peak: float = math.inf
+    first_rate: float = 0.0
+    first_steps: int = 0
 
     def __post_init__(self) -> None:
         for name in ("slope", "peak"):
@@ -43,7 +47,7 @@ class Schedule:
 
     def rate(self, step: int) -> float:
         """The learning rate of an update, counted from 1."""
-        return min(self.peak, self.slope * step)
+        return self.first_rate if step <= self.first_steps else min(self.peak, self.slope * step)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -46,3 +46,20 @@ CRITICAL_RATE_DEEP = Study(
     first_seed=10,
     laws=("O1", "O2"),
 )
+
+ENTRY = {"first_steps": 150, "steps": 500}
+"""The ramp is entered at step 150; up to there the rate is a sixth of the one it has then."""
+
+CRITICAL_RATE_ENTRY = Study(
+    name="critical_rate_entry",
+    claim="critical rate of 400 blocks whose first 150 steps have a low rate: does an early barrier vanish",
+    base=BASE,
+    cases=(
+        Case(label="16 blocks, entered late", options={"depth": 16, "first_rate": 1.25e-3, **ENTRY}),
+        Case(label="400 blocks, entered late", options={"depth": 400, "first_rate": 2.5e-4, **ENTRY}),
+    ),
+    seeds=4,
+    first_seed=10,
+    ensemble=4,
+    laws=("O2",),
+)

@@ -3,7 +3,12 @@
 from sweeps.causes import INTERVENTION_TABLE, LADDER, LADDER_TOP
 from sweeps.collapse_front import COLLAPSE_FRONT
 from sweeps.committor import COMMITTOR, Committor
-from sweeps.critical_rate import CRITICAL_RATE_DEEP, CRITICAL_RATE_DEPTH, CRITICAL_RATE_SLOPES
+from sweeps.critical_rate import (
+    CRITICAL_RATE_DEEP,
+    CRITICAL_RATE_DEPTH,
+    CRITICAL_RATE_ENTRY,
+    CRITICAL_RATE_SLOPES,
+)
 from sweeps.depth_profiles import DEPTH_PROFILES
 from sweeps.front_settings import FRONT_SETTINGS, FRONT_SETTINGS_LARGE
 from sweeps.mixers import MIXERS_AND_MERGES
@@ -26,6 +31,7 @@ SWEEPS: dict[str, Sweep | Study | Committor] = {
         CRITICAL_RATE_SLOPES,
         CRITICAL_RATE_DEPTH,
         CRITICAL_RATE_DEEP,
+        CRITICAL_RATE_ENTRY,
         CRITICAL_RATE_PILOTS,
         CRITICAL_RATE_SETTINGS,
         STABILISERS,
