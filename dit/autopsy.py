@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from dit.optimiser import Optimiser, families, local
-from dit.watch import Event, Row, deep_median
+from dit.watch import Event, Row
 from sim.record import WRITERS
+from sim.training_onset import deep_median
 
 LARGEST = 15
 """How many parameters are listed (arXiv:2605.06169 App. F)."""
@@ -27,11 +28,10 @@ def not_finite(optimiser: Optimiser) -> dict[str, list[str]]:
     """Parameters whose weights, gradients or moments hold NaN or infinities, in this process's share."""
     found: dict[str, list[str]] = {"weight": [], "gradient": [], "moments": []}
     for name, weight in optimiser.parameters.items():
-        moments = optimiser.inner.state[weight]
         held = {
             "weight": [weight],
             "gradient": [] if weight.grad is None else [weight.grad],
-            "moments": [moments["exp_avg"], moments["exp_avg_sq"]],
+            "moments": list(optimiser.moments(name).values()),
         }
         for kind, tensors in held.items():
             if not all(bool(local(tensor).isfinite().all()) for tensor in tensors):

@@ -13,9 +13,10 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dit.batches import batch_of
 from dit.config import RunConfig
-from dit.data import Source, samples_of, source_of
-from dit.flow import draw, flow_losses, noised
+from dit.data import Source, source_of
+from dit.flow import flow_losses
 from dit.model import DiT, materialised
 from sim.ensemble import stack_members
 from sim.functional_step import displacement
@@ -147,23 +148,6 @@ def fresh_network(runs: Sequence[RunConfig], device: torch.device) -> DiT:
     """The networks of runs before their first step, stacked."""
     members = [materialised(run.model, run.training.seed, device) for run in runs]
     return stack_members(members).to(device)
-
-
-def batch_of(source: Source, run: RunConfig, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Noisy latents, texts, clean latents and noise of a step of a run."""
-    training, model = run.training, run.model
-    every, step = np.arange(training.batch), training.data_step(step)
-    clean, texts = samples_of(source, training.data_seed, step, training.batch, every)
-    drawn = draw(
-        training.data_seed,
-        step,
-        every,
-        (model.channels, model.side, model.side),
-        time_shift=training.time_shift,
-        null_text=training.null_text,
-    )
-    texts = torch.where(drawn.dropped[:, None, None], source.empty_text, texts)
-    return noised(clean, drawn.noise, drawn.times), texts, clean, drawn.noise
 
 
 def _common(runs: Sequence[RunConfig]) -> RunConfig:

@@ -1,4 +1,4 @@
-"""AdamW as published: gradient norms of every parameter, clipping, the step, the average of the weights."""
+"""AdamW as published, or Muon: gradient norms of every parameter, clipping, the step, averaged weights."""
 
 # P parameters
 
@@ -11,6 +11,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from dit.training_config import TrainingConfig
+from sim.interventions import members_of
+from sim.stack import blocks_of
+
+RATE_GROUPS = {"readers": "readers", "gains": "gates"}
+"""Groups of `sim.interventions` that have learning rates of their own, by the name these have here."""
+
+REST = "rest"
+"""All other parameters."""
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -21,6 +29,9 @@ def local(tensor: Tensor) -> Tensor:
 class Optimiser:
     """torch.optim.AdamW, decay on matrices only, every parameter's gradient norm known before a step.
 
+    With `optimiser=muon` torch.optim.Muon has the matrices of the blocks, at the same rate and decay; the
+    root mean square of its updates is about that of AdamW's.
+
     Moments are there from the start, so that a checkpoint is loaded into them; a parameter without a gradient
     stands still, as do its moments.
 
@@ -29,9 +40,11 @@ class Optimiser:
         config: of the training.
 
     Attributes:
-        inner: the optimiser.
-        steps: that every parameter has made [P].
+        inner: the optimisers, AdamW first.
+        steps: that every parameter has made under AdamW [P].
         names: of the parameters, in the order of the network.
+        factors: what the rates of `readers`, `gains` and `rest` are multiplied by at present, beside those
+            of the configuration.
         average: moving average of the weights by name, if there is one.
     """
 
@@ -40,29 +53,61 @@ class Optimiser:
         self.parameters = dict(network.named_parameters())
         self.names = tuple(self.parameters)
         self.sharded = any(isinstance(weight, DTensor) for weight in self.parameters.values())
-        matrices = [weight for weight in self.parameters.values() if weight.ndim >= 2]
-        vectors = [weight for weight in self.parameters.values() if weight.ndim < 2]
-        groups = [
-            {"params": of, "weight_decay": decay}
-            for of, decay in ((matrices, config.weight_decay), (vectors, 0.0))
-            if of
-        ]
-        self.inner = torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True)
+        self.factors = dict.fromkeys((*RATE_GROUPS, REST), 1.0)
         device = local(next(iter(self.parameters.values()))).device
         self.steps = torch.zeros(len(self.names), device=device)
-        for weight, steps in zip(self.parameters.values(), self.steps, strict=True):
-            self.inner.state[weight] = {
-                "step": steps,
-                "exp_avg": torch.zeros_like(weight),
-                "exp_avg_sq": torch.zeros_like(weight),
-            }
+        self.inner = self._optimisers(network)
         self.average: dict[str, Tensor] = {}
         if config.ema:
             self.average = {name: weight.detach().clone() for name, weight in self.parameters.items()}
 
+    def _optimisers(self, network: nn.Module) -> list[torch.optim.Optimizer]:
+        """AdamW, and Muon where it is asked for, with moments of zero."""
+        config, blocks = self.config, blocks_of(network)
+        rates = {
+            id(weight): name
+            for name, group in RATE_GROUPS.items()
+            for block in blocks
+            for weight in members_of(block, group)
+        }
+        inside = {id(weight) for block in blocks for weight in block.parameters()}
+        groups: dict[tuple[bool, str, bool], list[Tensor]] = {}
+        for weight in self.parameters.values():
+            muon = config.optimiser == "muon" and weight.ndim == 2 and id(weight) in inside
+            key = (muon, rates.get(id(weight), REST), weight.ndim >= 2)
+            groups.setdefault(key, []).append(weight)
+        adamw, orthogonal = (
+            [
+                {"params": of, "rate": rate, "weight_decay": config.weight_decay if matrices else 0.0}
+                for (muon, rate, matrices), of in groups.items()
+                if muon is asked
+            ]
+            for asked in (False, True)
+        )
+        found: list[torch.optim.Optimizer] = []
+        if adamw:
+            found.append(torch.optim.AdamW(adamw, betas=config.betas, eps=config.eps, fused=True))
+        if orthogonal:
+            found.append(torch.optim.Muon(orthogonal, adjust_lr_fn="match_rms_adamw"))
+        of_muon = {id(weight) for group in orthogonal for weight in group["params"]}
+        for weight, steps in zip(self.parameters.values(), self.steps, strict=True):
+            if id(weight) in of_muon:
+                found[-1].state[weight] = {"momentum_buffer": torch.zeros_like(weight)}
+            else:
+                moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+                found[0].state[weight] = {"step": steps, **moments}
+        return found
+
+    def moments(self, name: str) -> dict[str, Tensor]:
+        """What the optimiser remembers of a parameter, by name."""
+        weight = self.parameters[name]
+        held = next(inner.state[weight] for inner in self.inner if weight in inner.state)
+        return {moment: value for moment, value in held.items() if moment != "step"}
+
     def zero_grad(self) -> None:
         """Forget all gradients."""
-        self.inner.zero_grad(set_to_none=True)
+        for inner in self.inner:
+            inner.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def gradient_norms(self) -> tuple[Float[Tensor, " P"], float]:
@@ -102,11 +147,23 @@ class Optimiser:
         )
         return total * scale
 
-    def step(self, rate: float) -> None:
-        """Update the weights with the gradients as they are."""
-        for group in self.inner.param_groups:
-            group["lr"] = rate
-        self.inner.step()
+    def lower(self, groups: Iterable[str], factor: float) -> None:
+        """Multiply the rates of these groups from now on."""
+        for group in groups:
+            self.factors[group] *= factor
+
+    def step(self, rate: float) -> float:
+        """Update the weights with the gradients as they are; the rate of those that have none of their own.
+
+        Args:
+            rate: of the schedule.
+        """
+        own = {"readers": self.config.reader_rate, "gains": self.config.gain_rate, REST: 1.0}
+        for inner in self.inner:
+            for group in inner.param_groups:
+                group["lr"] = rate * own[group["rate"]] * self.factors[group["rate"]]
+            inner.step()
+        return rate * self.factors[REST]
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -122,8 +179,7 @@ class Optimiser:
         found: dict[str, Tensor] = {"steps": self.steps}
         for name, weight in self.parameters.items():
             found[f"weight.{name}"] = weight.detach()
-            moments = self.inner.state[weight]
-            found |= {f"{moment}.{name}": moments[moment] for moment in ("exp_avg", "exp_avg_sq")}
+            found |= {f"{moment}.{name}": value for moment, value in self.moments(name).items()}
         return found | {f"ema.{name}": tensor for name, tensor in self.average.items()}
 
 

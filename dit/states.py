@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import warnings
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from dit.config import RunConfig
 from dit.model import DiT
-from sim.store import StoreError
+from sim.store import StoreError, StoreExistsError
 from sim.zarr_files import reason
 
 CONFIGURATION, CHECKPOINTS, TELEMETRY = "config.json", "checkpoints", "telemetry.zarr"
@@ -27,6 +28,12 @@ CONFIGURATION, CHECKPOINTS, TELEMETRY = "config.json", "checkpoints", "telemetry
 MANIFEST, NOTES, WATCH = "manifest.json", "run.json", "watch.npz"
 """What a checkpoint holds beside its tensors: what is in its files, which run and step it is of, and what the
 telemetry kept in memory."""
+
+SCALE_FIELDS = (
+    "steps keep checkpoint_every stop_on on_alarm alarm_factor accumulation recompute recompute_of sharding "
+    "compile"
+).split()
+"""Fields of the training that a resumed run may have otherwise than it began with."""
 
 Damaged = Callable[[str], object]
 
@@ -144,6 +151,17 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(path for path in (run / CHECKPOINTS).glob("step-*") if path.is_dir())
 
 
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def drop_behind(run: Path, step: int) -> None:
+    """Delete the checkpoints of later steps than this one."""
+    for path in checkpoints(run):
+        if _step_of(path) > step:
+            shutil.rmtree(path)
+
+
 def damage(checkpoint: Path) -> str:
     """What is wrong with the files of a checkpoint; empty if nothing is."""
     try:
@@ -162,14 +180,15 @@ def damage(checkpoint: Path) -> str:
     return ""
 
 
-def last_checkpoint(run: Path, damaged: Damaged) -> Path | None:
+def last_checkpoint(run: Path, damaged: Damaged, before: float = math.inf) -> Path | None:
     """The last one that is whole; None if there is none.
 
     Args:
         run: folder of the run.
         damaged: told, in a sentence, of every one that is passed over.
+        before: the step that it must be older than.
     """
-    for path in reversed(checkpoints(run)):
+    for path in reversed([path for path in checkpoints(run) if _step_of(path) < before]):
         wrong = damage(path)
         if not wrong:
             return path
@@ -266,3 +285,32 @@ def load_network(path: Path, *, ema: bool, damaged: Damaged = warnings.warn) -> 
     )
     assert isinstance(network, DiT)
     return run, network
+
+
+def refuse_taken(out: Path) -> None:
+    """Refuse a folder that holds a run already, or is none.
+
+    Raises:
+        StoreExistsError: it is taken.
+    """
+    if (out / CONFIGURATION).exists() or (out.exists() and not out.is_dir()):
+        raise StoreExistsError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
+
+
+def agreed(asked: RunConfig, out: Path) -> RunConfig:
+    """The configuration of a resumed run: as it began, but for what may change.
+
+    Raises:
+        StoreError: no run there, or one that began otherwise; the message names the first difference.
+    """
+    before = read_configuration(out).document()
+    wanted = asked.document()
+    for name in SCALE_FIELDS:
+        before["training"][name] = wanted["training"][name]
+    for part in ("model", "training"):
+        for name, value in wanted[part].items():
+            if before[part][name] != value:
+                raise StoreError(f"{out} holds another run: its {name} is {before[part][name]}, not {value}")
+    if before["data"] != wanted["data"]:
+        raise StoreError(f"{out} holds another run: its data are {before['data']}, not {wanted['data']}")
+    return RunConfig.of_document(before)

@@ -29,7 +29,7 @@ SCALARS = {
     "wall_s": Variable(definition="Time spent training, over all sessions of the run", units="s"),
     "functional_step": Variable(definition="Delta, rms change of the last trunk by the update, same batch"),
 }
-"""Every step's, but the last, which costs two passes: it is taken at regular measurements and events."""
+"""Every step's, but the last, which costs a forward pass: it is taken at regular measurements and events."""
 
 
 def variables(run: RunConfig, names: tuple[str, ...]) -> tuple[dict[str, Variable], dict[str, Any]]:
@@ -138,6 +138,10 @@ class Telemetry:
         text = self._folder / f"autopsy-{document['step']:08d}.txt"
         text.write_text(as_text(document))
         return text
+
+    def annotate(self, event: Mapping[str, Any]) -> None:
+        """Put an event in the store."""
+        self._writer.annotate(event)
 
     def flush(self) -> None:
         """Have everything on the disk."""

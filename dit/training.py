@@ -4,6 +4,7 @@
 
 import math
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,30 +16,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dit import states
+from dit.alarms import answer, order_seed
 from dit.autopsy import examine, not_finite
+from dit.batches import Batch, batch_of
 from dit.config import RunConfig
-from dit.data import Source, samples_of, source_of
-from dit.flow import draw, flow_losses, noised
+from dit.data import Source, source_of
+from dit.flow import flow_losses
 from dit.memory import check_fits
 from dit.optimiser import Optimiser
 from dit.processes import Processes
 from dit.telemetry import Telemetry, norms_by_block, norms_by_family
-from dit.watch import COLLAPSED_TCS, Event, Row, Watch, deep_median, measured_blocks
+from dit.watch import Event, Row, Watch, measured_blocks
+from sim.detector import Alarm
 from sim.functional_step import displacement
 from sim.interventions import Intervention, Interventions
 from sim.probe import Probe
 from sim.run_store import open_run
-from sim.store import StoreError, StoreExistsError
-from sim.training_onset import training_onset
+from sim.store import StoreError
+from sim.training_onset import deep_median, training_onset
 from sim.watch import recomputing
-
-MicroBatch = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Noisy latents, texts, clean latents and noise."""
-
-SCALE_FIELDS = (
-    "steps keep checkpoint_every stop_on accumulation recompute recompute_of sharding compile".split()
-)
-"""Fields of the training that a resumed run may have otherwise than it began with."""
+from theory.front import FRONT_COSINE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +45,7 @@ class Outcome:
     Attributes:
         step: last step made.
         loss: of it.
-        stopped: `steps` where the run is complete, else `divergence` or `collapse`.
+        stopped: `steps` where the run is complete, else `divergence`, `collapse` or `alarm`.
     """
 
     step: int
@@ -57,6 +54,7 @@ class Outcome:
 
     def __str__(self) -> str:
         ends = {"steps": "complete", "divergence": "the loss is not finite", "collapse": "collapsed"}
+        ends["alarm"] = "stopped on an alarm"
         loss = f", loss {self.loss:.4g}" if math.isfinite(self.loss) else ""
         return f"{ends[self.stopped]} at step {self.step}{loss}"
 
@@ -90,7 +88,7 @@ class Trainer:
     ) -> None:
         self.out = out
         self.processes = Processes(run)
-        self.run = self.processes.first(lambda: _agreed(run, out)) if resume else run
+        self.run = self.processes.first(lambda: states.agreed(run, out)) if resume else run
         self.source = source or source_of(self.run)
         self.processes.together(lambda: check_fits(self.run, self.processes.count, self.processes.device))
         self.network = self.processes.network(self.run)
@@ -100,7 +98,8 @@ class Trainer:
         self.schedule = self.run.training.learning_rate(self.run.model.depth)
         self.watch = Watch(self.run)
         self.blocks = measured_blocks(self.run)
-        self.step = 0
+        self.step = self._roll_backs = 0
+        self._alarm: Alarm | None = None
         self._interventions, self._acting = ExitStack(), ()
         origin = self._begin(resume, fork)
         if self.run.training.compile:
@@ -117,7 +116,7 @@ class Trainer:
         elif fork is not None:
             checkpoint = self.processes.first(lambda: states.find_checkpoint(fork, self.processes.tell))
         else:
-            self.processes.first(lambda: _refuse_taken(self.out))
+            self.processes.first(lambda: states.refuse_taken(self.out))
             return origin
         if checkpoint is None:
             self.processes.tell(f"{self.out} holds no whole checkpoint: it begins anew")
@@ -126,14 +125,20 @@ class Trainer:
         before = RunConfig.of_document(notes["configuration"])
         if before.model != self.run.model:
             raise StoreError(f"{checkpoint} is of another network than the one asked for: {before.model}")
-        states.load_tensors(checkpoint, self.optimiser.state())
-        self.step = notes["step"]
+        self._load(checkpoint)
         if resume:
             self.watch.restore(states.watch_of(checkpoint))
+            self.optimiser.factors |= notes.get("factors", {})
+            self._roll_backs = notes.get("roll_backs", 0)
             return {**origin, "spent": notes["wall_s"]}
         if self.step >= self.run.training.steps:
             raise ValueError(f"{checkpoint} is of step {self.step} already: set steps to more than that")
         return {"checkpoint": str(checkpoint), "step": self.step, "configuration": notes["configuration"]}
+
+    def _load(self, checkpoint: Path) -> None:
+        """Have weights, moments and the step of a checkpoint."""
+        states.load_tensors(checkpoint, self.optimiser.state())
+        self.step = states.notes_of(checkpoint)["step"]
 
     def _open_telemetry(self, resume: bool, origin: dict[str, Any]) -> Telemetry | None:
         """The store, of the first process, and the configuration last: a folder without it holds no run."""
@@ -162,15 +167,18 @@ class Trainer:
         loss, stopped = float("nan"), "steps"
         bar = self.processes.progress(self.step, training.steps, self.out.name)
         try:
-            for step in range(self.step + 1, training.steps + 1):
+            while stopped == "steps" and self.step < training.steps:
+                step = self.step + 1
                 loss = self._step(step)
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                bar.update()
                 stopped = self._stopped(step, loss)
-                if stopped != "steps" or step == training.steps or step % training.checkpoint_every == 0:
+                if self._alarm is not None and stopped == "steps":
+                    stopped = self._answer(self._alarm)
+                if self.step == step and (
+                    stopped != "steps" or step == training.steps or step % training.checkpoint_every == 0
+                ):
                     self._save()
-                if stopped != "steps":
-                    break
+                bar.update(self.step - bar.n)
         finally:
             bar.close()
             self._interventions.close()
@@ -186,11 +194,10 @@ class Trainer:
         found, total = self.optimiser.gradient_norms()
         norms = found.cpu().numpy()
         loss = self.processes.mean(losses.mean())
-        rate = self.schedule.rate(step)
-        scalars: Row = {"loss": loss, "lr": rate, "grad_norm": total}
+        scalars: Row = {"loss": loss, "grad_norm": total}
         scalars["tokens_seen"] = step * training.batch * sum(self.run.model.setting().segments)
         scalars["grad_norm_family"] = norms_by_family(self.optimiser.names, norms)
-        event = watch.notice(step, loss, total, row)
+        event, self._alarm = watch.notice(step, loss, total, row)
         if event is not None and not row:
             row, trunks = self._measured_again(micro_batches)
         if event is not None:
@@ -201,7 +208,7 @@ class Trainer:
             )
         scalars["grad_norm_clipped"] = self.optimiser.clip(total)
         stored = event is not None or watch.stored(step)
-        self.optimiser.step(rate)
+        scalars["lr"] = self.optimiser.step(self.schedule.rate(step))
         self.optimiser.follow()
         self.optimiser.zero_grad()
         if event is not None or watch.regular(step):
@@ -222,29 +229,17 @@ class Trainer:
             asked = [Intervention.parse(text) for text in wanted]
             self._interventions.enter_context(Interventions(self.network, asked))
 
-    def _micro_batches(self, step: int) -> list[MicroBatch]:
+    def _micro_batches(self, step: int) -> list[Batch]:
         """This process's share of the batch of a step, in its micro-batches."""
-        training, model = self.run.training, self.run.model
+        training = self.run.training
+        seed = order_seed(training.data_seed, self._roll_backs)
         shares = np.arange(training.batch).reshape(self.processes.count, training.accumulation, -1)
-        found = []
-        for of in shares[self.processes.rank]:
-            clean, texts = samples_of(self.source, training.data_seed, step, training.batch, of)
-            drawn = draw(
-                training.data_seed,
-                step,
-                of.tolist(),
-                (model.channels, model.side, model.side),
-                time_shift=training.time_shift,
-                null_text=training.null_text,
-            )
-            texts = torch.where(drawn.dropped[:, None, None], self.source.empty_text, texts)
-            noisy = noised(clean, drawn.noise, drawn.times)
-            found.append(tuple(part.to(self.processes.device) for part in (noisy, texts, clean, drawn.noise)))
-        return found
+        batches = (
+            batch_of(self.source, self.run, step, places=of, seed=seed) for of in shares[self.processes.rank]
+        )
+        return [tuple(part.to(self.processes.device) for part in batch) for batch in batches]
 
-    def _backward(
-        self, micro_batches: list[MicroBatch], *, measured: bool
-    ) -> tuple[Tensor, Row, list[Tensor]]:
+    def _backward(self, micro_batches: list[Batch], *, measured: bool) -> tuple[Tensor, Row, list[Tensor]]:
         """Gradients of the mean loss of the batch.
 
         Returns:
@@ -272,7 +267,7 @@ class Trainer:
                 row = dict(probe.values())
         return torch.cat(losses), row, trunks
 
-    def _measured_again(self, micro_batches: list[MicroBatch]) -> tuple[Row, list[Tensor]]:
+    def _measured_again(self, micro_batches: list[Batch]) -> tuple[Row, list[Tensor]]:
         """Observables and x_L of a step whose gradients are there already, and stay as they are."""
         weights = list(self.optimiser.parameters.values())
         gradients = [weight.grad for weight in weights]
@@ -282,7 +277,7 @@ class Trainer:
             weight.grad = gradient
         return row, trunks
 
-    def _functional_step(self, micro_batches: list[MicroBatch], before: list[Tensor]) -> float:
+    def _functional_step(self, micro_batches: list[Batch], before: list[Tensor]) -> float:
         """Delta of the step that has just been made, over the whole batch."""
         with torch.no_grad():
             after = [self.processes.trunk(self.network, noisy, texts) for noisy, texts, _, _ in micro_batches]
@@ -323,11 +318,50 @@ class Trainer:
         if training.stop_on != "collapse" or step % training.interval or before is None:
             return "steps"
         row = before[1]
-        if deep_median(row.get("tcs_image", row["tcs"])) < COLLAPSED_TCS:
+        if deep_median(row.get("tcs_image", row["tcs"])) < FRONT_COSINE:
             return "steps"
         onset = self.processes.first(lambda: training_onset(open_run(self.out)))
         collapsed = onset.kind == "mean_mode" and step >= onset.step + training.event_window
         return "collapse" if collapsed else "steps"
+
+    def _answer(self, alarm: Alarm) -> str:
+        """Do on an alarm what the configuration says; why the run ends here, `steps` where it does not."""
+        training = self.run.training
+        asked = answer(training, alarm, self._roll_backs)
+        document, said = {**alarm.document(), "action": asked.action}, asked.said
+        checkpoint = None
+        if asked.before is not None:
+            older = asked.before
+            checkpoint = self.processes.first(
+                lambda: states.last_checkpoint(self.out, self.processes.tell, before=older)
+            )
+            if checkpoint is None:
+                document["action"] = "lower_all"
+                said += f"; no checkpoint is older than step {older}: all rates are lowered"
+        self.optimiser.lower(asked.lowered, training.alarm_factor)
+        if checkpoint is not None:
+            said += f"; it goes back to {checkpoint.name}, with all rates lowered"
+            self._roll_back(checkpoint, document)
+        elif self.telemetry is not None:
+            self.telemetry.annotate(document)
+        self.processes.tell(said)
+        return "alarm" if asked.action == "stop" else "steps"
+
+    def _roll_back(self, checkpoint: Path, alarm: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint with the rates as they are now and a fresh order of the data."""
+        left = self.step
+        self._load(checkpoint)
+        self._roll_backs += 1
+        self.watch = Watch(self.run)
+        self.watch.restore(states.watch_of(checkpoint))
+        if self.telemetry is not None:
+            self.telemetry = Telemetry(
+                self.out / states.TELEMETRY, after=self.step, run=self.run, spent=self.telemetry.wall
+            )
+            text = f"steps {self.step + 1} to {left} were abandoned on an alarm"
+            self.telemetry.annotate({"step": self.step, "text": text, "alarm": alarm})
+        self._save()
+        self.processes.first(lambda: states.drop_behind(self.out, self.step))
 
     def _save(self) -> None:
         if self.telemetry is not None:
@@ -337,31 +371,12 @@ class Trainer:
             self.out,
             self.step,
             self.optimiser.state(),
-            notes={"configuration": self.run.document(), "wall_s": wall},
+            notes={
+                "configuration": self.run.document(),
+                "wall_s": wall,
+                "factors": self.optimiser.factors,
+                "roll_backs": self._roll_backs,
+            },
             watch=self.watch.state(),
             keep=self.run.training.keep,
         )
-
-
-def _refuse_taken(out: Path) -> None:
-    if (out / states.CONFIGURATION).exists() or (out.exists() and not out.is_dir()):
-        raise StoreExistsError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
-
-
-def _agreed(asked: RunConfig, out: Path) -> RunConfig:
-    """The configuration of a resumed run: as it began, but for what may change.
-
-    Raises:
-        StoreError: no run there, or one that began otherwise; the message names the first difference.
-    """
-    before = states.read_configuration(out).document()
-    wanted = asked.document()
-    for name in SCALE_FIELDS:
-        before["training"][name] = wanted["training"][name]
-    for part in ("model", "training"):
-        for name, value in wanted[part].items():
-            if before[part][name] != value:
-                raise StoreError(f"{out} holds another run: its {name} is {before[part][name]}, not {value}")
-    if before["data"] != wanted["data"]:
-        raise StoreError(f"{out} holds another run: its data are {before['data']}, not {wanted['data']}")
-    return RunConfig.of_document(before)

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit.config import RunConfig
+from sim.detector import Alarm, Detector
+from sim.training_onset import SIGNALS, deep_median
+from theory.front import FRONT_COSINE
 
 Row = dict[str, Any]
 """Name -> value of one step."""
-
-COLLAPSED_TCS = 0.9
-"""Token cosine of the front, as `sim.onset` has it."""
 
 LEAST_HISTORY = 10
 """Steps before which no gradient norm is called unusual."""
@@ -31,20 +31,13 @@ def measured_blocks(run: RunConfig) -> tuple[int, ...]:
     return tuple(-(-depth * place // count) for place in range(1, count + 1))
 
 
-def deep_median(values: NDArray[Any]) -> float:
-    """Median of an observable over the measured blocks of the deeper half; NaN where none is measured."""
-    deep = np.asarray(values)[len(values) // 2 :]
-    found = deep[np.isfinite(deep)]
-    return float(np.median(found)) if found.size else float("nan")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
     """What was suspicious about a step.
 
     Attributes:
         step: which.
-        signal: `grad_norm`, `tcs`, or `loss` where it is not finite.
+        signal: `grad_norm`, `tcs`, `loss` where it is not finite, or what moved first to an alarm.
         value: of the signal.
         reference: what it was compared with.
     """
@@ -53,6 +46,13 @@ class Event:
     signal: str
     value: float
     reference: float
+
+
+def _signals(row: Row) -> dict[str, float]:
+    """What the detector is told of a measured step, as `sim.detector.alarms` takes it of a run."""
+    names = [name for name in SIGNALS if name in row and name != "tcs"]
+    names += [name for name in ("tcs_image", "tcs") if name in row][:1]
+    return {name: deep_median(row[name]) for name in names}
 
 
 class Watch:
@@ -64,10 +64,12 @@ class Watch:
     Attributes:
         until: last step that is measured because of an event.
         before: step and observables of the last measurement.
+        detector: what raises the alarms.
     """
 
     def __init__(self, run: RunConfig) -> None:
         self.training = run.training
+        self.detector = Detector()
         self.until = 0
         self._quiet: dict[str, int] = {}
         self._norms: deque[float] = deque(maxlen=run.training.event_window)
@@ -89,8 +91,10 @@ class Watch:
         every = self.training.watch_every
         return bool(every) and step % every == 0
 
-    def notice(self, step: int, loss: float, norm: float, row: Row) -> Event | None:
-        """An event, if this step is suspicious; none while one of the same signal is being watched.
+    def notice(self, step: int, loss: float, norm: float, row: Row) -> tuple[Event | None, Alarm | None]:
+        """An event, if this step is suspicious, and an alarm, if it makes one, which is an event too.
+
+        None of a signal of which an event is being watched.
 
         Args:
             step: which.
@@ -103,17 +107,23 @@ class Watch:
         if cosines is not None:
             self._tcs = deep_median(cosines)
         self._norms.append(norm)
-        found = None
+        found = []
         if not np.isfinite(loss):
-            found = Event(step=step, signal="loss", value=loss, reference=usual)
-        elif norm > self.training.event_ratio * usual:
-            found = Event(step=step, signal="grad_norm", value=norm, reference=usual)
-        elif before < COLLAPSED_TCS <= self._tcs:
-            found = Event(step=step, signal="tcs", value=self._tcs, reference=COLLAPSED_TCS)
-        if found is None or step <= self._quiet.get(found.signal, 0):
-            return None
-        self.until = self._quiet[found.signal] = step + self.training.event_window
-        return found
+            found.append(Event(step=step, signal="loss", value=loss, reference=usual))
+        if norm > self.training.event_ratio * usual:
+            found.append(Event(step=step, signal="grad_norm", value=norm, reference=usual))
+        if before < FRONT_COSINE <= self._tcs:
+            found.append(Event(step=step, signal="tcs", value=self._tcs, reference=FRONT_COSINE))
+        alarm = self.detector.update(step, {"loss": loss, "grad_norm": norm, **_signals(row)})
+        if alarm is not None:
+            first = alarm.moved[0]
+            found.append(Event(step=step, signal=first.signal, value=first.value, reference=first.reference))
+        event = next((of for of in found if step > self._quiet.get(of.signal, 0)), None)
+        if event is None and alarm is not None:
+            event = found[-1]
+        if event is not None:
+            self.until = self._quiet[event.signal] = step + self.training.event_window
+        return event, alarm
 
     def measured(self, step: int, row: Row, *, stored: bool) -> None:
         """Remember what was measured, in the ring buffer too unless it is stored anyway; it may be empty."""
@@ -140,6 +150,7 @@ class Watch:
             **{f"quiet.{signal}": np.array(step) for signal, step in self._quiet.items()},
             "tcs": np.array(self._tcs),
             "norms": np.array(list(self._norms), dtype=np.float64),
+            **{f"detector.{name}": value for name, value in self.detector.state().items()},
         }
         held = [("ring", *entry) for entry in self._ring]
         if self.before is not None:
@@ -153,8 +164,13 @@ class Watch:
         self.until, self._tcs = int(state["until"]), float(state["tcs"])
         self._norms.clear()
         self._norms.extend(state["norms"].tolist())
+        seen = {name: value for name, value in state.items() if name.startswith("detector.")}
+        if seen:  # a checkpoint of an earlier version has none
+            self.detector.restore({name.removeprefix("detector."): value for name, value in seen.items()})
         rows: dict[str, dict[int, Row]] = {"ring": {}, "before": {}}
         for name, value in state.items():
+            if name in seen:
+                continue
             kind, *place = name.split(".", 2)
             if kind == "quiet":
                 self._quiet[place[0]] = int(value)

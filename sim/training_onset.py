@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from theory.front import FRONT_COSINE
 
@@ -93,14 +93,14 @@ def training_onset(run: xr.Dataset) -> Onset:
     Raises:
         ValueError: neither a TCS nor a loss to label it by.
     """
-    label = _token_cosine(run)
+    label = token_cosine(run)
     if "loss" not in run or not bool(run["loss"].notnull().any()):
         raise ValueError("the run has logged no loss: a collapse is labelled by TCS and loss")
     every, loss = run["step"].values, run["loss"].values.astype(np.float64)
     finite = loss[np.isfinite(loss)][:INITIAL_STEPS]
     initial = float(run.attrs.get("initial_loss", np.median(finite) if len(finite) else np.nan))
     level = _smoothed(loss) / initial
-    steps, values = _deep(run, label)
+    steps, values = deep_medians(run, label)
     high = values > FRONT_COSINE
     collapse = _collapse(steps, high, level[np.searchsorted(every, steps)] > BACK)
     divergence = _divergence(every, loss, level, steps, high)
@@ -111,7 +111,7 @@ def training_onset(run: xr.Dataset) -> Onset:
     return Onset(step=None, kind="none", evidence={})
 
 
-def _token_cosine(run: xr.Dataset) -> str:
+def token_cosine(run: xr.Dataset) -> str:
     """The TCS that labels: of the image tokens where it is measured."""
     for name in ("tcs_image", "tcs"):
         if name in run and bool(run[name].notnull().any()):
@@ -128,19 +128,41 @@ def _smoothed(loss: Array) -> Array:
     return median.ffill().to_numpy(np.float64)
 
 
-def _deep(run: xr.Dataset, name: str) -> tuple[NDArray[np.int64], Array]:
-    """Steps at which a signal was measured [M], and its medians over the blocks of the deeper half [M]."""
+def deep_medians(run: xr.Dataset, name: str) -> tuple[NDArray[np.int64], Array]:
+    """Steps at which a signal was measured [M], and its medians over the blocks of the deeper half [M].
+
+    Args:
+        run: of `sim.store.open_run`.
+        name: a variable of it, over both writers where it has them; or `mode_ratio`, G_mean / G_ctr.
+    """
     if name == "mode_ratio":
         with np.errstate(divide="ignore", invalid="ignore"):
             signal = run["g_mean"].astype(float) / run["g_ctr"]
     else:
         signal = run[name].astype(float)
+    signal = signal.transpose("step", ...)
     if "block" in signal.dims:
-        signal = signal.isel(block=run["block"].values > run["block"].values.max() / 2)
-    rows = signal.transpose("step", ...).values.reshape(signal.sizes["step"], -1)
+        signal = signal.isel(block=_deep(run["block"].values))
+    rows = signal.values.reshape(signal.sizes["step"], -1)
     measured = ~np.isnan(rows).all(1)
-    medians = np.nanmedian(rows[measured], axis=1) if measured.any() else np.empty(0)
-    return run["step"].values[measured], medians
+    return run["step"].values[measured], _medians(rows[measured])
+
+
+def deep_median(values: ArrayLike) -> float:
+    """Median of an observable [L + 1, ...] over the blocks of the deeper half; NaN where none is measured."""
+    rows = np.asarray(values, dtype=np.float64)
+    rows = rows[_deep(np.arange(len(rows)))].reshape(1, -1)
+    return float(_medians(rows)[0]) if not np.isnan(rows).all() else float("nan")
+
+
+def _deep(blocks: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which blocks are behind half the depth."""
+    return blocks > blocks.max() / 2
+
+
+def _medians(rows: Array) -> Array:
+    """Medians of rows that each hold a number, what is not measured left out."""
+    return np.nanmedian(rows, axis=1) if len(rows) else np.empty(0)
 
 
 def _stretches(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
@@ -194,9 +216,9 @@ def _evidence(run: xr.Dataset, onset: int) -> dict[str, Evidence]:
     """Signal -> when it moved away, and how far."""
     evidence = {}
     for signal in SIGNALS:
-        name = _token_cosine(run) if signal == "tcs" else signal
+        name = token_cosine(run) if signal == "tcs" else signal
         if all(part in run for part in (("g_mean", "g_ctr") if signal == "mode_ratio" else (name,))):
-            steps, values = _deep(run, name)
+            steps, values = deep_medians(run, name)
             near = np.abs(steps - onset) <= WINDOW
             evidence[signal] = _moved(signal, steps[near], values[near], onset)
     return evidence

@@ -22,6 +22,10 @@ ALLOWED_DEATHS = 1
 """Workers of a local cluster a unit may lose before it is set aside, to be tried again alone."""
 
 
+ATTEMPTS_ALONE = 2
+"""Of a unit that is tried alone: the first may be given to a worker that the unit before it has killed."""
+
+
 class ClusterError(ValueError):
     """A dask cluster that cannot be joined, or went away."""
 
@@ -155,8 +159,13 @@ def on_workers(
         else:
             yield position, result
     for position in sorted(suspects):
-        alone = client.submit(compute, units[position], key=(f"{name}-alone", position))
-        yield position, _result(alone)
+        result: Result | WorkerLost = WorkerLost("")
+        for attempt in range(ATTEMPTS_ALONE):
+            alone = client.submit(compute, units[position], key=(f"{name}-alone", position, attempt))
+            result = _result(alone)
+            if not isinstance(result, WorkerLost):
+                break
+        yield position, result
 
 
 def _result(future: "Future") -> Any:

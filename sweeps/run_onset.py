@@ -5,6 +5,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
+
+from sim.detector import alarms
 from sim.run_reader import find_run, open_logged, open_run
 from sim.training_onset import training_onset
 
@@ -17,23 +20,29 @@ KINDS = {"mean_mode": "collapse with the mean-mode signature", "plain_divergence
 def onset_document(path: Path) -> dict[str, Any]:
     """Onset step and kind, alarms and evidence of a run; null where there is none.
 
+    Where no alarm was stored, as of a run that no detector watched, those are told that it raises now.
+
     Raises:
         StoreError: no readable run.
         ValueError: it has logged no loss or no TCS.
     """
     run = open_run(path)
     onset = training_onset(run)
-    alarms = [
-        {"step": event["step"], "signal": event["signal"], "value": _finite(event.get("value"))}
-        for event in json.loads(run.attrs["events"])
-        if "signal" in event
-    ]
+    raised = _stored_alarms(run) or [alarm.document() for alarm in alarms(run)]
     return {
         "onset_step": onset.step,
         "onset_kind": onset.kind,
-        "alarms": alarms,
+        "alarms": [
+            {"step": of["step"], "signal": of["signal"], "value": _finite(of.get("value"))} for of in raised
+        ],
         "evidence": onset.evidence,
     }
+
+
+def _stored_alarms(run: xr.Dataset) -> list[dict[str, Any]]:
+    """Alarms that were raised while the run went on, those of abandoned steps too; autopsies are none."""
+    events = [event.get("alarm", event) for event in json.loads(run.attrs["events"])]
+    return [event for event in events if "signal" in event and "largest" not in event]
 
 
 def _finite(value: Any) -> Any:

@@ -33,7 +33,7 @@ WAITING_TIME = Study(
 
 LOWER_THRESHOLD = 0.0117
 """Rate at which 16 blocks reach Delta_c in their first 100 steps, by law O2 as fitted on the ramps of
-critical_rate_depth: the gain of a sub-layer is 1.6 times larger there than where those collapse. It was written
+critical_rate_depth: the gain of a sub-layer is 1.6 times larger there than where those collapse. Written
 down before `THRESHOLD`, which turned out too high: 82 % of the runs at 0.75 of that collapse."""
 
 WAITING_TIME_LOW = Study(
