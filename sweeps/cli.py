@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from sweeps.cli_detect import detect, margin
 from sweeps.cli_import import import_log
 from sweeps.cli_predict import predict
 from sweeps.cli_sample import sample
@@ -25,6 +26,8 @@ cli.add_command(predict)
 cli.add_command(sweep_group)
 cli.add_command(train)
 cli.add_command(import_log)
+cli.add_command(detect)
+cli.add_command(margin)
 cli.add_command(sample)
 cli.add_command(export)
 

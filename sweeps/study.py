@@ -23,8 +23,8 @@ OUTCOME = {
     "onset_step": Variable(definition="first step of the collapse or divergence, NaN: none", units="step"),
     "onset_kind": Variable(definition=f"label: {', '.join(f'{i} {kind}' for i, kind in enumerate(KINDS))}"),
     "critical_rate": Variable(definition="learning rate at the onset of a collapse, NaN: no collapse"),
-    "last_step": Variable(definition="last step that was made", units="step"),
-    "last_rate": Variable(definition="learning rate of it"),
+    "last_step": Variable(definition="last step whose loss was taken", units="step"),
+    "last_rate": Variable(definition="learning rate of the last update"),
 }
 
 SERIES = {
@@ -307,7 +307,7 @@ def trained(
             "onset_kind": np.array(KINDS.index(onset.kind)),
             "critical_rate": np.array(rates[onset.step - 1] if onset.kind == "mean_mode" else np.nan),
             "last_step": np.array(len(rates)),
-            "last_rate": np.array(rates[-1]),
+            "last_rate": np.array(rates[np.isfinite(rates)][-1]),
         }
         found.append((values, DONE))
     return found
