@@ -1,7 +1,9 @@
 """The registry of figures, and drawing them from a folder of stores."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 from matplotlib.figure import Figure
@@ -9,13 +11,17 @@ from matplotlib.figure import Figure
 from paper_figs import (
     amplification_event,
     collapse_front,
+    critical_rate,
     depth_profiles,
     event,
+    interventions,
+    margin,
     merge_modes,
     mixers,
     token_law,
+    waiting_time,
 )
-from sim.store import DONE, StoreError, open_run, open_sweep
+from sim.store import DONE, StoreError, open_cells, open_run, open_sweep
 
 FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure]]] = {
     "collapse_front": ("collapse_front.zarr", collapse_front.draw),
@@ -32,6 +38,18 @@ RUN_FIGURES: dict[str, tuple[str, Callable[..., Figure]]] = {
 }
 """Name -> the run it reads, or the folder of runs, and the function that draws it, of one run or of all."""
 
+STUDY_FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, xr.Dataset]], Figure]]] = {
+    "critical_rate": (critical_rate.STUDIES, critical_rate.draw),
+    "margin": (margin.STUDIES, margin.draw),
+    "interventions": (interventions.STUDIES, interventions.draw),
+}
+"""Name -> the studies it reads, each where its store is there, and the function that draws them."""
+
+DOCUMENT_FIGURES: dict[str, tuple[str, Callable[[Mapping[str, Any]], Figure]]] = {
+    "waiting_time": ("waiting_time.scores.json", waiting_time.draw),
+}
+"""Name -> the JSON document it reads, such as a command writes, and the function that draws it."""
+
 
 def draw_figures(names: Sequence[str], data: Path, out: Path) -> list[Path]:
     """Draw figures into PNG files and return their paths; without names, those whose store is there.
@@ -45,30 +63,73 @@ def draw_figures(names: Sequence[str], data: Path, out: Path) -> list[Path]:
         ValueError: a figure nobody draws.
         StoreError: a missing, damaged or unfinished store.
     """
-    known = {**FIGURES, **RUN_FIGURES}
+    known = [*FIGURES, *RUN_FIGURES, *STUDY_FIGURES, *DOCUMENT_FIGURES]
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ValueError(f"unknown figure {unknown[0]!r}: choose from {', '.join(known)}")
     paths = []
-    present = [name for name, (store, _) in known.items() if (data / store).exists()]
+    present = [name for name in known if any((data / store).exists() for store in _stores(name))]
     if not names and not present:
         raise ValueError(f"{data} does not exist or holds no store of a figure")
     for name in names or present:
-        store, draw = known[name]
-        figure = draw(*(_runs if name in RUN_FIGURES else _sweep)(data / store))
+        figure = _drawn(name, data)
         out.mkdir(parents=True, exist_ok=True)
         figure.savefig(out / f"{name}.png", dpi=150)
         paths.append(out / f"{name}.png")
     return paths
 
 
+def _stores(name: str) -> tuple[str, ...]:
+    """What a figure reads, in the folder of stores."""
+    if name in STUDY_FIGURES:
+        return tuple(f"{study}.zarr" for study in STUDY_FIGURES[name][0])
+    return ({**FIGURES, **RUN_FIGURES, **DOCUMENT_FIGURES}[name][0],)
+
+
+def _drawn(name: str, data: Path) -> Figure:
+    """A figure from the stores of a folder."""
+    if name in STUDY_FIGURES:
+        studies, draw = STUDY_FIGURES[name]
+        return draw(_studies(data, studies))
+    if name in DOCUMENT_FIGURES:
+        document, draw_document = DOCUMENT_FIGURES[name]
+        return draw_document(_document(data / document))
+    store, draw_one = {**FIGURES, **RUN_FIGURES}[name]
+    return draw_one(*(_runs if name in RUN_FIGURES else _sweep)(data / store))
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """A JSON document of the folder."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} holds no document of a figure ({error}): write it again") from error
+
+
+def _studies(folder: Path, names: Sequence[str]) -> dict[str, xr.Dataset]:
+    """Those of some studies that are there, finished, each with the text of its forecast where it has one."""
+    found = {}
+    for name in names:
+        path, forecast = folder / f"{name}.zarr", folder / f"{name}.forecast.json"
+        if path.exists():
+            found[name] = _finished(open_cells(path), path)
+            if forecast.exists():
+                found[name].attrs["forecast"] = forecast.read_text()
+    if not found:
+        raise StoreError(f"{folder} holds none of the studies {', '.join(names)}: run one of them")
+    return found
+
+
 def _sweep(path: Path) -> list[xr.Dataset]:
     """The finished sweep at a path."""
-    sweep = open_sweep(path)
+    return [_finished(open_sweep(path), path)]
+
+
+def _finished(sweep: xr.Dataset, path: Path) -> xr.Dataset:
     unfinished = int((sweep["status"] != DONE).sum())
     if unfinished:
         raise StoreError(f"{path} has {unfinished} cells to do, failed or diverged: finish the sweep")
-    return [sweep]
+    return sweep
 
 
 def _runs(path: Path) -> list[xr.Dataset]:

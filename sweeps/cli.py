@@ -10,6 +10,7 @@ from sweeps.cli_detect import detect, margin
 from sweeps.cli_import import import_log
 from sweeps.cli_predict import predict
 from sweeps.cli_sample import sample
+from sweeps.cli_study import waiting
 from sweeps.cli_sweep import sweep_group
 from sweeps.cli_train import export, train
 from sweeps.options import json_option, show_json, show_table
@@ -28,6 +29,7 @@ cli.add_command(train)
 cli.add_command(import_log)
 cli.add_command(detect)
 cli.add_command(margin)
+cli.add_command(waiting)
 cli.add_command(sample)
 cli.add_command(export)
 
@@ -127,17 +129,17 @@ def show_run_onset(store: Path, as_json: bool) -> None:
 @cli.command()
 @click.argument("stores", nargs=-1, required=True, type=click.Path(path_type=Path))
 @json_option
-@click.option("--markdown", "as_markdown", is_flag=True, help="Print the fronts as the README's table.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the tables of the README.")
 def compare(stores: tuple[Path, ...], as_json: bool, as_markdown: bool) -> None:
     """Predicted against measured fronts, by setting; the forecast is the one each STORE began with."""
     from sweeps.compare import compare as compare_stores
-    from sweeps.markdown import front_table
+    from sweeps.markdown import as_tables
 
     document = compare_stores(list(stores))
     if as_json:
         show_json(document)
     elif as_markdown:
-        click.echo(front_table(document))
+        click.echo(as_tables(document))
     else:
         show_comparison(document)
 

@@ -3,17 +3,21 @@
 # F forks of a state, S states of a parent
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 
 from dit.config import RunConfig
 from dit.ensemble import SIGNALS, Measured, train_runs
-from sim.store import DONE, Variable
+from sim.store import DONE, StoreError, Variable, open_cells
 from sim.training_onset import INITIAL_STEPS
 from sweeps.critical_rate import BASE
 from sweeps.plan import Layout
@@ -26,6 +30,8 @@ RECENT = 10
 
 FORK_SEED = 1_000_000
 """Data seeds of forks are counted from it, so that no parent has one of them."""
+
+BOOTSTRAPS = 500
 
 OBSERVABLES = ("loss", "tcs_image", "grad_norm", "functional_step", *SIGNALS)
 
@@ -233,3 +239,75 @@ COMMITTOR = Committor(
     forks=12,
     horizon=150,
 )
+
+
+def stored_committor(attributes: Mapping[str, Any]) -> Committor:
+    """The committor of the attributes of its store.
+
+    Raises:
+        StoreError: one of another version.
+    """
+    try:
+        configuration = json.loads(attributes["configuration"])
+        return Committor(
+            name=configuration["name"],
+            claim=attributes["claim"],
+            base=RunConfig.of_document(configuration["base"]),
+            parents=tuple(configuration["parents"]),
+            offsets=tuple(configuration["offsets"]),
+            forks=configuration["forks"],
+            horizon=configuration["horizon"],
+            laws=tuple(json.loads(attributes["laws"])),
+            device=configuration.get("device", "cpu"),
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreError(f"the store holds no committor of this version: {error}") from error
+
+
+def committor_rows(path: Path) -> list[dict[str, Any]]:
+    """The committor by distance to the onset, and how each observable ranks the states by it.
+
+    `committor`: P(collapse within the horizon), mean over the states of a distance, one a parent.
+    `rank_correlation`: Spearman's, of an observable with P over all states, with a 90 % bootstrap interval
+    over parents.
+
+    Raises:
+        StoreError: no readable committor.
+    """
+    data = open_cells(path)
+    done = data.isel(cell=np.flatnonzero(data["status"].values == DONE))
+    frame = done[["parent", "offset", "collapsed", *OBSERVABLES]].to_dataframe()
+    states = frame.groupby(["parent", "offset"], as_index=False).mean()
+    rows: list[dict[str, Any]] = []
+    for offset, of in states.groupby("offset"):
+        shares = of["collapsed"].to_numpy()
+        rows.append(
+            {
+                "quantity": "committor",
+                "offset": int(str(offset)),
+                "measured": float(shares.mean()),
+                "measured_sem": float(shares.std(ddof=1) / len(shares) ** 0.5) if len(shares) > 1 else None,
+                "n": len(shares),
+            }
+        )
+    parents = states["parent"].unique()
+    random = np.random.default_rng(0)
+    for name in OBSERVABLES:
+        found = [_rank(states, name, random.choice(parents, len(parents))) for _ in range(BOOTSTRAPS)]
+        low, high = np.nanquantile(found, [0.05, 0.95])
+        rows.append(
+            {
+                "quantity": "rank_correlation",
+                "observable": name,
+                "measured": _rank(states, name, parents),
+                "measured_low": float(low),
+                "measured_high": float(high),
+                "n": len(states),
+            }
+        )
+    return [{**row, **dict.fromkeys(("predicted", "predicted_std", "z", "relative_error"))} for row in rows]
+
+
+def _rank(states: pd.DataFrame, name: str, parents: NDArray[Any]) -> float:
+    chosen = pd.concat([states[states["parent"] == parent] for parent in parents])
+    return float(chosen[name].corr(chosen["collapsed"], method="spearman"))

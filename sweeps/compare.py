@@ -10,15 +10,22 @@ import xarray as xr
 from scipy.stats import binomtest
 
 from sim.store import DIVERGED, DONE, TODO, open_cells, open_sweep
+from sweeps.committor import committor_rows
 from sweeps.compare_profiles import profile_rows
+from sweeps.compare_studies import effects, study_onsets, study_rows
+from sweeps.rows import Row, finite
+from sweeps.status import holds_committor, holds_study
 from sweeps.token_law import exponent_rows
-
-Row = dict[str, Any]
 
 
 def onset_cells(path: Path) -> list[Row]:
-    """Every finished cell's coordinates and measured front, None where there is none within its depth."""
+    """Every finished cell's coordinates and measured front, None where there is none within its depth.
+
+    Those of a study of training runs are of `sweeps.compare_studies.study_onsets`.
+    """
     data = open_cells(path)
+    if holds_study(data.attrs):
+        return study_onsets(path)
     done = np.flatnonzero(data["status"].values == DONE)
     fronts = data["front"].values.astype(float)
     return [
@@ -39,12 +46,17 @@ def compare_store(path: Path) -> list[Row]:
     The statistic is the mean over seeds. Where some seeds show no front within the depth, both sides are the
     restricted mean of min(front, depth), which censoring does not bias (`front_restricted`); where neither
     side has a front, `predicted` and `measured` are None (`no_front`). `predicted_fraction` is None where the
-    theory is silent. `z` counts measured standard errors.
+    theory is silent. `z` counts measured standard errors. Of a study of training runs: its cases, and what
+    they do to a baseline where it has one (`sweeps.compare_studies`).
 
     Raises:
         StoreError: no readable sweep.
     """
     data = open_cells(path)
+    if holds_study(data.attrs):
+        return study_rows(path) + effects(path)
+    if holds_committor(data.attrs):
+        return committor_rows(path)
     fronts, status = data["front"].values.astype(float), data["status"].values
     settings: dict[tuple[Any, ...], list[int]] = {}
     for index in range(data.sizes["cell"]):
@@ -65,7 +77,7 @@ def compare_store(path: Path) -> list[Row]:
         rows.append(row)
         if done and "amplification" in data:
             profiles = profile_rows(data, done, dict(coordinates)["depth"])
-            rows += [_finite({**dict(coordinates), **profile}) for profile in profiles]
+            rows += [finite({**dict(coordinates), **profile}) for profile in profiles]
     return rows
 
 
@@ -106,15 +118,7 @@ def _compared(forecast: dict[str, float], fronts: np.ndarray, depth: int) -> Row
         "relative_error": (predicted - measured) / measured if measured else math.nan,
         "spread_ratio": spread / deviation if deviation > 0 else math.nan,
     }
-    return _finite(row)
-
-
-def _finite(row: Row) -> Row:
-    """The row with None for NaN and infinities, which are no JSON."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in row.items()
-    }
+    return finite(row)
 
 
 def _exponents(path: Path) -> list[Row]:
@@ -126,7 +130,7 @@ def _exponents(path: Path) -> list[Row]:
     if data.sizes["tokens"] < 2 or "amplification" not in data or not (data["status"] == DONE).all():
         return []
     base = {**json.loads(data.attrs["configuration"])["base"], "tokens": None}
-    return [_finite({**base, **row}) for row in exponent_rows(data)]
+    return [finite({**base, **row}) for row in exponent_rows(data)]
 
 
 def compare(paths: list[Path]) -> dict[str, Any]:

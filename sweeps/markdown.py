@@ -7,6 +7,16 @@ from sweeps.sweep import SETTING_FIELDS
 Row = dict[str, Any]
 
 
+def as_tables(document: dict[str, Any]) -> str:
+    """The tables of whatever was compared."""
+    kinds = {row["quantity"] for row in document["rows"]}
+    if "critical_rate_ratio" in kinds:
+        return effect_table(document["rows"])
+    if "critical_rate" in kinds:
+        return critical_rate_table(document["rows"])
+    return front_table(document)
+
+
 def front_table(document: dict[str, Any]) -> str:
     """Fronts: the fields that vary, then predicted against measured."""
     rows = [row for row in document["rows"] if "n_collapsed" in row]
@@ -78,3 +88,54 @@ def _place(value: float | None, error: float | None) -> str:
 
 def _ratio(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+def critical_rate_table(rows: list[Row]) -> str:
+    """Studies of ramps: critical rates, forecast before and measured, and what rate sqrt(L) alone says."""
+    lines = [
+        "| case | forecast (90 %) | measured (90 %) | collapsed | error | of rate ~ L^(-1/2) alone |",
+        "|" + " --- |" * 6,
+    ]
+    for row in rows:
+        measured = _interval(row["measured"], row["measured_low"], row["measured_high"])
+        if row["measured"] is None:
+            measured = f"above {row['measured_at_least']:.3g}"
+        cells = [
+            row["case"],
+            _interval(row["predicted"], row["predicted_low"], row["predicted_high"]),
+            measured,
+            f"{row['n_collapsed']} of {row['n']}",
+            _ratio(row["relative_error"], "+.0%"),
+            _ratio(row.get("error_power_law"), "+.0%"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def effect_table(rows: list[Row]) -> str:
+    """Interventions and stabilisers: the critical rate over the baseline's, and the loss at equal steps."""
+    ratios = {row["case"]: row for row in rows if row["quantity"] == "critical_rate_ratio"}
+    losses = {row["case"]: row for row in rows if row["quantity"] == "loss"}
+    collapsed = {row["case"]: row for row in rows if row["quantity"] == "critical_rate"}
+    lines = [
+        "| case | collapsed | critical rate over the baseline's (90 %) | loss less the baseline's (90 %) |",
+        "|" + " --- |" * 4,
+    ]
+    for case, row in ratios.items():
+        ratio = _interval(row["measured"], row["measured_low"], row["measured_high"])
+        if row["measured"] is None:
+            ratio = f"above {row['measured_at_least']:.2f}"
+        loss = losses.get(case, {})
+        ends = ("difference", "difference_low", "difference_high")
+        runs = f"{collapsed[case]['n_collapsed']} of {collapsed[case]['n']}"
+        cells = [case, runs, ratio, _interval(*(loss.get(end) for end in ends), form="+.2f")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _interval(value: float | None, low: float | None, high: float | None, form: str = ".3g") -> str:
+    """A number with its interval; an end that is not known is left open."""
+    if value is None:
+        return "-"
+    ends = ["..." if end is None else format(end, form) for end in (low, high)]
+    return f"{value:{form}} ({ends[0]} to {ends[1]})" if ends != ["...", "..."] else format(value, form)

@@ -17,6 +17,7 @@ from sweeps.stabilisers import STABILISERS, STABILISERS_DEEP
 from sweeps.study import Study
 from sweeps.sweep import Sweep
 from sweeps.token_law import TOKEN_LAW
+from sweeps.waiting_spectrum import WAITING_TIME_LOW_SPECTRUM, WAITING_TIME_SPECTRUM
 from sweeps.waiting_time import WAITING_TIME, WAITING_TIME_LOW
 
 SWEEPS: dict[str, Sweep | Study | Committor] = {
@@ -41,6 +42,8 @@ SWEEPS: dict[str, Sweep | Study | Committor] = {
         LADDER_TOP,
         WAITING_TIME,
         WAITING_TIME_LOW,
+        WAITING_TIME_SPECTRUM,
+        WAITING_TIME_LOW_SPECTRUM,
         COMMITTOR,
     )
 }

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from sim.store import DIVERGED, DONE, FAILED, STATUS_NAMES, TODO, StoreError, open_progress
+from sweeps.committor import Committor, stored_committor
 from sweeps.cost import unit_cost
+from sweeps.study import Study, stored_study
 from sweeps.sweep import Sweep
 from theory import Setting
 
@@ -23,12 +26,26 @@ GAP_SECONDS = 1.0
 """Between two runs of a process lies the writing of the first; a longer gap is one in which nothing ran."""
 
 
-def stored_sweep(data: xr.Dataset) -> Sweep:
-    """The sweep that a store holds.
+def holds_study(attributes: Mapping[str, Any]) -> bool:
+    """Whether the store of these attributes is one of training runs, not of simulated stacks."""
+    return "model" in json.loads(attributes["configuration"])["base"] and not holds_committor(attributes)
+
+
+def holds_committor(attributes: Mapping[str, Any]) -> bool:
+    """Whether the store of these attributes is one of forks."""
+    return "forks" in json.loads(attributes["configuration"])
+
+
+def stored_sweep(data: xr.Dataset) -> Sweep | Study | Committor:
+    """The sweep, study or committor that a store holds.
 
     Raises:
         StoreError: fields that this version does not know.
     """
+    if holds_study(data.attrs):
+        return stored_study(data.attrs)
+    if holds_committor(data.attrs):
+        return stored_committor(data.attrs)
     configuration = json.loads(data.attrs["configuration"])
     try:
         return Sweep(

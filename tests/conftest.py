@@ -1,8 +1,11 @@
 """Shapes are checked by beartype in the test run; one thread, since the tensors are small."""
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -16,8 +19,12 @@ DIT = [
 ]
 install_import_hook(["sim", *DIT], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-from sweeps.execute import run_sweep  # noqa: E402 (after the import hook)
+from sim.store import DONE  # noqa: E402 (after the import hook)
+from sim.sweep_writer import SweepWriter  # noqa: E402
+from sweeps.execute import run_sweep  # noqa: E402
+from sweeps.layout import lay_out  # noqa: E402
 from sweeps.mixers import MIXERS_AND_MERGES  # noqa: E402
+from sweeps.study import KINDS, Study, StudyCell  # noqa: E402
 from sweeps.sweep import Sweep  # noqa: E402
 from sweeps.token_law import TOKEN_LAW  # noqa: E402
 from theory import Setting  # noqa: E402
@@ -74,3 +81,47 @@ def tiny_store(tiny_sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> P
     path = tmp_path_factory.mktemp("data") / "collapse_front.zarr"
     run_sweep(tiny_sweep, path)
     return path
+
+
+ENDS = 10
+"""Steps from the onset of a crafted run to its last one."""
+
+
+@pytest.fixture(scope="session")
+def crafted_study() -> Callable[[Study, Path, Mapping[str, Sequence[int | None]]], Path]:
+    """A store of a study whose runs were not made: of every case, the onset steps of its seeds.
+
+    None is a run without an onset, a negative step a plain divergence there; other cases are to do. Losses
+    are the case's position less a hundredth of the seed, Delta is ten times the rate at every second step.
+    """
+
+    def craft(study: Study, path: Path, onsets: Mapping[str, Sequence[int | None]]) -> Path:
+        lay_out(study, path)
+        writer = SweepWriter(path)
+        for place, cell in enumerate(study.cells):
+            case, seed = divmod(place, study.seeds)
+            onset = onsets.get(study.cases[case].label)
+            if onset is not None:
+                writer.write(place, _crafted(cell, case - cell.seed / 100, onset[seed]), DONE)
+        return path
+
+    return craft
+
+
+def _crafted(cell: StudyCell, loss: float, onset: int | None) -> dict[str, Any]:
+    count = cell.run.training.steps
+    last = count if onset is None else min(abs(onset) + ENDS, count)
+    steps = np.arange(1, last + 1)
+    schedule = cell.run.training.learning_rate(cell.run.model.depth)
+    rates = np.array([schedule.rate(int(step)) for step in steps])
+    collapsed = onset is not None and onset > 0
+    kind = "none" if onset is None else "mean_mode" if collapsed else "plain_divergence"
+    return {
+        "onset_step": np.array(np.nan if onset is None else abs(onset)),
+        "onset_kind": np.array(KINDS.index(kind)),
+        "critical_rate": np.array(rates[abs(onset) - 1] if collapsed else np.nan),
+        "last_step": np.array(last),
+        "last_rate": np.array(rates[-1] if onset is None else np.nan),
+        "loss": np.full(last, loss),
+        "functional_step": np.where(steps % 2, np.nan, 10 * rates),
+    }

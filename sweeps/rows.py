@@ -1,0 +1,14 @@
+"""A row of a comparison: what is written down of one setting and one quantity."""
+
+import math
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def finite(row: Row) -> Row:
+    """The row with None for NaN and infinities, which are no JSON."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }

@@ -1,0 +1,174 @@
+"""Figures of studies of training runs: what they read off the stores, and which they can do without."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paper_figs import draw_figures
+from paper_figs.critical_rate import draw as draw_critical_rate
+from paper_figs.draw import STUDY_FIGURES
+from paper_figs.interventions import draw as draw_interventions
+from paper_figs.margin import draw as draw_margin
+from paper_figs.study_points import CasePoints, cases, sizes_of
+from sim.store import StoreError, open_cells
+from sweeps.causes import INTERVENTION_TABLE
+from sweeps.critical_rate import CRITICAL_RATE_DEEP, CRITICAL_RATE_DEPTH, CRITICAL_RATE_SLOPES
+from sweeps.settings import CRITICAL_RATE_SETTINGS
+from sweeps.stabilisers import STABILISERS, STABILISERS_DEEP
+from sweeps.study import Case, Study
+
+DATA = Path(__file__).parents[2] / "paper_figs" / "data"
+SEEDS, STEPS = 3, 60
+
+FORECAST = {
+    "made_from": {"critical_rate_depth.zarr": ""},
+    "anchor": {"critical_rate": 0.0015, "slope": 5e-5, "depth": 16},
+    "law": {"threshold": 0.02, "coherence": 0.01},
+    "power_law": {"intercept": -5.0, "exponent": -0.5, "exponent_error": 0.01, "runs": 72},
+}
+
+
+def shortened(study: Study) -> Study:
+    """Of a few cases, three seeds and 60 steps, with a forecast at step 30 of what was not fitted on."""
+    few = study.cases[:4] + study.cases[max(4, len(study.cases) - 1) :]
+    short = tuple(Case(label=of.label, options={**of.options, "steps": STEPS}) for of in few)
+    rows = []
+    for case in short:
+        run = study.base.with_fields(case.options)
+        rate = run.training.learning_rate(run.model.depth).rate(30)
+        ends = {"predicted": rate, "predicted_low": 0.9 * rate, "predicted_high": 1.1 * rate}
+        rows.append({"case": case.label, **ends, "predicted_power_law": 2 * rate, "predicted_coherent": rate})
+    forecast = () if study is CRITICAL_RATE_DEPTH else tuple(rows)
+    return dataclasses.replace(study, cases=short, seeds=SEEDS, ensemble=SEEDS, forecast=forecast)
+
+
+STUDIES = (CRITICAL_RATE_DEPTH, CRITICAL_RATE_DEEP, CRITICAL_RATE_SLOPES, CRITICAL_RATE_SETTINGS)
+STUDIES += (INTERVENTION_TABLE, STABILISERS, STABILISERS_DEEP)
+
+
+@pytest.fixture(scope="module")
+def folder(crafted_study: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small stores of all studies: onsets at steps 18 to 50, the last case without any, one divergence."""
+    folder = tmp_path_factory.mktemp("studies")
+    for study in map(shortened, STUDIES):
+        count = len(study.cases)
+        onsets: dict[str, tuple[int | None, ...]] = {
+            case.label: tuple(18 + 30 * place // count + seed for seed in range(SEEDS))
+            for place, case in enumerate(study.cases)
+        }
+        onsets[study.cases[-1].label] = (None,) * SEEDS
+        onsets[study.cases[1].label] = (20, 24, -40)
+        crafted_study(study, folder / f"{study.name}.zarr", onsets)
+    (folder / "critical_rate_deep.forecast.json").write_text(json.dumps(FORECAST))
+    return folder
+
+
+def opened(folder: Path, *names: str) -> dict[str, object]:
+    return {name: open_cells(folder / f"{name}.zarr") for name in names}
+
+
+@pytest.mark.parametrize("name", STUDY_FIGURES)
+def test_a_figure_says_what_was_run(folder: Path, name: str, tmp_path: Path) -> None:
+    (path,) = draw_figures([name], folder, tmp_path)
+    assert path.stat().st_size > 30_000
+    studies, draw = STUDY_FIGURES[name]
+    figure = draw(opened(folder, *studies))
+    assert all(panel.get_xlabel() and panel.get_ylabel() and panel.lines for panel in figure.axes)
+    said = " ".join(figure.get_supxlabel().split())
+    assert all(f"{study}: width" in said and "3 seeds a case" in said for study in studies)
+
+
+@pytest.mark.parametrize(
+    ("name", "study"), [(name, study) for name, (studies, _) in STUDY_FIGURES.items() for study in studies]
+)
+def test_a_figure_is_drawn_from_any_one_of_its_studies(folder: Path, name: str, study: str) -> None:
+    figure = STUDY_FIGURES[name][1](opened(folder, study))
+    assert study in figure.get_supxlabel() and any(panel.lines for panel in figure.axes)
+
+
+def test_figures_are_drawn_of_the_studies_that_are_there(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "stabilisers.zarr").symlink_to(folder / "stabilisers.zarr")
+    (path,) = draw_figures((), tmp_path, tmp_path / "out")
+    assert path.name == "interventions.png"
+
+
+def test_a_figure_without_its_studies_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds none of the studies interventions, stabilisers, stab"):
+        draw_figures(["interventions"], tmp_path, tmp_path)
+
+
+def test_an_unfinished_study_is_refused(crafted_study: Callable[..., Path], tmp_path: Path) -> None:
+    study = shortened(CRITICAL_RATE_SLOPES)
+    crafted_study(study, tmp_path / "critical_rate_slopes.zarr", {study.cases[0].label: (20, 21, 22)})
+    with pytest.raises(StoreError, match="has 6 cells to do"):
+        draw_figures(["critical_rate"], tmp_path, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def settings(folder: Path) -> list[CasePoints]:
+    return cases(open_cells(folder / "critical_rate_settings.zarr"))
+
+
+def test_delta_is_read_before_the_onset(settings: list[CasePoints]) -> None:
+    """Onsets 18, 19, 20: the even steps to 5 before them, of which Delta is ten times the rate."""
+    slope = 5e-5 * (16 / 24) ** 0.5
+    expected = [10 * slope * np.median(range(2, last + 1, 2)) for last in (12, 14, 14)]
+    np.testing.assert_allclose(settings[0].steps_before(), expected, rtol=1e-5)
+    assert len(settings[1].steps_before()) == 2 and len(settings[-1].steps_before()) == 0
+
+
+def test_a_run_that_diverged_is_above_the_rate_of_its_last_update(settings: list[CasePoints]) -> None:
+    rates, slope = settings[1].rates, 5e-5 * (16 / 48) ** 0.5
+    np.testing.assert_allclose(rates.low, slope * np.array([20, 24, 49]), rtol=1e-5)
+    assert rates.high[2] == np.inf
+
+
+def test_predicted_rates_lie_where_they_were_predicted(folder: Path) -> None:
+    """All at step 30 by law O2, at step 60 by the power law; medians measured from step 19 on."""
+    figure = draw_margin(opened(folder, "critical_rate_settings"))
+    said = " ".join(figure.get_supxlabel().split())
+    assert "law O2, from a pilot: median |relative error|" in said and "rate sqrt(L) alone" in said
+    points = [line for line in figure.axes[1].lines if line.get_label() == "law O2, from a pilot"]
+    slope = 5e-5 * (16 / 24) ** 0.5
+    np.testing.assert_allclose(points[0].get_xydata()[0], [19 * slope, 30 * slope], rtol=1e-5)
+
+
+def test_the_threshold_of_the_forecast_is_drawn(folder: Path) -> None:
+    studies = opened(folder, "critical_rate_deep")
+    studies["critical_rate_deep"].attrs["forecast"] = json.dumps(FORECAST)
+    line = draw_margin(studies).axes[0].lines[0]
+    assert set(line.get_ydata()) == {0.02} and "Delta_c" in str(line.get_label())
+
+
+def test_fitted_and_foretold_depths_are_told_apart(folder: Path) -> None:
+    studies = opened(folder, "critical_rate_depth", "critical_rate_deep", "critical_rate_slopes")
+    studies["critical_rate_deep"].attrs["forecast"] = json.dumps(FORECAST)
+    figure = draw_critical_rate(studies)
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert {"measured, fitted on", "measured, forecast before", "O1, coherent"} <= set(labels)
+    assert "L^-0.50, fitted on 8 to 32 blocks" in labels
+    power = next(line for line in figure.axes[0].lines if str(line.get_label()).startswith("L^"))
+    np.testing.assert_allclose(power.get_ydata(), np.exp(-5.0) * np.array([8, 16, 32]) ** -0.5)
+
+
+def test_controls_stand_beside_their_interventions(folder: Path) -> None:
+    figure = draw_interventions(opened(folder, "interventions"))
+    labels = [tick.get_text().strip() for tick in figure.axes[0].get_yticklabels()]
+    assert labels == [case.label for case in shortened(INTERVENTION_TABLE).cases[1:]]
+    assert "nothing" in figure.get_supxlabel()
+
+
+def test_stabilisers_of_both_depths_share_a_panel(folder: Path) -> None:
+    figure = draw_interventions(opened(folder, "stabilisers", "stabilisers_deep"))
+    (panel,) = figure.axes
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["16 blocks", "128 blocks"]
+
+
+def test_sizes_are_those_of_the_cells() -> None:
+    said = sizes_of(open_cells(DATA / "critical_rate_depth.zarr"))
+    assert "width 16, heads 1, 8 to 32 blocks, 16 image + 4 text tokens, batch 4" in said
+    assert "rate 5e-05 sqrt(16 / blocks) times the step" in said and "24 seeds a case (10 to 33)" in said
