@@ -4,6 +4,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -22,6 +23,7 @@ from sim.training_onset import INITIAL_STEPS
 from sweeps.critical_rate import BASE
 from sweeps.plan import Layout
 from sweeps.plan import Measured as MeasuredCells
+from sweeps.rows import finite
 from sweeps.waiting_time import THRESHOLD, WARMUP
 from theory import Setting
 
@@ -294,7 +296,8 @@ def committor_rows(path: Path) -> list[dict[str, Any]]:
     random = np.random.default_rng(0)
     for name in OBSERVABLES:
         found = [_rank(states, name, random.choice(parents, len(parents))) for _ in range(BOOTSTRAPS)]
-        low, high = np.nanquantile(found, [0.05, 0.95])
+        known = [rank for rank in found if not math.isnan(rank)]
+        low, high = np.quantile(known, [0.05, 0.95]) if known else (math.nan, math.nan)
         rows.append(
             {
                 "quantity": "rank_correlation",
@@ -305,9 +308,12 @@ def committor_rows(path: Path) -> list[dict[str, Any]]:
                 "n": len(states),
             }
         )
-    return [{**row, **dict.fromkeys(("predicted", "predicted_std", "z", "relative_error"))} for row in rows]
+    empty = dict.fromkeys(("predicted", "predicted_std", "z", "relative_error"))
+    return [finite({**row, **empty}) for row in rows]
 
 
 def _rank(states: pd.DataFrame, name: str, parents: NDArray[Any]) -> float:
     chosen = pd.concat([states[states["parent"] == parent] for parent in parents])
+    if chosen[name].nunique() < 2 or chosen["collapsed"].nunique() < 2:
+        return math.nan  # nothing is ranked
     return float(chosen[name].corr(chosen["collapsed"], method="spearman"))

@@ -98,7 +98,7 @@ def critical_rate_table(rows: list[Row]) -> str:
     ]
     for row in rows:
         measured = _interval(row["measured"], row["measured_low"], row["measured_high"])
-        if row["measured"] is None:
+        if row["measured"] is None and row["measured_at_least"] is not None:
             measured = f"above {row['measured_at_least']:.3g}"
         cells = [
             row["case"],
@@ -123,7 +123,7 @@ def effect_table(rows: list[Row]) -> str:
     ]
     for case, row in ratios.items():
         ratio = _interval(row["measured"], row["measured_low"], row["measured_high"])
-        if row["measured"] is None:
+        if row["measured"] is None and row["measured_at_least"] is not None:
             ratio = f"above {row['measured_at_least']:.2f}"
         loss = losses.get(case, {})
         ends = ("difference", "difference_low", "difference_high")
