@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from paper_figs import (
     amplification_event,
     collapse_front,
+    committor,
     critical_rate,
     depth_profiles,
     event,
@@ -42,6 +43,7 @@ STUDY_FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, xr.Datase
     "critical_rate": (critical_rate.STUDIES, critical_rate.draw),
     "margin": (margin.STUDIES, margin.draw),
     "interventions": (interventions.STUDIES, interventions.draw),
+    "committor": (committor.STUDIES, committor.draw),
 }
 """Name -> the studies it reads, each where its store is there, and the function that draws them."""
 

@@ -36,8 +36,8 @@ def draw(studies: Studies) -> Figure:
     for panel, names in zip(panels, columns, strict=True):
         _draw_forest(panel, names, studies)
     figure.suptitle(
-        "Critical rate over that of the baseline: ratio of medians, 90 % bootstrap interval over seeds, "
-        "paired; arrows: no collapse, or an interval that is open above",
+        "Critical rate over that of the baseline: ratio of medians, 90 % interval over paired seeds\n"
+        "arrows: no collapse, or an interval that is open above",
         fontsize=10,
     )
     caption(figure, *(_said(name, studies) for name in studies))

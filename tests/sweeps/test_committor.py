@@ -51,7 +51,8 @@ def test_the_committor_is_known_from_its_store(store: Path) -> None:
 def test_rows_are_by_distance_and_by_observable(store: Path, mms) -> None:
     rows = committor_rows(store)
     assert [(row["offset"], row["measured"], row["n"]) for row in rows[:2]] == [(0, 0, 2), (8, 0, 2)]
-    assert {row["observable"] for row in rows[2:]} >= {"loss", "tcs_image", "functional_step"}
+    assert rows[0]["within"] == 6 and len(rows) == 2 * (2 + 8)
+    assert {row["observable"] for row in rows[2:10]} >= {"loss", "tcs_image", "functional_step"}
     status, out, _ = mms("compare", store, "--json")
     assert status == 0 and len(json.loads(out)["rows"]) == len(rows)
 
