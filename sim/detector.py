@@ -35,6 +35,10 @@ MOVED, MOVED_LOSS = 2.0, 1.15
 """Factors that a sample must be away by at least, however quiet the signal was; of the loss, which a collapse
 cannot lift above its initial level."""
 
+HALF = 0.5
+"""Share of its initial level below which a loss that rises tells nothing: a network that has learned its few
+samples by heart has a loss near zero, which multiplies now and then."""
+
 FAR = 13.0
 """Factor by which signals of two kinds are off when they are alarm enough without the loss, as where it was
 near its initial level before. Fitted: within three steps a collapse moved gradients by 15 and more, the first
@@ -161,6 +165,8 @@ class _Signal:
         noise = SPREADS * (1 + FEW / len(past)) * 1.4826 * float(np.median(np.abs(past - self.reference)))
         off = x - self.reference
         least = math.log(MOVED_LOSS if self.kind == "loss" else MOVED)
+        if self.kind == "loss" and x < float(np.median(self.first)) + math.log(HALF):
+            return 0.0
         if self.kind == "loss" and self._is_back(x, noise):
             return max(off, least)
         wrong_way = self.direction == UP and (off > 0) is self.cosine
