@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from sim.run_store import open_run
+from sim.store import open_cells
 from sim.training_onset import training_onset
 from sweeps import cli
 from sweeps.compare import compare
-from sweeps.markdown import exponent_text, front_table, profile_table
+from sweeps.forecast import store_hash
+from sweeps.markdown import as_tables, exponent_text, front_table, profile_table
 from theory import LAWS
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +51,26 @@ def test_the_tables_are_made_from_the_committed_stores() -> None:
     assert front_table(compare([DATA / "mixers.zarr"])) in text
     assert profile_table(compare([DATA / "depth_profiles.zarr"])) in text
     assert exponent_text(compare([DATA / "token_law.zarr"]), 1) in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    "study",
+    ["critical_rate_deep", "critical_rate_slopes", "critical_rate_settings", "interventions", "stabilisers"],
+)
+def test_the_tables_of_studies_are_made_from_the_committed_stores(study: str) -> None:
+    assert as_tables(compare([DATA / f"{study}.zarr"])) in section("When a run collapses")
+
+
+def test_forecasts_are_older_than_what_they_speak_of() -> None:
+    """The forecast in the store is the committed one, and was made from the committed measurements."""
+    for study in ("critical_rate_deep", "critical_rate_slopes", "critical_rate_settings"):
+        document = json.loads((DATA / f"{study}.forecast.json").read_text())
+        data = open_cells(DATA / f"{study}.zarr")
+        for row in document["rows"]:
+            held = data["predicted"].values[data["case"].values == row["case"]]
+            assert held == pytest.approx(row["predicted"])
+        for path, made_from in document["made_from"].items():
+            assert store_hash(ROOT / path) == made_from
 
 
 def test_the_settings_meet_what_the_theory_promises() -> None:
