@@ -8,7 +8,7 @@ demo: venv
 	$(BIN)/mms demo --out demo
 
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
 slow: venv
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow
