@@ -59,6 +59,8 @@ def local_cluster(workers: int) -> "Iterator[Client]":
         # dask's own environment trims the allocator on every free, which makes tensors 1.8 times slower
         "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": "1"},
         "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
+        # else a worker that takes longer than 15 s to come back, as on a busy machine, is given up for good
+        "distributed.deploy.lost-worker-timeout": "1 day",
     }
     with (
         dask.config.set(settings),
