@@ -71,7 +71,11 @@ def opened(folder: Path, *names: str) -> dict[str, object]:
     return {name: open_cells(folder / f"{name}.zarr") for name in names}
 
 
-@pytest.mark.parametrize("name", STUDY_FIGURES)
+OF_STUDIES = [name for name in STUDY_FIGURES if name != "committor"]
+"""Figures of `sweeps.study` stores; that of the forks is drawn from the committed one."""
+
+
+@pytest.mark.parametrize("name", OF_STUDIES)
 def test_a_figure_says_what_was_run(folder: Path, name: str, tmp_path: Path) -> None:
     (path,) = draw_figures([name], folder, tmp_path)
     assert path.stat().st_size > 30_000
@@ -83,7 +87,7 @@ def test_a_figure_says_what_was_run(folder: Path, name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "study"), [(name, study) for name, (studies, _) in STUDY_FIGURES.items() for study in studies]
+    ("name", "study"), [(name, study) for name in OF_STUDIES for study in STUDY_FIGURES[name][0]]
 )
 def test_a_figure_is_drawn_from_any_one_of_its_studies(folder: Path, name: str, study: str) -> None:
     figure = STUDY_FIGURES[name][1](opened(folder, study))
@@ -172,3 +176,14 @@ def test_sizes_are_those_of_the_cells() -> None:
     said = sizes_of(open_cells(DATA / "critical_rate_depth.zarr"))
     assert "width 16, heads 1, 8 to 32 blocks, 16 image + 4 text tokens, batch 4" in said
     assert "rate 5e-05 sqrt(16 / blocks) times the step" in said and "24 seeds a case (10 to 33)" in said
+
+
+def test_the_committor_is_drawn_from_its_forks() -> None:
+    data = open_cells(DATA / "committor.zarr")
+    figure = STUDY_FIGURES["committor"][1]({"committor": data})
+    left, right, *_ = figure.axes
+    assert left.get_xlabel() and right.get_ylabel() and len(left.containers) == 3
+    soon = (data["fork_onset"] <= 20).groupby(data["offset"]).mean()
+    points = left.containers[0].lines[0].get_ydata()
+    assert sorted(points) == pytest.approx(sorted(soon.values))
+    assert "12 forks of each of 56 states" in " ".join(figure.get_supxlabel().split())
