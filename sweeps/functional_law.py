@@ -125,6 +125,11 @@ class FunctionalLaw:
         above = np.flatnonzero(self.size(depth, slope, steps) >= self.threshold)
         return slope * float(steps[above[0]]) if len(above) else math.inf
 
+    def constant_rate(self, depth: float) -> float:
+        """The lowest constant learning rate at which Delta reaches its threshold, where the gain is largest."""
+        gain = float(self.gains.max()) * float(np.sqrt(sub_layer_sum(2.0 * depth, self.coherence)))
+        return self.threshold / gain
+
     def scaled(self, pilots: Sequence["Ramp"]) -> "FunctionalLaw":
         """The law of a setting of which only the first steps of some runs are known: all gains by one factor.
 

@@ -41,6 +41,7 @@ def test_the_law_recovers_its_constants() -> None:
     slope = SLOPE * (16 / 400) ** 0.5
     truth = THRESHOLD / GAIN / sub_layer_sum(800, COHERENCE) ** 0.5
     assert law.critical_rate(400, slope) == pytest.approx(truth, rel=0.2)
+    assert law.constant_rate(400) == pytest.approx(truth, rel=0.2)
     middle, low, high = forecast(RUNS, 400, slope, seeds=8, interval=0.9, samples=40)
     assert low < middle < high and low < truth < high
 
