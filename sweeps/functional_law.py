@@ -126,7 +126,7 @@ class FunctionalLaw:
         return slope * float(steps[above[0]]) if len(above) else math.inf
 
     def constant_rate(self, depth: float) -> float:
-        """The lowest constant learning rate at which Delta reaches its threshold, where the gain is largest."""
+        """The lowest constant rate at which Delta reaches its threshold, where the gain is largest."""
         gain = float(self.gains.max()) * float(np.sqrt(sub_layer_sum(2.0 * depth, self.coherence)))
         return self.threshold / gain
 
