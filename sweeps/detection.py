@@ -13,9 +13,9 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from sim.detector import alarms
-from sim.store import DONE, open_cells
+from sim.store import DONE
 from sim.training_onset import WINDOW
-from sweeps.study import KINDS
+from sweeps.study import KINDS, open_study
 
 INTERVALS = 3
 """Logging intervals behind the onset within which a collapse counts as found."""
@@ -128,7 +128,7 @@ def labelled_runs(paths: Sequence[Path]) -> list[Labelled]:
     """
     found = []
     for path in paths:
-        data = open_cells(path)
+        data = open_study(path)
         names = [name for name in TELEMETRY if name in data]
         for place in np.flatnonzero(data["status"].values == DONE):
             last = int(data["last_step"].values[place])

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.store import DONE, open_cells
+from sim.store import DONE
 from sweeps.rows import finite
-from sweeps.study import KINDS
+from sweeps.study import KINDS, open_study
 
 DELTA_C = 0.436
 """Threshold of Delta, law O2's as fitted on the 72 runs of critical_rate_depth (8 to 32 blocks)."""
@@ -52,7 +52,7 @@ def margin_rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """
     rows = []
     for path in paths:
-        data = open_cells(path)
+        data = open_study(path)
         done = data["status"].values == DONE
         for case in dict.fromkeys(data["case"].values[done]):
             places = np.flatnonzero(done & (data["case"].values == case))

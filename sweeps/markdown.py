@@ -14,6 +14,8 @@ def as_tables(document: dict[str, Any]) -> str:
         return effect_table(document["rows"])
     if "critical_rate" in kinds:
         return critical_rate_table(document["rows"])
+    if not any("predicted_fraction" in row for row in document["rows"]):
+        raise ValueError(f"there is no Markdown table of {', '.join(sorted(kinds))}: leave out --markdown")
     return front_table(document)
 
 

@@ -5,14 +5,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import ArrayLike
 
 from dit.config import RunConfig
 from dit.ensemble import SIGNALS
-from sim.store import DONE, StoreError, Variable
+from sim.store import DONE, StoreError, Variable, open_cells
 from sweeps.plan import Layout, Measured
 from theory import Setting
 
@@ -272,6 +274,19 @@ def stored_study(attributes: Mapping[str, Any]) -> Study:
         )
     except (ValueError, TypeError, KeyError) as error:
         raise StoreError(f"the store holds no study of training runs of this version: {error}") from error
+
+
+def open_study(path: Path) -> xr.Dataset:
+    """A study as it is stored, along `cell`.
+
+    Raises:
+        StoreError: no readable study of labelled training runs.
+    """
+    data = open_cells(path)
+    stored_study(data.attrs)
+    if "onset_kind" not in data:
+        raise StoreError(f"{path} holds no labelled runs: give the study whose runs they are")
+    return data
 
 
 def _column_value(value: Any) -> Any:

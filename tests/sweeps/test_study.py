@@ -146,3 +146,27 @@ def test_every_named_study_can_be_run(name: str) -> None:
     assert study.name == name and study.cells and study.layout().variables
     for run in study.runs:
         assert np.isfinite(run.training.learning_rate(run.model.depth).rate(1))
+
+
+@pytest.mark.parametrize("command", ["margin", "detect"])
+def test_a_store_of_something_else_is_refused(command: str, tiny_store: Path, mms) -> None:
+    status, out, err = mms(command, tiny_store)
+    assert status == 2 and out == "" and "the store holds no study of training runs" in err
+
+
+def test_what_has_no_table_says_so(store: Path, mms) -> None:
+    committed = Path(__file__).parents[2] / "paper_figs" / "data" / "committor.zarr"
+    status, _, err = mms("compare", "--markdown", committed)
+    assert status == 2 and "there is no Markdown table of committor, rank_correlation" in err
+    status, out, _ = mms("compare", "--markdown", store)
+    assert status == 0 and out.startswith("| case | forecast (90 %)")
+
+
+def test_margins_and_detection_of_a_study(store: Path, mms) -> None:
+    rows = json.loads(mms("margin", store, "--json")[1])["cases"]
+    assert [(row["case"], row["collapsed"], row["healthy"]) for row in rows] == [
+        ("fast", 0, 3),
+        ("held", 0, 3),
+    ]
+    views = json.loads(mms("detect", store, "--json")[1])["views"]
+    assert views[0]["healthy"] == 6 and views[0]["logged"] == 72 and views[0]["false_alarms"] == 0
