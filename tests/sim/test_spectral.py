@@ -27,6 +27,8 @@ def test_the_identity_has_share_one_and_a_network_with_zero_writers_is_it() -> N
     setting = Setting(depth=3, width=16, tokens=20, batch=4, writer_std=0.0)
     stack, stream = Stack(setting), torch.Generator().manual_seed(0)
     with torch.no_grad():
+        for block in stack.blocks:
+            block.reset_parameters(stream)
         states = block_states(stack, lambda: stack(synthetic_input(setting, stream)))
     assert mean_koopman_share(states) == 1
 
