@@ -12,7 +12,7 @@ import xarray as xr
 from sim.compaction import compact
 from sim.run_store import RunWriter, create_run, open_run
 from sim.store import StoreError, Variable
-from sim.training_onset import INITIAL_STEPS, training_onset
+from sim.training_onset import initial_level, training_onset
 
 
 def excerpt(run: str | Path, out: str | Path, *, names: Sequence[str], around: int | None = None) -> None:
@@ -42,12 +42,8 @@ def excerpt(run: str | Path, out: str | Path, *, names: Sequence[str], around: i
         if onset.step is None:
             raise StoreError(f"{run} has no onset to copy {around} steps around: copy all its steps")
         kept = kept.sel(step=slice(onset.step - around, onset.step + around))
-    losses = whole["loss"].values[np.isfinite(whole["loss"].values)]
-    added = {
-        "onset": json.dumps(dataclasses.asdict(onset)),
-        "initial_loss": np.median(losses[:INITIAL_STEPS]),
-    }
-    _write(kept, Path(out), {**added, **whole.attrs, "onset": added["onset"]})
+    added = {"onset": json.dumps(dataclasses.asdict(onset)), "initial_loss": initial_level(whole)}
+    _write(kept, Path(out), {**whole.attrs, **added})
     compact(out)
 
 

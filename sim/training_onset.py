@@ -97,9 +97,7 @@ def training_onset(run: xr.Dataset) -> Onset:
     if "loss" not in run or not bool(run["loss"].notnull().any()):
         raise ValueError("the run has logged no loss: a collapse is labelled by TCS and loss")
     every, loss = run["step"].values, run["loss"].values.astype(np.float64)
-    finite = loss[np.isfinite(loss)][:INITIAL_STEPS]
-    initial = float(run.attrs.get("initial_loss", np.median(finite) if len(finite) else np.nan))
-    level = _smoothed(loss) / initial
+    level = _smoothed(loss) / initial_level(run)
     steps, values = deep_medians(run, label)
     high = values > FRONT_COSINE
     collapse = _collapse(steps, high, level[np.searchsorted(every, steps)] > BACK)
@@ -109,6 +107,17 @@ def training_onset(run: xr.Dataset) -> Onset:
     if divergence is not None:
         return Onset(step=divergence, kind="plain_divergence", evidence=_evidence(run, divergence))
     return Onset(step=None, kind="none", evidence={})
+
+
+def initial_level(run: xr.Dataset) -> float:
+    """The loss before training: the run's `initial_loss`, or the median of its first losses; NaN without any.
+
+    Args:
+        run: that has logged its loss.
+    """
+    loss = run["loss"].values.astype(np.float64)
+    finite = loss[np.isfinite(loss)][:INITIAL_STEPS]
+    return float(run.attrs.get("initial_loss", np.median(finite) if len(finite) else np.nan))
 
 
 def token_cosine(run: xr.Dataset) -> str:

@@ -1,8 +1,10 @@
 """What causes the collapse, as far as interventions say: how each moves the critical rate."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from dit.config import MV_SPLIT
 from sweeps.critical_rate import BASE, SEEDS
 from sweeps.study import Case, Study
 
@@ -22,12 +24,7 @@ INTERVENTIONS: Mapping[str, str] = {
     "mean of branches halved": "scale=0.5:mean:branch",
 }
 
-FROZEN_SPLIT: Mapping[str, Any] = {
-    "merge": "mv_split",
-    "alpha": 0.0,
-    "beta": 1.0,
-    "interventions": ((1, "freeze:alpha"),),
-}
+FROZEN_SPLIT: Mapping[str, Any] = {**MV_SPLIT, "beta": 1.0, "interventions": ((1, "freeze:alpha"),)}
 """No branch writes a mean, in the forward pass and for ever."""
 
 
@@ -110,15 +107,10 @@ LADDER = Study(
     signals_every=1,
 )
 
-LADDER_TOP = Study(
+LADDER_TOP = dataclasses.replace(
+    LADDER,
     name="ladder_top",
     claim="the top rung of the ladder, for a GPU",
-    base=BASE,
     cases=_ladder(LARGE_RUNGS),
-    seeds=4,
-    first_seed=500,
-    ensemble=4,
-    functional_every=1,
-    signals_every=1,
     device="cuda",
 )

@@ -20,11 +20,12 @@ from scipy.stats import rankdata
 from dit.config import RunConfig
 from dit.ensemble import SIGNALS, Measured, train_runs
 from sim.store import DONE, StoreError, Variable, open_cells
-from sim.training_onset import INITIAL_STEPS
+from sim.training_onset import initial_level
 from sweeps.critical_rate import BASE
 from sweeps.plan import Layout
 from sweeps.plan import Measured as MeasuredCells
 from sweeps.rows import finite
+from sweeps.study import SERIES
 from sweeps.waiting_time import THRESHOLD, WARMUP
 from theory import Setting
 
@@ -39,7 +40,7 @@ SOON = 20
 
 BOOTSTRAPS = 500
 
-OBSERVABLES = ("loss", "tcs_image", "grad_norm", "functional_step", *SIGNALS)
+OBSERVABLES = (*SERIES, *SIGNALS)
 
 VARIABLES = {
     "collapsed": Variable(definition="1 where the fork collapses (mean_mode) within the horizon, else 0"),
@@ -212,7 +213,7 @@ def forked(cells: Sequence[tuple[int, Fork]], *, base: RunConfig, horizon: int, 
             ],
             begin=[again.states[step]] * forks,
             behind=step,
-            initial_loss=float(whole.series["loss"][:INITIAL_STEPS].median()),
+            initial_loss=initial_level(whole.series),
             device=device,
         )
         outcomes |= {(offset, fork): measured for fork, measured in enumerate(followed)}

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from sim.store import DIVERGED, DONE, TODO, open_cells
-from sweeps.forecast import INTERVAL
 from sweeps.rows import Row, finite
 from sweeps.study import KINDS, Study, stored_study
-from theory.censoring import Estimate, Samples, estimated, estimated_ratio
+from theory.censoring import INTERVAL, Estimate, Samples, estimated, estimated_ratio
 
 BASELINES = ("plain", "nothing")
 """Cases that others are compared with, where they come first: of a study, or of those of one rung."""
@@ -176,7 +175,7 @@ def _samples(study: Study, data: xr.Dataset, members: NDArray[np.int64], quantit
     collapsed = data["onset_kind"].values[members] == KINDS.index("mean_mode")
     ends = data["last_step"].values[members].astype(float)
     if quantity == "critical_rate":
-        # the store has no last rate of a run that ended by itself: the update of its last step was not made
+        # of a run that ended by itself some stores have no last rate: that of a step without an update
         known = data["last_rate"].values[members]
         ends = np.where(
             np.isnan(known), [_rate(study, *at) for at in zip(members, ends - 1, strict=True)], known

@@ -9,27 +9,18 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy.stats import binomtest
+from scipy.stats import binomtest, chi2
 from tqdm import tqdm
 
 from sim.detector import alarms
 from sim.store import DONE
 from sim.training_onset import WINDOW
-from sweeps.study import KINDS, open_study
+from sweeps.study import KINDS, SERIES, SIGNAL_SERIES, open_study
 
 INTERVALS = 3
 """Logging intervals behind the onset within which a collapse counts as found."""
 
-TELEMETRY = (
-    "loss",
-    "tcs_image",
-    "grad_norm",
-    "functional_step",
-    "g_mean",
-    "g_ctr",
-    "grad_rms_q",
-    "grad_rms_k",
-)
+TELEMETRY = (*SERIES, *SIGNAL_SERIES)
 """The series of a study that the detector is shown."""
 
 
@@ -115,8 +106,6 @@ class Score:
 
 def poisson_upper(count: int, probability: float = 0.95) -> float:
     """The mean at which a count of at most this has the remaining probability."""
-    from scipy.stats import chi2
-
     return float(chi2.ppf(probability, 2 * (count + 1)) / 2)
 
 

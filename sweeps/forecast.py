@@ -20,12 +20,10 @@ from sim.zarr_files import StoreExistsError
 from sweeps.functional_law import FunctionalLaw, Ramp, forecast
 from sweeps.study import Study, stored_study
 from sweeps.sweep import Sweep
+from theory.censoring import INTERVAL
 from theory.onset import RIVALS
 
 Array = NDArray[np.float64]
-
-INTERVAL = 0.9
-"""Probability of a forecast interval."""
 
 
 def slope_of(run: RunConfig) -> float:

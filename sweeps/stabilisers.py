@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dit.config import MV_SPLIT
+from sweeps.causes import FROZEN_SPLIT
 from sweeps.critical_rate import BASE, SEEDS
 from sweeps.study import Case, Study
-
-MV_SPLIT: Mapping[str, Any] = {"merge": "mv_split", "alpha": 0.0}
 
 
 def _arms(depth: int, steps: int) -> tuple[Case, ...]:
@@ -14,7 +14,7 @@ def _arms(depth: int, steps: int) -> tuple[Case, ...]:
     arms: dict[str, Mapping[str, Any]] = {
         "plain": {},
         "MV-Split": {**MV_SPLIT, "beta": 1.0},
-        "MV-Split, alpha frozen": {**MV_SPLIT, "beta": 1.0, "interventions": ((1, "freeze:alpha"),)},
+        "MV-Split, alpha frozen": FROZEN_SPLIT,
         "MV-Split, gains at a tenth of the rate": {**MV_SPLIT, "beta": 1.0, "gain_rate": 0.1},
         "MV-Split, beta 0.03": {**MV_SPLIT, "beta": 0.03},
         "LayerScale 0.01": {"merge": "layerscale", "residual_gain": 0.01, "writer_std": None},

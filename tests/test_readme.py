@@ -6,6 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sim.run_store import open_run
@@ -14,6 +15,7 @@ from sim.training_onset import training_onset
 from sweeps import cli
 from sweeps.compare import compare
 from sweeps.forecast import store_hash
+from sweeps.functional_law import FunctionalLaw
 from sweeps.markdown import as_tables, exponent_text, front_table, profile_table
 from theory import LAWS
 
@@ -59,6 +61,15 @@ def test_the_tables_are_made_from_the_committed_stores() -> None:
 )
 def test_the_tables_of_studies_are_made_from_the_committed_stores(study: str) -> None:
     assert as_tables(compare([DATA / f"{study}.zarr"])) in section("When a run collapses")
+
+
+def test_the_constant_rates_are_those_of_the_committed_law() -> None:
+    document = json.loads((DATA / "critical_rate_deep.forecast.json").read_text())["law"]
+    constants = {
+        name: np.array(value) if isinstance(value, list) else value for name, value in document.items()
+    }
+    law, text = FunctionalLaw(**constants), section("When a run collapses")
+    assert all(f"| {depth} | {law.constant_rate(depth):.4f} | 0.0" in text for depth in (8, 16, 32))
 
 
 def test_forecasts_are_older_than_what_they_speak_of() -> None:

@@ -36,8 +36,9 @@ class Samples:
             values: the numbers [R].
             ends: what a censored one exceeds [R]; NaN: nothing is known of it.
         """
-        known, last = np.asarray(values, float), np.nan_to_num(np.asarray(ends, float), nan=0.0)
-        return cls(low=np.where(np.isnan(known), last, known), high=np.where(np.isnan(known), np.inf, known))
+        known, last = np.asarray(values, float), np.asarray(ends, float)
+        censored, exceeded = np.isnan(known), np.where(np.isnan(last), 0.0, last)
+        return cls(low=np.where(censored, exceeded, known), high=np.where(censored, np.inf, known))
 
     def __len__(self) -> int:
         return len(self.low)
