@@ -101,9 +101,9 @@ LADDER = Study(
     functional_every=1,
     signals_every=1,
 )
-"""Expected, and written down before any of its runs: on every rung deleting the mean part of the writer gradients
-moves the median critical rate by less than a quarter, and so does deleting the centered part; without a mean
-write no run of any rung collapses into the mean mode."""
+"""Expected, and written down before any of its runs: on every rung deleting the mean part of the writer
+gradients moves the median critical rate by less than a quarter, and so does deleting the centered part;
+without a mean write no run of any rung collapses into the mean mode."""
 
 LADDER_TOP = dataclasses.replace(
     LADDER,

@@ -53,5 +53,5 @@ STABILISERS_DEEP = Study(
     functional_every=10,
 )
 """Expected, and written down before any of its runs: as at 16 blocks, no run of MV-Split with a frozen alpha
-collapses into the mean mode, and the critical rates of highway, LayerScale and MV-Split exceed the plain merge's by
-more than half; clipping moves it by less than a quarter."""
+collapses into the mean mode, and the critical rates of highway, LayerScale and MV-Split exceed the plain
+merge's by more than half; clipping moves it by less than a quarter."""
