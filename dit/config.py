@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dit.training_config import TrainingConfig, at_least, one_of
@@ -18,6 +19,9 @@ PUBLISHED_STD = 0.02
 """Standard deviation of the weights of the published runs, at width 1024 (arXiv:2605.06169 Table 3)."""
 
 PUBLISHED_WIDTH = 1024
+
+DATA = ("data", "data_digest")
+"""Fields of a run that are of no part of it."""
 
 PUBLISHED_RATE = 1e-3 / (0.2 * math.sqrt(PUBLISHED_WIDTH))
 """Of the published runs, 1.5625e-4 (Table 3)."""
@@ -136,15 +140,28 @@ class RunConfig:
     Attributes:
         model: the network.
         training: of it.
-        data: the source of latents and texts: `digits`, or `none`, which only the published sizes have.
+        data: the source of latents and texts: `digits`; `latents:PATH`, a store of `mms encode`; or `none`,
+            of presets whose data are yours to name.
+        data_digest: of the store that is meant; empty for whichever is there.
+
+    Raises:
+        ValueError: another source.
     """
 
     model: DiTConfig = field(default_factory=DiTConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     data: str = "digits"
+    data_digest: str = ""
 
     def __post_init__(self) -> None:
-        one_of("data", self.data, ("digits", "none"))
+        if self.latents is None:
+            one_of("data", self.data, ("digits", "none", "latents:PATH"))
+
+    @property
+    def latents(self) -> Path | None:
+        """The latent store that it is trained on, where it is one."""
+        kind, _, path = self.data.partition(":")
+        return Path(path) if kind == "latents" and path else None
 
     def field(self, name: str) -> Any:
         """The value of a field of its parts.
@@ -170,7 +187,7 @@ class RunConfig:
             known = _types(type(getattr(self, part)))
             of = {name: value for name, value in values.items() if name in known}
             changed[part] = dataclasses.replace(getattr(self, part), **of)
-        rest = {name: value for name, value in values.items() if name == "data"}
+        rest = {name: value for name, value in values.items() if name in DATA}
         return dataclasses.replace(self, **changed, **rest)
 
     def with_options(self, options: Mapping[str, str]) -> "RunConfig":
@@ -179,7 +196,7 @@ class RunConfig:
         Raises:
             ValueError: an unknown field, or a value that is none of its type.
         """
-        kinds = {**_types(DiTConfig), **_types(TrainingConfig), "data": str}
+        kinds = {**_types(DiTConfig), **_types(TrainingConfig), **dict.fromkeys(DATA, str)}
         for name in options:
             if name not in kinds:
                 raise ValueError(_unknown(name))
@@ -201,13 +218,14 @@ class RunConfig:
                 model=DiTConfig(**document["model"]),
                 training=TrainingConfig(**document["training"]),
                 data=document["data"],
+                data_digest=document.get("data_digest", ""),
             )
         except (TypeError, KeyError) as error:
             raise ValueError(f"this configuration was written by another version: {error}") from error
 
 
 def _unknown(name: str) -> str:
-    known = [*_types(DiTConfig), *_types(TrainingConfig), "data"]
+    known = [*_types(DiTConfig), *_types(TrainingConfig), *DATA]
     return f"unknown option {name!r}: choose from {', '.join(known)}"
 
 
@@ -260,6 +278,16 @@ def _ramp(depth: int, **model: Any) -> RunConfig:
 
 MV_SPLIT = {"merge": "mv_split", "alpha": 0.0}
 
+
+def _samples(patch: int) -> RunConfig:
+    """A small network to look at samples of, on a latent store, which says its sizes."""
+    return RunConfig(
+        model=DiTConfig(depth=6, width=96, heads=6, patch=patch, **MV_SPLIT),
+        training=TrainingConfig(steps=1500, batch=32, rate=3e-3, warmup=100, ema=0.998, telemetry_every=100),
+        data="none",
+    )
+
+
 PRESETS: dict[str, RunConfig] = {
     "dit-400l-baseline": _published({}, depth=400),
     "dit-400l-baseline-half": _published({"rate": PUBLISHED_RATE / 2}, depth=400),
@@ -275,5 +303,6 @@ PRESETS: dict[str, RunConfig] = {
             steps=2400, batch=32, rate=3e-3, warmup=100, ema=0.998, time_shift=1.0, telemetry_every=100
         ),
     ),
+    **{f"{kind}-samples": _samples(patch) for kind, patch in (("pixels", 4), ("latents", 1))},
 }
-"""By name: the runs of arXiv:2605.06169 Table 3; ramps on digits, 16 to 1000 blocks; digits to look at."""
+"""By name: the runs of arXiv:2605.06169 Table 3; ramps on digits, 16 to 1000 blocks; three to look at."""

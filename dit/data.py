@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from dit.config import DiTConfig, RunConfig
+from dit.latents import Latents
 from sim.training import data_order
 
 TEXT_SEED = 20260501
@@ -95,15 +96,16 @@ class Digits:
         return ((latents[:, 0] * self.std + self.mean) / 16).clamp(0, 1)
 
 
-def source_of(run: RunConfig) -> Digits:
+def source_of(run: RunConfig) -> Source:
     """The data of a run.
 
     Raises:
-        ValueError: none, or none that fit the network or the batch.
+        ValueError: none, or none that fit the network or the batch, or others than are meant.
+        StoreError: a latent store that is damaged or not complete.
     """
     if run.data == "none":
-        raise ValueError("this preset has no data yet: choose some, such as --set data=digits")
-    source = Digits(run.model)
+        raise ValueError("this preset has no data yet: encode some (mms encode), and --set data=latents:PATH")
+    source: Source = Digits(run.model) if run.latents is None else Latents(run.latents, run)
     if run.training.batch > source.size:
         raise ValueError(
             f"a batch of {run.training.batch} is larger than the data, {source.size} samples: set batch"

@@ -17,7 +17,7 @@ import torch.distributed.checkpoint as dcp
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dit.config import RunConfig
+from dit.config import DATA, RunConfig
 from dit.model import DiT
 from sim.store import StoreError, StoreExistsError
 from sim.zarr_files import reason
@@ -311,6 +311,7 @@ def agreed(asked: RunConfig, out: Path) -> RunConfig:
         for name, value in wanted[part].items():
             if before[part][name] != value:
                 raise StoreError(f"{out} holds another run: its {name} is {before[part][name]}, not {value}")
-    if before["data"] != wanted["data"]:
-        raise StoreError(f"{out} holds another run: its data are {before['data']}, not {wanted['data']}")
+    for name in DATA:
+        if before[name] != wanted[name]:
+            raise StoreError(f"{out} holds another run: its {name} is {before[name]}, not {wanted[name]}")
     return RunConfig.of_document(before)

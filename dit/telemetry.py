@@ -27,6 +27,7 @@ SCALARS = {
     "grad_norm_clipped": Variable(definition="Global gradient norm after clipping"),
     "tokens_seen": Variable(definition="Image and text tokens trained on, this step included", units="token"),
     "wall_s": Variable(definition="Time spent training, over all sessions of the run", units="s"),
+    "data_wait_s": Variable(definition="Time the step waited for its batch", units="s"),
     "functional_step": Variable(definition="Delta, rms change of the last trunk by the update, same batch"),
 }
 """Every step's, but the last, which costs a forward pass: it is taken at regular measurements and events."""

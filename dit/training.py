@@ -24,6 +24,7 @@ from dit.data import Source, source_of
 from dit.flow import flow_losses
 from dit.memory import check_fits
 from dit.optimiser import Optimiser
+from dit.prefetch import Prefetch
 from dit.processes import Processes
 from dit.telemetry import Telemetry, norms_by_block, norms_by_family
 from dit.watch import Event, Row, Watch, measured_blocks
@@ -107,6 +108,8 @@ class Trainer:
                 block.compile()
         self.model = self.processes.wrapped(self.network)
         self.telemetry = self._open_telemetry(resume, origin)
+        last = self.run.training.steps
+        self._batches = Prefetch(self._batches_of, lambda of: None if of[0] == last else (of[0] + 1, of[1]))
 
     def _begin(self, resume: bool, fork: Path | None) -> dict[str, Any]:
         """Load what the run goes on from; for a fork, what it was."""
@@ -181,6 +184,7 @@ class Trainer:
                 bar.update(self.step - bar.n)
         finally:
             bar.close()
+            self._batches.close()
             self._interventions.close()
         return Outcome(step=self.step, loss=loss, stopped=stopped)
 
@@ -194,7 +198,7 @@ class Trainer:
         found, total = self.optimiser.gradient_norms()
         norms = found.cpu().numpy()
         loss = self.processes.mean(losses.mean())
-        scalars: Row = {"loss": loss, "grad_norm": total}
+        scalars: Row = {"loss": loss, "grad_norm": total, "data_wait_s": self._batches.waited}
         scalars["tokens_seen"] = step * training.batch * sum(self.run.model.setting().segments)
         scalars["grad_norm_family"] = norms_by_family(self.optimiser.names, norms)
         event, self._alarm = watch.notice(step, loss, total, row)
@@ -231,13 +235,17 @@ class Trainer:
 
     def _micro_batches(self, step: int) -> list[Batch]:
         """This process's share of the batch of a step, in its micro-batches."""
-        training = self.run.training
-        seed = order_seed(training.data_seed, self._roll_backs)
-        shares = np.arange(training.batch).reshape(self.processes.count, training.accumulation, -1)
-        batches = (
-            batch_of(self.source, self.run, step, places=of, seed=seed) for of in shares[self.processes.rank]
-        )
+        seed = order_seed(self.run.training.data_seed, self._roll_backs)
+        batches = self._batches.take((step, seed))
         return [tuple(part.to(self.processes.device) for part in batch) for batch in batches]
+
+    def _batches_of(self, key: tuple[int, int]) -> list[Batch]:
+        """The same of a step and a seed of the data, where data are; made ahead of the step."""
+        training, (step, seed) = self.run.training, key
+        shares = np.arange(training.batch).reshape(self.processes.count, training.accumulation, -1)
+        return [
+            batch_of(self.source, self.run, step, places=of, seed=seed) for of in shares[self.processes.rank]
+        ]
 
     def _backward(self, micro_batches: list[Batch], *, measured: bool) -> tuple[Tensor, Row, list[Tensor]]:
         """Gradients of the mean loss of the batch.

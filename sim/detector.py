@@ -54,7 +54,7 @@ restart: the `LATEST` samples that follow are off, and left out."""
 SMALLEST, LARGEST = 1e-30, 1e30
 """Beyond them values are as good as zero and as infinite."""
 
-UNWATCHED = ("step", "epoch", "lr", "learning_rate", "tokens_seen", "wall_s")
+UNWATCHED = ("step", "epoch", "lr", "learning_rate", "tokens_seen", "wall_s", "data_wait_s")
 """What a schedule or a clock makes, and no training."""
 
 UP, EITHER = 1, 0

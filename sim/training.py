@@ -2,6 +2,7 @@
 
 # R runs, P parameters of a run, B batch
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -289,9 +290,14 @@ def data_order(seed: int, step: int, size: int, batch: int) -> NDArray[np.int64]
         raise ValueError(f"a batch of {batch} is larger than the data, {size} samples")
     first = (step - 1) * batch
     epochs = range(first // size, (first + batch - 1) // size + 1)
-    orders = [np.random.default_rng([seed, epoch]).permutation(size) for epoch in epochs]
     start = first - epochs[0] * size
-    return np.concatenate(orders)[start : start + batch]
+    return np.concatenate([_epoch(seed, epoch, size) for epoch in epochs])[start : start + batch]
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+    """The order of an epoch; kept, since that of a large data set takes longer than reading a batch."""
+    return np.random.default_rng([seed, epoch]).permutation(size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 from sweeps.cli_detect import detect, margin
+from sweeps.cli_encode import encode
+from sweeps.cli_evaluate import evaluate
 from sweeps.cli_import import import_log
 from sweeps.cli_predict import predict
 from sweeps.cli_sample import sample
@@ -26,11 +28,13 @@ def cli() -> None:
 cli.add_command(predict)
 cli.add_command(sweep_group)
 cli.add_command(train)
+cli.add_command(encode)
 cli.add_command(import_log)
 cli.add_command(detect)
 cli.add_command(margin)
 cli.add_command(waiting)
 cli.add_command(sample)
+cli.add_command(evaluate)
 cli.add_command(export)
 
 

@@ -3,15 +3,64 @@
 import dataclasses
 import json
 import sys
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sweeps.options import CommaList
 
+ROWS = 10
+"""Captions that are drawn unless they are named, at most."""
+
+SHOWN = 32
+"""Letters of a caption that are shown beside its row, at most."""
+
+
+def subject_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """PATH of a network and how it is sampled, the same in `sample` and `evaluate`."""
+    options = (
+        click.argument("path", metavar="RUN|CHECKPOINT|WEIGHTS", type=click.Path(path_type=Path)),
+        click.option(
+            "--steps",
+            type=click.IntRange(min=1),
+            default=25,
+            show_default=True,
+            help="Euler steps (NFE).",
+        ),
+        click.option("--cfg-scale", type=float, default=2.0, show_default=True, help="Guidance; 1 for none."),
+        click.option(
+            "--time-shift", type=float, default=4.0, show_default=True, help="Shift of the sampling times."
+        ),
+        click.option(
+            "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise."
+        ),
+        click.option(
+            "--batch",
+            type=click.IntRange(min=1),
+            default=64,
+            show_default=True,
+            help="Samples computed at a time.",
+        ),
+        click.option(
+            "--device", default="cpu", show_default=True, help="Where to compute, as torch names it."
+        ),
+        click.option(
+            "--ema/--no-ema",
+            default=True,
+            show_default=True,
+            help="The moving average of the weights, where the run kept one.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
 
 @click.command()
-@click.argument("path", metavar="RUN|CHECKPOINT", type=click.Path(path_type=Path))
+@subject_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -22,30 +71,16 @@ from sweeps.options import CommaList
 @click.option(
     "--classes",
     type=CommaList(int),
-    default="0,1,2,3,4,5,6,7,8,9",
-    show_default=True,
-    help="Classes to draw, a row each.",
+    help="Captions of the training to draw, by number, a row each.  [default: the first ten]",
 )
-@click.option("--each", type=click.IntRange(min=1), default=8, show_default=True, help="Samples of a class.")
-@click.option("--steps", type=click.IntRange(min=1), default=25, show_default=True, help="Euler steps (NFE).")
-@click.option("--cfg-scale", type=float, default=2.0, show_default=True, help="Guidance; 1 for none.")
-@click.option("--time-shift", type=float, default=4.0, show_default=True, help="Shift of the sampling times.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise.")
 @click.option(
-    "--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Samples computed at a time."
+    "--prompt", "prompts", multiple=True, help="A caption to draw, a row each; any number of times."
 )
-@click.option("--device", default="cpu", show_default=True, help="Where to compute, as torch names it.")
-@click.option(
-    "--ema/--no-ema",
-    default=True,
-    show_default=True,
-    help="The moving average of the weights, where the run kept one.",
-)
+@click.option("--each", type=click.IntRange(min=1), default=8, show_default=True, help="Samples of a row.")
+@click.option("--text", metavar="ENCODER", help="Of a file of WEIGHTS: qwen3:PATH_OR_ID, or another encoder.")
+@click.option("--codec", metavar="CODEC", help="Of a file of WEIGHTS: flux2:PATH, the folder of the VAE.")
 def sample(
     path: Path,
-    out: Path,
-    classes: tuple[int, ...],
-    each: int,
     steps: int,
     cfg_scale: float,
     time_shift: float,
@@ -53,14 +88,21 @@ def sample(
     batch: int,
     device: str,
     ema: bool,
+    out: Path,
+    classes: tuple[int, ...] | None,
+    prompts: tuple[str, ...],
+    each: int,
+    text: str | None,
+    codec: str | None,
 ) -> None:
-    """Draw samples of the network of a RUN's last checkpoint, or of one CHECKPOINT, into a PNG file."""
-    import torch
+    """Draw samples of a network into a PNG file.
+
+    That of a RUN's last checkpoint, of one CHECKPOINT, or of a file of WEIGHTS under the published names.
+    """
     from tqdm import tqdm
 
-    from dit.data import source_of
     from dit.sampling import SamplingConfig, draw_samples, samples_figure
-    from dit.states import find_checkpoint, load_network, notes_of
+    from dit.subject import open_subject
     from sim.provenance import provenance
     from sweeps.execute import check_device
 
@@ -69,40 +111,45 @@ def sample(
     )
     if out.suffix.lower() != ".png":
         raise ValueError(f"samples are written as PNG: give an --out that ends in .png, not {out}")
-    if path.is_file():
-        raise ValueError(
-            f"{path} is a file of weights, whose latents have no pixel codec here: "
-            "give the folder of a run of `mms train`, or of one of its checkpoints"
-        )
+    if classes is not None and prompts:
+        raise click.UsageError("--classes are captions of the training, --prompt is any: choose one of them")
     check_device(device)
-    checkpoint = find_checkpoint(path, lambda sentence: click.echo(sentence, err=True))
-    step = notes_of(checkpoint)["step"]
-    run, network = load_network(checkpoint, ema=ema)
-    if run.data != "digits":
-        raise ValueError(
-            f"{path} was trained on the data {run.data!r}, which have no pixel codec to draw them with"
-        )
-    source = source_of(run)
-    prompts = source.prompts(torch.tensor(classes))
+    subject = open_subject(
+        path, ema=ema, text=text, codec=codec, damaged=lambda sentence: click.echo(sentence, err=True)
+    )
+    rows = list(prompts) or _captions(subject.captions, classes, path)
+    labels = list(range(len(rows))) if prompts or classes is None else list(classes)
+    texts, empty_text = subject.texts(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
-    total = config.evaluations(len(classes))
+    total = config.evaluations(len(rows))
     with tqdm(total=total, desc="steps", file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
         samples = draw_samples(
-            network.to(device), prompts, source.empty_text, config, labels=classes, step_done=bar.update
+            subject.network.to(device), texts, empty_text, config, labels=labels, step_done=bar.update
         )
     broken = int((~samples.flatten(2).isfinite().all(-1)).sum())
     if broken:
-        click.echo(f"{broken} of {len(classes) * each} samples are not finite", err=True)
-    averaged = bool(ema and run.training.ema)
-    sizes = run.model
+        click.echo(f"{broken} of {len(rows) * each} samples are not finite", err=True)
+    sizes = subject.network.config
     caption = (
-        f"{path}, step {step}{', averaged weights' if averaged else ''}: {sizes.depth} blocks, "
-        f"width {sizes.width}, {sizes.image_tokens} tokens, {sizes.merge}; {steps} Euler steps, "
-        f"guidance {cfg_scale:g}, time shift {time_shift:g}, seed {seed}"
+        f"{subject.name}: {sizes.depth} blocks, width {sizes.width}, {sizes.image_tokens} tokens, "
+        f"{sizes.merge}; {steps} Euler steps, guidance {cfg_scale:g}, time shift {time_shift:g}, seed {seed}"
     )
-    images = source.images(samples.flatten(0, 1)).unflatten(0, samples.shape[:2])
-    figure = samples_figure(images, [str(label) for label in classes], caption)
-    said = {"sampling": dataclasses.asdict(config), "classes": classes, "ema": averaged}
-    of = {"checkpoint": str(checkpoint), "step": step, "run": run.document()}
-    figure.savefig(out, metadata={"Description": json.dumps({**said, **of, **provenance()})})
+    pictures = subject.pictures(samples)
+    shown = [textwrap.shorten(row, SHOWN, placeholder="...") for row in rows]
+    figure = samples_figure(pictures.movedim(2, -1), shown, caption)
+    said = {"sampling": dataclasses.asdict(config), "captions": rows}
+    described = json.dumps({**said, **subject.document, **provenance()})
+    figure.savefig(out, metadata={"Description": described})
     click.echo(out)
+
+
+def _captions(known: tuple[str, ...], classes: tuple[int, ...] | None, path: Path) -> list[str]:
+    """Captions of the training by number; the first of them where no number is named."""
+    if not known:
+        raise click.UsageError(f"{path} knows no captions: give some with --prompt")
+    if classes is None:
+        return list(known[:ROWS])
+    for number in classes:
+        if not 0 <= number < len(known):
+            raise ValueError(f"{path} was trained with the captions 0 to {len(known) - 1}, got {number}")
+    return [known[number] for number in classes]

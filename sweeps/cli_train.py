@@ -51,6 +51,7 @@ def train(
     import dataclasses
 
     from dit.config import PRESETS
+    from dit.latents import with_data
     from dit.memory import estimate
 
     if as_list or preset is None:
@@ -65,7 +66,7 @@ def train(
         raise click.UsageError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
     if resume and fork is not None:
         raise click.UsageError("--resume goes on with a run, --fork begins another one: choose one of them")
-    run = PRESETS[preset].with_options(_options(settings))
+    run = with_data(PRESETS[preset], _options(settings))
     if interventions:
         training = dataclasses.replace(run.training, interventions=interventions)
         run = dataclasses.replace(run, training=training)

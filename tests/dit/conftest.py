@@ -30,7 +30,7 @@ TINY = {
     "stop_on": "divergence",
 }
 
-UNEQUAL = ("wall_s",)
+UNEQUAL = ("wall_s", "data_wait_s")
 """What two equal runs differ in."""
 
 

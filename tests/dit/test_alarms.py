@@ -15,6 +15,7 @@ from dit.config import RunConfig
 from dit.data import Digits
 from dit.model import DiT
 from dit.optimiser import Optimiser
+from dit.prefetch import AHEAD
 from dit.training import Trainer
 from dit.training_config import TrainingConfig
 from dit.watch import Watch
@@ -139,7 +140,7 @@ def test_a_run_is_rolled_back(logged: Path, rolled_back: Path) -> None:
     assert notes["roll_backs"] == 1 and set(notes["factors"].values()) == {0.25}
 
 
-@pytest.mark.parametrize("stop", [END + 2, END + 7])
+@pytest.mark.parametrize("stop", [END + AHEAD + 2, END + AHEAD + 7])
 def test_a_rolled_back_run_is_resumed_to_the_bit(runs, rolled_back: Path, tmp_path: Path, stop: int) -> None:
     run = runs.tiny(**OPTIONS, on_alarm="roll_back")
     with pytest.raises(Stopped):

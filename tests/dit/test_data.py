@@ -80,7 +80,7 @@ def test_data_that_do_not_fit_are_refused() -> None:
         Digits(DiTConfig(channels=3))
     with pytest.raises(ValueError, match="a batch of 1798 is larger than the data, 1797 samples"):
         source_of(RunConfig(training=TrainingConfig(batch=1798)))
-    with pytest.raises(ValueError, match="no data yet: choose some, such as --set data=digits"):
+    with pytest.raises(ValueError, match="no data yet: encode some"):
         source_of(PRESETS["dit-400l-mvsplit"])
 
 

@@ -197,7 +197,7 @@ def test_a_run_or_checkpoint_is_drawn(
     expected = Digits(CONFIG).images(samples.flatten(0, 1)).unflatten(0, (2, 2))
     np.testing.assert_allclose(mosaic(out, 2, 2, 8), upscaled(expected), atol=2)
     said = json.loads(Image.open(out).text["Description"])
-    assert said["sampling"]["seed"] == 4 and said["classes"] == [3, 1] and said["step"] == 20
+    assert said["sampling"]["seed"] == 4 and said["captions"] == ["3", "1"] and said["step"] == 20
     assert said["ema"] is False and RunConfig.of_document(said["run"]).model == CONFIG and said["commit"]
 
 
@@ -222,7 +222,7 @@ def test_samples_that_are_not_finite_are_counted(mms_sample: Command, tmp_path: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--classes", "3,12"), "digits have the classes 0 to 9, got 12"),
+        (("--classes", "3,12"), "was trained with the captions 0 to 9, got 12"),
         (("--classes", "3,cat"), "'3,cat' is no comma-separated list of int values"),
         (("--each", "0"), "0 is not in the range x>=1"),
         (("--time-shift", "0"), "the time shift must be positive, got 0"),
@@ -243,12 +243,12 @@ def test_what_has_no_samples_is_refused(mms_sample: Command, tmp_path: Path, net
     assert status == 2 and said == f"mms: {tmp_path / 'nothing'} does not exist\n"
     (tmp_path / "model.safetensors").touch()
     status, _, said = mms_sample(tmp_path / "model.safetensors", *out)
-    assert status == 2 and "is a file of weights, whose latents have no pixel codec here" in said
+    assert status == 2 and "is a file of weights: say what its texts and latents are" in said
     status, _, said = mms_sample(tmp_path, *out)
     assert status == 2 and "holds no whole checkpoint" in said
     folder = run_folder(tmp_path / "latents", network, data="none")
     status, _, said = mms_sample(folder, *out)
-    assert status == 2 and "trained on the data 'none', which have no pixel codec" in said
+    assert status == 2 and "has no data yet" in said
     assert not out[1].exists()
 
 

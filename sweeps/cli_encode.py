@@ -1,0 +1,97 @@
+"""`mms encode`: images and captions to a store of latents and text embeddings."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import click
+
+from sweeps.options import show_json
+
+
+@click.command()
+@click.argument("images")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Store to write.")
+@click.option(
+    "--codec",
+    default="dct",
+    show_default=True,
+    metavar="CODEC",
+    help="pixels, dct, pca, or flux2:PATH, the folder of a FLUX.2 VAE.",
+)
+@click.option(
+    "--text",
+    default="labels",
+    show_default=True,
+    metavar="ENCODER",
+    help="labels (frozen random tokens of every distinct caption), minilm, or qwen3:PATH_OR_ID.",
+)
+@click.option(
+    "--captions",
+    default="classes",
+    show_default=True,
+    metavar="CAPTIONS",
+    help='classes, none, or a file of JSON lines {"file_name": ..., "text": ...}.',
+)
+@click.option(
+    "--side", type=click.IntRange(min=1), help="Of the images, pixels.  [default: the source's own; 128, 256]"
+)
+@click.option("--limit", type=click.IntRange(min=1), help="So many images, evenly spaced.  [default: all]")
+@click.option("--device", default="cpu", show_default=True, help="Where to encode, as torch names it.")
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Encode only share I of N, such as 1/4: start all N, at once or not, on one machine or several, "
+    "with the same --out. The first lays the store out, the others join it; no --resume needed.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the store where it stopped.")
+@click.option("-n", "--dry-run", is_flag=True, help="Print what would be encoded.")
+def encode(
+    images: str,
+    out: Path,
+    codec: str,
+    text: str,
+    captions: str,
+    side: int | None,
+    limit: int | None,
+    device: str,
+    shard: str | None,
+    resume: bool,
+    dry_run: bool,
+) -> None:
+    """Encode IMAGES once: digits, fashion-mnist:PATH, photos, or imagefolder:PATH.
+
+    Those held out (Fashion-MNIST's test set, the right of every photograph, every tenth image of the others)
+    are left for `mms evaluate`.
+    """
+    from tqdm import tqdm
+
+    from dit.encoding import EncodingConfig
+    from dit.encoding import encode as fill
+    from dit.images import images_of
+    from sweeps.cost import Shard
+    from sweeps.execute import check_device
+
+    check_device(device)
+    share = None if shard is None else Shard.parse(shard)
+    config = EncodingConfig(images=images, codec=codec, text=text, captions=captions, side=side, limit=limit)
+    if dry_run:
+        found = images_of(images, side=side)
+        sizes = {"samples": len(config.chosen(found)), "side": found.side, "colours": found.colours}
+        show_json({**dataclasses.asdict(config), **sizes, "out": str(out), "shard": shard})
+        return
+    with tqdm(desc=out.name, unit="shard", file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
+
+        def shard_done(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        fill(
+            config,
+            out,
+            resume=resume,
+            share=None if share is None else (share.index, share.count),
+            device=device,
+            shard_done=shard_done,
+        )
+    click.echo(out)

@@ -1,0 +1,245 @@
+"""Encoding into a latent store and streaming from it: the same bits whoever encodes, in whatever order."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from dit.codecs import fitted_codec
+from dit.config import PRESETS, DiTConfig, RunConfig, TrainingConfig
+from dit.data import samples_of, source_of
+from dit.encoding import EncodingConfig, encode, evenly_spaced
+from dit.images import batch, captions_of, images_of
+from dit.latents import Latents, LatentStore, rows_of_a_shard, with_data
+from dit.text_encoders import text_encoder
+from sim.store import StoreError, StoreExistsError
+
+DIGITS = EncodingConfig(images="digits", codec="pixels", limit=200)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two hundred digits in four shards, and their eleven captions."""
+    path = tmp_path_factory.mktemp("encoded") / "digits.zarr"
+    assert encode(DIGITS, path) == 5
+    return path
+
+
+def run_on(path: Path, **options: object) -> RunConfig:
+    """A tiny run on a latent store."""
+    given = {"data": f"latents:{path}", "depth": 1, "width": 16, "patch": 2, "steps": 4, "batch": 4}
+    return with_data(
+        PRESETS["digits-16l"], {name: str(value) for name, value in {**given, **options}.items()}
+    )
+
+
+def arrays(path: Path) -> dict[str, bytes]:
+    """All chunks of a store."""
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in sorted(path.rglob("c/**/*"))
+        if file.is_file()
+    }
+
+
+def test_a_store_holds_the_latents_and_texts_of_its_images(store: Path) -> None:
+    images, places = images_of("digits"), evenly_spaced(1618, 200)
+    captions = captions_of(images, "classes")
+    pixels = batch(images, places)
+    expected = fitted_codec("pixels", pixels).encode(pixels)
+    source = Latents(store, run_on(store))
+    chosen = np.array([199, 3, 64])
+    torch.testing.assert_close(source.latents(chosen), expected[chosen], rtol=2**-11, atol=1e-6)
+    texts = text_encoder("labels").encode([captions[places[index]] for index in chosen], 4)
+    torch.testing.assert_close(source.texts(chosen), texts, rtol=2**-11, atol=1e-6)
+    torch.testing.assert_close(
+        source.empty_text, text_encoder("labels").encode([""], 4)[0], rtol=2**-11, atol=0
+    )
+    assert source.store.captions == ("", *map(str, range(10))) and source.size == 200
+    torch.testing.assert_close(
+        source.store.codec().decode(source.latents(chosen)), pixels[chosen], atol=1e-3, rtol=0
+    )
+
+
+def test_a_killed_encoding_is_resumed_to_the_bit(store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "killed.zarr"
+    program = (
+        "import sys, time; from pathlib import Path; from dit.encoding import EncodingConfig, encode\n"
+        "encode(EncodingConfig(images='digits', codec='pixels', limit=200), Path(sys.argv[1]),"
+        " shard_done=lambda done, total: time.sleep(0.3))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, path],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    while not (path.exists() and len(LatentStore(path).remaining()) < 4):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    left = len(LatentStore(path).remaining())
+    assert 0 < left < 5
+    assert encode(DIGITS, path, resume=True) == left
+    assert arrays(path) == arrays(store)
+
+
+def test_shares_together_make_the_store(store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "shared.zarr"
+    assert [encode(DIGITS, path, share=(number, 2)) for number in (2, 1)] == [2, 3]
+    assert arrays(path) == arrays(store)
+    assert encode(DIGITS, path, resume=True) == 0
+
+
+def test_a_shard_that_was_not_finished_is_done_again(store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "torn.zarr"
+    encode(DIGITS, path)
+    zarr.open_group(path, mode="r+")["status"][2] = 0
+    (path / "latents" / "c" / "2" / "0" / "0" / "0").write_bytes(b"torn")
+    with pytest.raises(StoreError, match="lacks 1 of 5 shards: go on with mms encode --resume"):
+        source_of(run_on(path))
+    assert encode(DIGITS, path, resume=True) == 1 and arrays(path) == arrays(store)
+
+
+def test_another_store_is_not_gone_on_with(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreExistsError, match="already exists: pass --resume"):
+        encode(DIGITS, store)
+    other = dataclasses.replace(DIGITS, codec="pca")
+    with pytest.raises(StoreError, match="was begun with codec pixels, not pca"):
+        encode(other, store, resume=True)
+    with pytest.raises(StoreError, match="there is nothing to go on with"):
+        encode(DIGITS, tmp_path / "none.zarr", resume=True)
+
+
+def test_a_full_disk_leaves_the_shard_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "full.zarr"
+    encode(DIGITS, path, share=(2, 2))
+    monkeypatch.setattr(zarr.Array, "__setitem__", _no_room)
+    with pytest.raises(StoreError, match=r"shard 0 could not be written \(No space left on device\)"):
+        encode(DIGITS, path, resume=True)
+    monkeypatch.undo()
+    assert len(LatentStore(path).remaining()) == 3 and encode(DIGITS, path, resume=True) == 3
+
+
+def _no_room(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_images_that_cannot_be_encoded_leave_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must be a multiple of 16 for the codec dct"):
+        encode(EncodingConfig(images="digits"), tmp_path / "x.zarr")
+    assert not list(tmp_path.iterdir())
+
+
+def test_values_beyond_half_precision_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dit.codecs import PixelCodec
+
+    path = tmp_path / "x.zarr"
+    encode(DIGITS, path, share=(2, 2))
+    whole = PixelCodec.encode
+    monkeypatch.setattr(PixelCodec, "encode", lambda codec, images: whole(codec, images) * 1e6)
+    with pytest.raises(
+        ValueError, match="the latent of digits/00000 holds values that are not finite in half"
+    ):
+        encode(DIGITS, path, resume=True)
+
+
+def test_other_images_than_were_encoded_are_refused(tmp_path: Path) -> None:
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(12):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(folder / f"{number:02d}.png")
+    config = EncodingConfig(images=f"imagefolder:{folder}", side=16, captions="none", codec="pixels")
+    path = tmp_path / "x.zarr"
+    encode(config, path)
+    (folder / "new.png").write_bytes((folder / "00.png").read_bytes())
+    with pytest.raises(ValueError, match=r"are no longer those that .*x\.zarr was made of"):
+        LatentStore(path).images()
+
+
+def test_the_network_takes_its_sizes_from_the_store(store: Path) -> None:
+    run = run_on(store)
+    sizes = (run.model.channels, run.model.side, run.model.text_tokens, run.model.text_width)
+    assert sizes == (1, 8, 4, 64) and run.data_digest == LatentStore(store).digest
+    assert RunConfig.of_document(json.loads(json.dumps(run.document()))) == run
+
+
+def test_a_store_that_does_not_fit_is_refused(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"latents of the codec pixels, .*: set channels=1 \(the network has 3\)"
+    ):
+        source_of(RunConfig(model=DiTConfig(channels=3, text_width=64), data=f"latents:{store}"))
+    with pytest.raises(ValueError, match="a batch of 300 is larger than the data, 200 samples"):
+        source_of(run_on(store, batch=300))
+    with pytest.raises(ValueError, match="it was encoded anew"):
+        source_of(dataclasses.replace(run_on(store), data_digest="0"))
+    with pytest.raises(StoreError, match="does not exist"):
+        source_of(RunConfig(data=f"latents:{tmp_path / 'nowhere'}"))
+    with pytest.raises(StoreError, match="is no latents of this project"):
+        zarr.open_group(tmp_path / "other.zarr", mode="w")
+        source_of(RunConfig(data=f"latents:{tmp_path / 'other.zarr'}"))
+
+
+def test_large_texts_are_streamed_like_small_ones(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, everything = run_on(store), np.arange(200)
+    held = Latents(store, run)
+    monkeypatch.setattr("dit.latents.TEXTS_HELD", 10)
+    streamed = Latents(store, run)
+    assert streamed._held is None
+    assert torch.equal(streamed.texts(everything), held.texts(everything))
+    assert torch.equal(streamed.caption_tokens(["3", ""]), held.caption_tokens(["3", ""]))
+
+
+def test_the_samples_of_a_step_are_those_of_its_place_in_the_order(store: Path) -> None:
+    source = source_of(run_on(store))
+    together, _ = samples_of(source, 3, 7, 8, np.arange(8))
+    apart = torch.cat([samples_of(source, 3, 7, 8, np.array([place]))[0] for place in range(8)])
+    assert torch.equal(together, apart)
+
+
+def test_a_run_on_a_store_is_resumed_to_the_bit_and_says_how_long_it_waited(
+    runs, store: Path, tmp_path: Path
+) -> None:
+    from sim.run_store import open_run
+
+    run = run_on(store, steps=6, checkpoint_every=2, interval=2, telemetry_every=2)
+    runs.trained(tmp_path / "whole", run)
+    short = dataclasses.replace(run, training=dataclasses.replace(run.training, steps=3))
+    runs.trained(tmp_path / "run", short)
+    runs.trained(tmp_path / "run", run, resume=True)
+    runs.assert_same_weights(tmp_path / "whole", tmp_path / "run")
+    waits = open_run(tmp_path / "whole")["data_wait_s"].values
+    assert waits.shape == (6,) and (waits >= 0).all()
+
+
+def test_a_damaged_store_stops_the_training_in_a_sentence(runs, store: Path, tmp_path: Path) -> None:
+    import shutil
+
+    path = tmp_path / "damaged.zarr"
+    shutil.copytree(store, path)
+    for file in (path / "latents").rglob("c/*/0/0/0"):
+        file.write_bytes(b"\0" * file.stat().st_size)
+    with pytest.raises(StoreError, match="is damaged: its table of rows does not match its checksum"):
+        runs.trained(tmp_path / "run", run_on(path))
+
+
+@pytest.mark.parametrize(
+    ("count", "rows"), [(1, 64), (200, 64), (10_000, 157), (70_000, 1024), (10**7, 1024)]
+)
+def test_a_shard_has_so_many_rows(count: int, rows: int) -> None:
+    assert rows_of_a_shard(count) == rows
+
+
+def test_training_of_one_batch_needs_no_more_samples(store: Path) -> None:
+    assert source_of(run_on(store, batch=200)).size == TrainingConfig(batch=200).batch
