@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dit.codecs import fitted_codec
-from dit.images import NO_CAPTION, Images, batch, captions_of, images_of
+from dit.images import IMAGES, NO_CAPTION, Images, batch, captions_of, images_of
 from dit.latents import LatentStore, lay_out_latents
 from dit.text_encoders import text_encoder
 from dit.training_config import at_least
 from sim.store import StoreError, StoreExistsError
+from sim.zarr_files import check_free
 
 FITTED_ON = 2048
 """As many images, evenly spaced, a codec learns its statistics from."""
@@ -52,6 +53,11 @@ class EncodingConfig:
 
     def __post_init__(self) -> None:
         at_least(self, {name: 1 for name in ("side", "limit") if getattr(self, name) is not None})
+        kind, colon, path = self.images.partition(":")
+        if path and f"{kind}:PATH" in IMAGES:
+            # absolute, for an evaluation from another folder; no shell expands a ~ behind a colon
+            place = Path(path).expanduser().resolve()
+            object.__setattr__(self, "images", f"{kind}{colon}{place}")
 
     def chosen(self, images: Images) -> NDArray[Any]:
         """The images that are encoded, as places in the source."""
@@ -77,6 +83,7 @@ def lay_out(config: EncodingConfig, out: Path, *, device: str = "cpu") -> None:
         StoreError: no room.
         StoreExistsError: something is already there.
     """
+    check_free(out)
     images = images_of(config.images, side=config.side)
     chosen = config.chosen(images)
     texts = captions_of(images, config.captions)

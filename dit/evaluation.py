@@ -16,9 +16,9 @@ from torch import Tensor
 from dit.encoding import evenly_spaced
 from dit.features import BATCH, Extractor, Features, features_of, image_key
 from dit.images import Images, batch
-from dit.latents import Latents
+from dit.latents import Latents, LatentStore
 from dit.model import DiT
-from dit.sample_metrics import Row, compare
+from dit.sample_metrics import Reference, Row, compare
 from dit.sampling import SamplingConfig, draw_samples
 from dit.subject import Subject
 from dit.training_config import at_least
@@ -71,7 +71,7 @@ def evaluate(
     Raises:
         ValueError: data without images, fewer held out than there are samples, or samples with NaN.
     """
-    held_out, real = subject.images(True), subject.images(False)
+    held_out, trained = subject.images(True), subject.images(False)
     count = config.samples
     if held_out.size < count:
         raise ValueError(
@@ -80,15 +80,15 @@ def evaluate(
         )
     chosen = evenly_spaced(held_out.size, count)
     given = {"cache": cache, "tell": tell}
+    real = _real(network, trained, reference_images(subject, config), held_out=False, **given)
+    Reference(real.values)  # what it refuses is said before the samples, which take longest
 
     def pictured(model: DiT) -> Features:
         return features_of(network, _sampled(subject, model, count, sampling, step_done))
 
     return compare(
         pictured(subject.network),
-        _real(
-            network, real, evenly_spaced(real.size, min(config.reference, real.size)), held_out=False, **given
-        ),
+        real,
         _real(network, held_out, chosen, held_out=True, **given),
         extractor=network.name,
         nfe=sampling.steps,
@@ -96,6 +96,12 @@ def evaluate(
         decoded=features_of(network, _decoded(subject, held_out, chosen)),
         untrained=pictured(untrained_network(subject)) if config.untrained else None,
     )
+
+
+def reference_images(subject: Subject, config: EvaluationConfig) -> NDArray[np.int64]:
+    """Images of the training that all sets are compared with, as places in their source."""
+    trained = _store(subject).image_of
+    return trained[evenly_spaced(len(trained), min(config.reference, len(trained)))]
 
 
 def steps_of(config: EvaluationConfig, sampling: SamplingConfig) -> int:
@@ -107,6 +113,11 @@ def untrained_network(subject: Subject) -> DiT:
     """The network with fresh weights of seed 0, where the trained one is."""
     network = DiT(subject.network.config).eval()
     return network.to(next(subject.network.parameters()).device)
+
+
+def _store(subject: Subject) -> LatentStore:
+    assert isinstance(subject.source, Latents)
+    return subject.source.store
 
 
 def _sampled(
@@ -121,9 +132,8 @@ def _sampled(
     Raises:
         ValueError: samples that are not finite.
     """
-    source = subject.source
-    assert isinstance(source, Latents)
-    captions, places = source.store.captions, source.store.caption_of[evenly_spaced(source.size, count)]
+    store = _store(subject)
+    captions, places = store.captions, store.caption_of[evenly_spaced(len(store.caption_of), count)]
     for first in range(0, count, sampling.batch):
         numbers = range(first, min(first + sampling.batch, count))
         texts, empty = subject.texts([captions[place] for place in places[numbers.start : numbers.stop]])
@@ -159,8 +169,6 @@ def _decoded(
     subject: Subject, images: Images, chosen: NDArray[np.int64]
 ) -> Iterator[Float[Tensor, "B K H W"]]:
     """Real images as they come back from their latents, which the store holds in half precision."""
-    source = subject.source
-    assert isinstance(source, Latents)
-    codec = source.store.codec()
+    codec, device = _store(subject).codec(), next(subject.network.parameters()).device
     for pictures in _batches(images, chosen):
-        yield subject.pictures(codec.encode(pictures).to(torch.float16).float())
+        yield subject.pictures(codec.encode(pictures.to(device)).to(torch.float16).float())

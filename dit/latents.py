@@ -5,6 +5,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,11 @@ class LatentStore:
         except UNREADABLE as error:
             raise StoreError(f"{path} is damaged: its captions cannot be read") from error
 
+    @cached_property
+    def caption_places(self) -> dict[str, int]:
+        """The place of every caption in `captions`."""
+        return {caption: place for place, caption in enumerate(self.captions)}
+
     @property
     def parts(self) -> list[tuple[str, int]]:
         """The shards, as array and number, in the order of their status."""
@@ -245,7 +251,10 @@ class LatentStore:
             ValueError: they are not there, or are no longer those.
         """
         spec, side = self.encoding["images"], self.source["side"]
-        images = images_of(spec, side=side)
+        try:
+            images = images_of(spec, side=side)
+        except ValueError as error:
+            raise ValueError(f"the images that {self.path} was made of are not there: {error}") from error
         if {"side": side, **images.document()} != self.source:
             raise ValueError(f"the images {spec} are no longer those that {self.path} was made of")
         return images_of(spec, side=side, held_out=True) if held_out else images
@@ -317,7 +326,7 @@ class Latents:
             KeyError: another caption.
             StoreError: a shard that is missing or damaged.
         """
-        places = {caption: place for place, caption in enumerate(self.store.captions)}
+        places = self.store.caption_places
         return self._tokens(np.array([places[caption] for caption in captions]))
 
     def _tokens(self, places: NDArray[np.int64]) -> Float[Tensor, "B S W_text"]:

@@ -53,10 +53,11 @@ class Subject:
     images: Callable[[bool], Images]
 
     def pictures(self, latents: Float[Tensor, "*B C H W"]) -> Float[Tensor, "*B K H2 W2"]:
-        """Pictures of latents, values in [0, 1]."""
-        flat = latents.flatten(0, -4)
-        found = torch.cat([self.decode(part) for part in flat.split(DECODED_AT_ONCE)])
-        return found.unflatten(0, latents.shape[:-3])
+        """Pictures of latents, values in [0, 1], computed where the network is, on the CPU."""
+        device = next(self.network.parameters()).device
+        parts = latents.reshape(-1, *latents.shape[-3:]).split(DECODED_AT_ONCE)
+        found = torch.cat([self.decode(part.to(device)).cpu() for part in parts])
+        return found.reshape(*latents.shape[:-3], *found.shape[1:])
 
 
 def open_subject(
@@ -87,7 +88,7 @@ def open_subject(
                 "and --codec flux2:PATH"
             )
         return _published(path, text, codec)
-    if text is not None or codec is not None:
+    if path.exists() and (text is not None or codec is not None):
         raise ValueError(f"{path} is no file of weights: its data say what encodes its texts and latents")
     checkpoint = find_checkpoint(path, damaged)
     run, network = load_network(checkpoint, ema=ema)
@@ -134,8 +135,7 @@ def _of_latents(network: DiT, source: Latents, said: dict[str, Any]) -> Subject:
     tokens, codec = source.empty_text.shape[0], store.codec()
 
     def texts(wanted: Sequence[str]) -> Texts:
-        known = set(store.captions)
-        if known.issuperset(wanted):
+        if all(caption in store.caption_places for caption in wanted):
             return source.caption_tokens(wanted), source.empty_text
         return store.text_encoder().encode(wanted, tokens), source.empty_text
 

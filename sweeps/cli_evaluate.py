@@ -89,6 +89,8 @@ def evaluate(
     def tell(sentence: str) -> None:
         click.echo(f"mms: {sentence}", err=True)
 
+    if path.is_file():
+        raise ValueError(f"{path} is a file of weights, without the data to judge them by: name a run")
     subject = open_subject(path, ema=ema, damaged=tell)
     subject.network.to(device)
     if probe is None:
@@ -116,7 +118,7 @@ def _metrics(
 ) -> dict[str, Any]:
     from tqdm import tqdm
 
-    from dit.evaluation import EvaluationConfig, steps_of
+    from dit.evaluation import EvaluationConfig, reference_images, steps_of
     from dit.evaluation import evaluate as judge
     from dit.features import extractor
 
@@ -125,8 +127,10 @@ def _metrics(
     total = steps_of(config, sampling)
     with tqdm(total=total, desc="steps", file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
         rows = judge(subject, network, config, sampling, step_done=bar.update, **given)
+    compared = len(reference_images(subject, config))
     return {
-        "said": f"against {reference} training images at most",
+        "said": f"against {compared} training images",
+        "reference_images": compared,
         "rows": [dataclasses.asdict(row) for row in rows],
         "evaluation": dataclasses.asdict(config),
         "sampling": dataclasses.asdict(sampling),

@@ -135,7 +135,8 @@ def sample(
         f"{sizes.merge}; {steps} Euler steps, guidance {cfg_scale:g}, time shift {time_shift:g}, seed {seed}"
     )
     pictures = subject.pictures(samples)
-    shown = [textwrap.shorten(row, SHOWN, placeholder="...") for row in rows]
+    # a pair of dollars would be read as mathematics
+    shown = [textwrap.shorten(row, SHOWN, placeholder="...").replace("$", r"\$") for row in rows]
     figure = samples_figure(pictures.movedim(2, -1), shown, caption)
     said = {"sampling": dataclasses.asdict(config), "captions": rows}
     described = json.dumps({**said, **subject.document, **provenance()})

@@ -1,6 +1,8 @@
 """Shapes are checked by beartype in the test run; one thread, since the tensors are small."""
 
 import dataclasses
+import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ install_import_hook(["sim", *DIT], "beartype.beartype(conf=beartype.BeartypeConf
 
 from sim.store import DONE  # noqa: E402 (after the import hook)
 from sim.sweep_writer import SweepWriter  # noqa: E402
+from sweeps import cli  # noqa: E402
 from sweeps.execute import run_sweep  # noqa: E402
 from sweeps.layout import lay_out  # noqa: E402
 from sweeps.mixers import MIXERS_AND_MERGES  # noqa: E402
@@ -28,6 +31,66 @@ from sweeps.study import KINDS, Study, StudyCell  # noqa: E402
 from sweeps.sweep import Sweep  # noqa: E402
 from sweeps.token_law import TOKEN_LAW  # noqa: E402
 from theory import Setting  # noqa: E402
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def mms(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Exit status, stdout and stderr of one command, in this process."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mms", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return run
+
+
+class Inception(torch.nn.Module):
+    """The calling convention of the file that is shared; what it gives shows what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bias", torch.tensor([5.0, 0.0, 0.0]))
+
+    def forward(
+        self,
+        img: torch.Tensor,
+        return_features: bool = False,
+        use_fp16: bool = False,
+        no_output_bias: bool = False,
+    ) -> torch.Tensor:
+        assert img.dtype == torch.uint8 and img.shape[1] == 3
+        means = img.float().mean((2, 3))
+        if return_features:
+            return means
+        logits = means / 100
+        return logits.softmax(1) if no_output_bias else (logits + self.bias).softmax(1)
+
+
+@pytest.fixture(scope="session")
+def scripted() -> Callable[[torch.nn.Module, Path], Path]:
+    """Write a module as TorchScript."""
+
+    def save(module: torch.nn.Module, path: Path) -> Path:
+        with warnings.catch_warnings():
+            # as `extractor`: the shared network is TorchScript
+            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+            torch.jit.script(module).save(path)
+        return path
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def inception(
+    scripted: Callable[[torch.nn.Module, Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A file for `--extractor inception:PATH`: features are the means of the colours, in bytes."""
+    return scripted(Inception(), tmp_path_factory.mktemp("extractor") / "inception.pt")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What the tests of training share: tiny runs, trained in this process or from the command line."""
+"""What the tests of training share: tiny runs, in this process or from the command line, and tiny models."""
 
 import os
 import subprocess
@@ -15,6 +15,7 @@ import torch.distributed.checkpoint as dcp
 
 from dit.config import PRESETS, RunConfig
 from dit.states import checkpoints, load_tensors
+from dit.text_encoders import _quiet
 from dit.training import Trainer
 from sim.run_store import open_run
 
@@ -32,6 +33,9 @@ TINY = {
 
 UNEQUAL = ("wall_s", "data_wait_s")
 """What two equal runs differ in."""
+
+WORDS = ("a red car", "two dogs on a beach", "a photograph of a red car on a beach")
+"""What the tiny tokenizer has learned its merges from."""
 
 
 def tiny(**options: object) -> RunConfig:
@@ -137,3 +141,71 @@ def kill() -> Callable[["subprocess.Popen[str]"], None]:
         process.communicate()
 
     return stop
+
+
+@pytest.fixture(scope="session")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random Qwen3 and of a tokenizer of single bytes and a few merges."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    folder = tmp_path_factory.mktemp("text") / "qwen3"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(WORDS, trainer)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|endoftext|>", padding_side="left"
+    ).save_pretrained(folder)
+    config = transformers.Qwen3Config(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.Qwen3Model(config)
+    with _quiet():
+        model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_vae() -> Callable[..., Path]:
+    """Write a random VAE of FLUX.2's kind, whose latents have other moments in every channel."""
+    diffusers = pytest.importorskip("diffusers")
+
+    def write(path: Path, blocks: int = 4, **options: Any) -> Path:
+        generator = torch.Generator().manual_seed(3)
+        network = diffusers.AutoencoderKLFlux2(
+            block_out_channels=(8,) * blocks,
+            down_block_types=("DownEncoderBlock2D",) * blocks,
+            up_block_types=("UpDecoderBlock2D",) * blocks,
+            layers_per_block=1,
+            norm_num_groups=4,
+            sample_size=32,
+            **options,
+        )
+        for weight in network.parameters():
+            torch.nn.init.normal_(weight, std=0.2, generator=generator)
+        network.bn.running_mean.normal_(generator=generator)
+        network.bn.running_var.uniform_(0.01, 3, generator=generator)
+        network.save_pretrained(path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def vae(tiny_vae: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny VAE in the real geometry, with a large term beside the variance."""
+    return tiny_vae(tmp_path_factory.mktemp("flux2") / "vae", batch_norm_eps=0.05)

@@ -302,33 +302,6 @@ def test_latents_that_cannot_be_decoded_are_refused(shape: tuple[int, ...], mess
         fitted_codec("dct", noise(2, 3, 16)).decode(torch.zeros(shape))
 
 
-def tiny_vae(path: Path, blocks: int = 4, **options: Any) -> Path:
-    """A folder with a random VAE of `blocks` blocks, whose latents have other moments in every channel."""
-    diffusers = pytest.importorskip("diffusers")
-    generator = torch.Generator().manual_seed(3)
-    network = diffusers.AutoencoderKLFlux2(
-        block_out_channels=(8,) * blocks,
-        down_block_types=("DownEncoderBlock2D",) * blocks,
-        up_block_types=("UpDecoderBlock2D",) * blocks,
-        layers_per_block=1,
-        norm_num_groups=4,
-        sample_size=32,
-        **options,
-    )
-    for weight in network.parameters():
-        torch.nn.init.normal_(weight, std=0.2, generator=generator)
-    network.bn.running_mean.normal_(generator=generator)
-    network.bn.running_var.uniform_(0.01, 3, generator=generator)
-    network.save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny VAE in the real geometry, with a large term beside the variance."""
-    return tiny_vae(tmp_path_factory.mktemp("flux2") / "vae", batch_norm_eps=0.05)
-
-
 def test_latents_of_flux2_are_those_of_its_pipeline(vae: Path) -> None:
     """And images are those that the pipeline's autoencoder gives for them."""
     diffusers = pytest.importorskip("diffusers")
@@ -356,7 +329,9 @@ def test_flux2_reads_grey_images_as_rgb(vae: Path) -> None:
 
 
 @pytest.mark.parametrize(("blocks", "latent", "factor"), [(2, 4, 4), (3, 8, 8)])
-def test_the_geometry_is_that_of_the_vae(tmp_path: Path, blocks: int, latent: int, factor: int) -> None:
+def test_the_geometry_is_that_of_the_vae(
+    tiny_vae: Callable[..., Path], tmp_path: Path, blocks: int, latent: int, factor: int
+) -> None:
     codec = fitted_codec(f"flux2:{tiny_vae(tmp_path, blocks, latent_channels=latent)}", noise(1, 3, 32))
     assert (codec.channels, codec.factor) == (4 * latent, factor)
     shape = codec.encode(noise(1, 3, 24)).shape
@@ -446,6 +421,8 @@ def test_absent_and_damaged_vaes_are_refused(
 
 
 @pytest.mark.parametrize("options", [{"in_channels": 1}, {"patch_size": (1, 2)}])
-def test_a_vae_of_another_kind_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_a_vae_of_another_kind_is_refused(
+    tiny_vae: Callable[..., Path], tmp_path: Path, options: dict[str, Any]
+) -> None:
     with pytest.raises(ValueError, match="must encode RGB and stack squares"):
         fitted_codec(f"flux2:{tiny_vae(tmp_path, **options)}", noise(1, 3, 16))

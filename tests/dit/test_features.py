@@ -1,8 +1,7 @@
 """Features of images: what the extractors are given and give, and what the cache keeps."""
 
 import sys
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -148,40 +147,13 @@ def test_an_extractor_that_is_not_there_is_refused(spec: str, message: str) -> N
         extractor(spec)
 
 
-class Inception(nn.Module):
-    """The calling convention of the file that is shared; what it gives shows what it was given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("bias", torch.tensor([5.0, 0.0, 0.0]))
-
-    def forward(
-        self, img: Tensor, return_features: bool = False, use_fp16: bool = False, no_output_bias: bool = False
-    ) -> Tensor:
-        assert img.dtype == torch.uint8 and img.shape[1] == 3
-        means = img.float().mean((2, 3))
-        if return_features:
-            return means
-        logits = means / 100
-        return logits.softmax(1) if no_output_bias else (logits + self.bias).softmax(1)
-
-
 class Classifier(nn.Module):
     def forward(self, img: Tensor) -> Tensor:
         return img
 
 
-def saved(module: nn.Module, path: Path) -> Path:
-    with warnings.catch_warnings():
-        # as `extractor`: the shared network is TorchScript
-        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
-        torch.jit.script(module).save(path)
-    return path
-
-
-def test_the_inception_is_given_bytes_and_asked_for_features_and_unbiased_classes(tmp_path: Path) -> None:
-    file = saved(Inception(), tmp_path / "inception.pt")
-    network, images = extractor(f"inception:{file}"), pictures(4, colours=1)
+def test_the_inception_is_given_bytes_and_asked_for_features_and_unbiased_classes(inception: Path) -> None:
+    network, images = extractor(f"inception:{inception}"), pictures(4, colours=1)
     found = features_of(network, [images])
     means = (images * 255).round().mean((2, 3)).repeat(1, 3)
     np.testing.assert_allclose(found.values, means, rtol=1e-6)
@@ -190,11 +162,13 @@ def test_the_inception_is_given_bytes_and_asked_for_features_and_unbiased_classe
     assert len(network.digest) == 64
 
 
-def test_a_file_that_is_no_inception_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_inception_is_refused(
+    scripted: Callable[[nn.Module, Path], Path], tmp_path: Path
+) -> None:
     (tmp_path / "text.pt").write_text("no network")
     with pytest.raises(ValueError, match="is no TorchScript network"):
         extractor(f"inception:{tmp_path / 'text.pt'}")
-    file = saved(Classifier(), tmp_path / "classifier.pt")
+    file = scripted(Classifier(), tmp_path / "classifier.pt")
     with pytest.raises(
         ValueError, match="is not the Inception of 2015: its forward does not take return_feat"
     ):

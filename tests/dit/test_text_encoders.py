@@ -20,42 +20,6 @@ END = "<|endoftext|>"
 
 
 @pytest.fixture(scope="session")
-def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny random Qwen3 and of a tokenizer of single bytes and a few merges."""
-    transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    folder = tmp_path_factory.mktemp("text") / "qwen3"
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CAPTIONS, trainer)
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=END, eos_token=END, padding_side="left"
-    ).save_pretrained(folder)
-    config = transformers.Qwen3Config(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = transformers.Qwen3Model(config)
-    with text_encoders._quiet():
-        model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def encoders(qwen3: Path) -> Callable[[str], TextEncoder]:
     """An encoder of every kind, loaded once."""
     made: dict[str, TextEncoder] = {}

@@ -1,29 +1,11 @@
-"""What the tests of sweeps share: the command line in this process, and what a store holds to the bit."""
+"""What the tests of sweeps share: what a store holds to the bit."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sim.store import PROVENANCE
-from sweeps import cli
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def mms(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Exit status, stdout and stderr of one command, in this process."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mms", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture(scope="session")

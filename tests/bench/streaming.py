@@ -1,0 +1,87 @@
+"""Training from a large latent store: how long steps wait for their batches, and what stays in memory.
+
+    python tests/bench/streaming.py [LATENTS]
+
+A store of so many random latents in the geometry of FLUX.2's VAE (128 channels, side 16, 64 kB each; 100,000
+by default, 6.6 GB in a temporary folder), a hundred of every caption; the preset `latents-samples` for 30
+steps, in a process of its own. Memory is that process's largest resident set, of which files that the system
+keeps in its cache are no part. Beside it the same steps on a hundredth of the latents.
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dit.codecs import PatchCodec, dct_basis
+from dit.config import PRESETS
+from dit.latents import LatentStore, lay_out_latents, with_data
+from dit.text_encoders import text_encoder
+from dit.training import Trainer
+from sim.run_store import open_run
+
+STEPS, SETTLED = 30, 5
+"""Steps of a run, and those at its beginning that are not looked at."""
+
+SMALLEST = 64
+"""Latents, of which a batch can be made."""
+
+
+def lay_out(path: Path, count: int) -> None:
+    """A complete store of random latents."""
+    captions = ["", *(f"caption {number}" for number in range(count // 100))]
+    encoder = text_encoder("labels")
+    zeros, ones = np.zeros(128), np.ones(128)
+    tensors = {"basis": dct_basis(), "centre": np.zeros(192), "mean": zeros, "std": ones}
+    lay_out_latents(
+        path,
+        latent=(128, 16, 16),
+        text=(4, encoder.width),
+        captions=captions,
+        caption_of=1 + np.arange(count) // 100,
+        image_of=np.arange(count),
+        codec=PatchCodec("dct", 3, tensors),
+        text_encoder=encoder,
+        attributes={"encoding": {}, "source": {}},
+    )
+    store, generator = LatentStore(path, "r+"), torch.Generator().manual_seed(0)
+    for place, part in enumerate(store.parts):
+        shape = (len(store.rows(part)), *store.arrays[part[0]].shape[1:])
+        store.write(place, torch.randn(shape, generator=generator).half().numpy())
+
+
+def train(store: Path, out: Path) -> None:
+    """Train on a store, and say what it took."""
+    options = {"data": f"latents:{store}", "steps": str(STEPS), "telemetry_every": "0"}
+    run = with_data(PRESETS["latents-samples"], options)
+    Trainer(run, out).train()
+    data = open_run(out)
+    waited = data["data_wait_s"].values[SETTLED:]
+    spent = float(data["wall_s"].values[-1] - data["wall_s"].values[SETTLED - 1])
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    count = LatentStore(store).arrays["latents"].shape[0]
+    print(
+        f"{count:8,} latents: {spent / len(waited):.3f} s a step, waiting {waited.sum() / spent:.3%} of it, "
+        f"longest wait {1e3 * waited.max():.2f} ms, largest resident set {resident:.2f} GiB"
+    )
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["train"]:
+        train(Path(sys.argv[2]), Path(sys.argv[3]))
+        return
+    largest = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
+    with tempfile.TemporaryDirectory() as folder:
+        for count in (max(largest // 100, SMALLEST), largest):
+            store = Path(folder) / f"{count}.zarr"
+            lay_out(store, count)
+            out = str(Path(folder) / f"run-{count}")
+            subprocess.run([sys.executable, __file__, "train", str(store), out], check=True)
+
+
+if __name__ == "__main__":
+    main()
