@@ -21,8 +21,8 @@ from dit.training_config import at_least
 from sim.store import StoreError, StoreExistsError
 from sim.zarr_files import check_free
 
-FITTED_ON = 2048
-"""As many images, evenly spaced, a codec learns its statistics from."""
+FITTED_ON, FITTED_NUMBERS = 2048, 2**26
+"""As many images, evenly spaced, a codec learns its statistics from; fewer where they hold more numbers."""
 
 AT_ONCE = 32
 """Images or captions; fixed, so that a shard has the same bits whoever encodes it."""
@@ -90,7 +90,8 @@ def lay_out(config: EncodingConfig, out: Path, *, device: str = "cpu") -> None:
     distinct = [NO_CAPTION, *sorted({texts[index] for index in chosen} - {NO_CAPTION})]
     places = {caption: place for place, caption in enumerate(distinct)}
     encoder = text_encoder(config.text, device=device)
-    sample = batch(images, chosen[evenly_spaced(len(chosen), min(FITTED_ON, len(chosen)))]).to(device)
+    most = max(1, min(FITTED_ON, FITTED_NUMBERS // (images.colours * images.side**2), len(chosen)))
+    sample = batch(images, chosen[evenly_spaced(len(chosen), most)]).to(device)
     codec = fitted_codec(config.codec, sample)
     lay_out_latents(
         out,

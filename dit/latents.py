@@ -335,6 +335,33 @@ class Latents:
         return torch.from_numpy(self._texts(places)).float()
 
 
+def encoders_of(source: Any) -> dict[str, str]:
+    """What encoded latents and texts of a source, name and digest of each; nothing where it is no store."""
+    if not isinstance(source, Latents):
+        return {}
+    documents = {"codec": source.store.codec_document, "text encoder": source.store.text_document}
+    return {kind: f"{of['name']} {of['digest'][:16]}" for kind, of in documents.items()}
+
+
+def check_encoders(source: Any, known: Mapping[str, str], checkpoint: Path) -> None:
+    """Refuse data of another codec or text encoder than a checkpoint was trained on.
+
+    Args:
+        source: the data.
+        known: `encoders_of` the data of the checkpoint.
+        checkpoint: which.
+
+    Raises:
+        StoreError: naming the store and both encoders.
+    """
+    for kind, found in encoders_of(source).items():
+        if known.get(kind, found) != found:
+            raise StoreError(
+                f"{source.store.path} was encoded by the {kind} {found}, {checkpoint} was trained on "
+                f"{known[kind]}: encode the data with that"
+            )
+
+
 def with_data(run: RunConfig, options: Mapping[str, str]) -> RunConfig:
     """A run with fields set from text, and, on a latent store, with the sizes that the store has.
 

@@ -147,10 +147,14 @@ def samples_figure(
     axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     axes.set_xticks([])
     axes.set_yticks(
-        [(height + gap) * row + (height - 1) / 2 for row in range(len(tiles))], labels, fontsize=font
+        [(height + gap) * row + (height - 1) / 2 for row in range(len(tiles))],
+        labels,
+        fontsize=font,
+        parse_math=False,  # a price is no formula
     )
     axes.tick_params(length=0, pad=3)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    figure.text(4 / total_width, 1 - 4 / total_height, "\n".join(lines), fontsize=font, va="top")
+    corner = 4 / total_width, 1 - 4 / total_height
+    figure.text(*corner, "\n".join(lines), fontsize=font, va="top", parse_math=False)
     return figure

@@ -22,6 +22,7 @@ from dit.batches import Batch, batch_of
 from dit.config import RunConfig
 from dit.data import Source, source_of
 from dit.flow import flow_losses
+from dit.latents import check_encoders, encoders_of
 from dit.memory import check_fits
 from dit.optimiser import Optimiser
 from dit.prefetch import Prefetch
@@ -136,6 +137,7 @@ class Trainer:
             return {**origin, "spent": notes["wall_s"]}
         if self.step >= self.run.training.steps:
             raise ValueError(f"{checkpoint} is of step {self.step} already: set steps to more than that")
+        check_encoders(self.source, notes.get("encoders", {}), checkpoint)
         return {"checkpoint": str(checkpoint), "step": self.step, "configuration": notes["configuration"]}
 
     def _load(self, checkpoint: Path) -> None:
@@ -384,6 +386,7 @@ class Trainer:
                 "wall_s": wall,
                 "factors": self.optimiser.factors,
                 "roll_backs": self._roll_backs,
+                "encoders": encoders_of(self.source),
             },
             watch=self.watch.state(),
             keep=self.run.training.keep,

@@ -19,6 +19,7 @@ from paper_figs import (
     margin,
     merge_modes,
     mixers,
+    timestep_probe,
     token_law,
     waiting_time,
 )
@@ -49,6 +50,7 @@ STUDY_FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, xr.Datase
 
 DOCUMENT_FIGURES: dict[str, tuple[str, Callable[[Mapping[str, Any]], Figure]]] = {
     "waiting_time": ("waiting_time.scores.json", waiting_time.draw),
+    "timestep_probe": ("timestep_probe.json", timestep_probe.draw),
 }
 """Name -> the JSON document it reads, such as a command writes, and the function that draws it."""
 

@@ -76,6 +76,8 @@ def evaluate(
     encoded and decoded (what perfect latents would have). The names say extractor, count, steps and guidance:
     only numbers that share them compare.
     """
+    from tqdm import tqdm
+
     from dit.sampling import SamplingConfig
     from dit.subject import open_subject
     from sim.provenance import provenance
@@ -87,10 +89,12 @@ def evaluate(
     )
 
     def tell(sentence: str) -> None:
-        click.echo(f"mms: {sentence}", err=True)
+        tqdm.write(f"mms: {sentence}", file=sys.stderr)  # on a line of its own, not behind a bar
 
     if path.is_file():
-        raise ValueError(f"{path} is a file of weights, without the data to judge them by: name a run")
+        raise ValueError(
+            f"{path} is a file of weights, without the data to judge them by: name a run or a checkpoint"
+        )
     subject = open_subject(path, ema=ema, damaged=tell)
     subject.network.to(device)
     if probe is None:

@@ -114,9 +114,11 @@ def sample(
     if classes is not None and prompts:
         raise click.UsageError("--classes are captions of the training, --prompt is any: choose one of them")
     check_device(device)
-    subject = open_subject(
-        path, ema=ema, text=text, codec=codec, damaged=lambda sentence: click.echo(sentence, err=True)
-    )
+
+    def tell(sentence: str) -> None:
+        click.echo(f"mms: {sentence}", err=True)
+
+    subject = open_subject(path, ema=ema, text=text, codec=codec, damaged=tell)
     rows = list(prompts) or _captions(subject.captions, classes, path)
     labels = list(range(len(rows))) if prompts or classes is None else list(classes)
     texts, empty_text = subject.texts(rows)
@@ -128,7 +130,7 @@ def sample(
         )
     broken = int((~samples.flatten(2).isfinite().all(-1)).sum())
     if broken:
-        click.echo(f"{broken} of {len(rows) * each} samples are not finite", err=True)
+        tell(f"{broken} of {len(rows) * each} samples are not finite")
     sizes = subject.network.config
     caption = (
         f"{subject.name}: {sizes.depth} blocks, width {sizes.width}, {sizes.image_tokens} tokens, "
@@ -136,7 +138,7 @@ def sample(
     )
     pictures = subject.pictures(samples)
     # a pair of dollars would be read as mathematics
-    shown = [textwrap.shorten(row, SHOWN, placeholder="...").replace("$", r"\$") for row in rows]
+    shown = [textwrap.shorten(row, SHOWN, placeholder="...") for row in rows]
     figure = samples_figure(pictures.movedim(2, -1), shown, caption)
     said = {"sampling": dataclasses.asdict(config), "captions": rows}
     described = json.dumps({**said, **subject.document, **provenance()})

@@ -143,7 +143,7 @@ def test_the_runs_with_mv_split_have_none(store: str) -> None:
 def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "paper_figs").symlink_to(ROOT / "paper_figs")
     monkeypatch.chdir(tmp_path)
-    assert len(COMMANDS) == 13
+    assert len(COMMANDS) == 16
     for command in COMMANDS:
         monkeypatch.setattr(sys, "argv", shlex.split(command))
         with pytest.raises(SystemExit) as stopped:

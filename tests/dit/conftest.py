@@ -34,8 +34,9 @@ TINY = {
 UNEQUAL = ("wall_s", "data_wait_s")
 """What two equal runs differ in."""
 
+END = "<|endoftext|>"
 WORDS = ("a red car", "two dogs on a beach", "a photograph of a red car on a beach")
-"""What the tiny tokenizer has learned its merges from."""
+"""Of the tiny tokenizer: its only special token, and what it has learned its merges from."""
 
 
 def tiny(**options: object) -> RunConfig:
@@ -154,13 +155,13 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
         vocab_size=300,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=[END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(WORDS, trainer)
     transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|endoftext|>", padding_side="left"
+        tokenizer_object=tokenizer, pad_token=END, eos_token=END, padding_side="left"
     ).save_pretrained(folder)
     config = transformers.Qwen3Config(
         vocab_size=512,

@@ -243,3 +243,18 @@ def test_a_shard_has_so_many_rows(count: int, rows: int) -> None:
 
 def test_training_of_one_batch_needs_no_more_samples(store: Path) -> None:
     assert source_of(run_on(store, batch=200)).size == TrainingConfig(batch=200).batch
+
+
+def test_a_fork_on_latents_of_another_codec_is_refused(runs, store: Path, tmp_path: Path) -> None:
+    run = run_on(store, steps=2)
+    runs.trained(tmp_path / "run", run)
+    other = tmp_path / "other.zarr"
+    encode(dataclasses.replace(DIGITS, limit=100), other)
+    assert LatentStore(other).codec_document["digest"] != LatentStore(store).codec_document["digest"]
+    with pytest.raises(
+        StoreError, match=r"other\.zarr was encoded by the codec pixels \w+, .* was trained on"
+    ):
+        runs.trained(tmp_path / "fork", run_on(other, steps=4), fork=tmp_path / "run")
+    again = tmp_path / "again.zarr"
+    encode(DIGITS, again)
+    assert runs.trained(tmp_path / "fork", run_on(again, steps=4), fork=tmp_path / "run").step == 4

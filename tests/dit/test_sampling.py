@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from dit.flow import random_stream, sample
 from dit.sampling import SamplingConfig, draw_samples, samples_figure, start_noise
 from dit.states import save
 from dit.training_config import TrainingConfig
-from sweeps import cli
 
 CONFIG = DiTConfig(depth=2, width=16, writer_std=None, head_std=0.3)
 SHAPE = (1, 8, 8)
@@ -155,16 +153,9 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def mms_sample(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+def mms_sample(mms: Command) -> Command:
     """Exit status, stdout and stderr of `mms sample`, in this process."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mms", "sample", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        return int(stopped.value.code or 0), *capsys.readouterr()
-
-    return run
+    return lambda *arguments: mms("sample", *arguments)
 
 
 def run_folder(folder: Path, network: DiT, data: str = "digits") -> Path:
