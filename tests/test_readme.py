@@ -57,7 +57,10 @@ def test_the_tables_are_made_from_the_committed_stores() -> None:
 
 @pytest.mark.parametrize(
     "study",
-    ["critical_rate_deep", "critical_rate_slopes", "critical_rate_settings", "interventions", "stabilisers"],
+    [
+        *("critical_rate_deep", "critical_rate_slopes", "critical_rate_settings"),
+        *("interventions", "stabilisers", "stabilisers_deep"),
+    ],
 )
 def test_the_tables_of_studies_are_made_from_the_committed_stores(study: str) -> None:
     assert as_tables(compare([DATA / f"{study}.zarr"])) in section("When a run collapses")
