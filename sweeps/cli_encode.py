@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sweeps.options import show_json
+from sweeps.options import shard_option, show_json
 
 
 @click.command()
@@ -34,16 +34,13 @@ from sweeps.options import show_json
     help='classes, none, or a file of JSON lines {"file_name": ..., "text": ...}.',
 )
 @click.option(
-    "--side", type=click.IntRange(min=1), help="Of the images, pixels.  [default: the source's own; 128, 256]"
+    "--side",
+    type=click.IntRange(min=1),
+    help="Of the images, pixels.  [default: the source's own; photos 128, a folder 256]",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="So many images, evenly spaced.  [default: all]")
 @click.option("--device", default="cpu", show_default=True, help="Where to encode, as torch names it.")
-@click.option(
-    "--shard",
-    metavar="I/N",
-    help="Encode only share I of N, such as 1/4: start all N, at once or not, on one machine or several, "
-    "with the same --out. The first lays the store out, the others join it; no --resume needed.",
-)
+@shard_option
 @click.option("--resume", is_flag=True, help="Go on with the store where it stopped.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print what would be encoded.")
 def encode(

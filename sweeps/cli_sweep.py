@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from sweeps.options import json_option, show_json, stack_options
+from sweeps.options import json_option, shard_option, show_json, stack_options
 
 
 @click.group("sweep")
@@ -42,12 +42,7 @@ def sweep_list() -> None:
 @click.option(
     "--scheduler", metavar="ADDRESS", help="Compute on the workers of a running dask scheduler instead."
 )
-@click.option(
-    "--shard",
-    metavar="I/N",
-    help="Compute only share I of N, such as 1/4: start all N, at once or not, on one machine or several, "
-    "with the same --out. The first lays the store out, the others join it; no --resume needed.",
-)
+@shard_option
 @click.option("--resume", is_flag=True, help="Go on with the store where it stopped.")
 @click.option(
     "-n",

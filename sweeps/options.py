@@ -66,6 +66,16 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
 
 
+def shard_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--shard I/N`: one of many processes that fill a store together, as `sweeps.cost.Shard` parses it."""
+    return click.option(
+        "--shard",
+        metavar="I/N",
+        help="Do only share I of N, such as 1/4: start all N, at once or not, on one machine or several, "
+        "with the same --out. The first lays the store out, the others join it; no --resume needed.",
+    )(command)
+
+
 def show_json(document: Any) -> None:
     """Print a JSON document; infinities and NaN are not JSON and must have become null."""
     click.echo(json.dumps(document, allow_nan=False, indent=1))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from PIL import Image
 
 torch.set_num_threads(1)
 # all but configurations, which take JSON's lists for tuples; an int is a float, as to every type checker
@@ -47,6 +48,16 @@ def mms(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return int(stopped.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of twenty pictures in two classes."""
+    for number in range(20):
+        file = tmp_path / "pictures" / ("cat", "dog")[number % 2] / f"{number:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (10 * number, 0, 255)).save(file)
+    return tmp_path / "pictures"
 
 
 class Inception(torch.nn.Module):

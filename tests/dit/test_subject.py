@@ -49,18 +49,6 @@ def on_digits(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """A folder of twenty pictures in two classes."""
-    from PIL import Image
-
-    for number in range(20):
-        file = tmp_path / "pictures" / ("cat", "dog")[number % 2] / f"{number:02d}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), (10 * number, 0, 255)).save(file)
-    return tmp_path / "pictures"
-
-
-@pytest.fixture
 def on_pictures(pictures: Path, tmp_path: Path) -> Path:
     """A run on the latents of the pictures."""
     path = tmp_path / "x.zarr"

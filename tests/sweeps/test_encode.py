@@ -57,16 +57,6 @@ def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained("pixels-samples", out, data=f"latents:{store}", rate=0.05, **SMALL)
 
 
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """A folder of twenty pictures in two classes."""
-    for number in range(20):
-        file = tmp_path / "pictures" / ("cat", "dog")[number % 2] / f"{number:02d}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), (10 * number, 0, 255)).save(file)
-    return tmp_path / "pictures"
-
-
 def told(stderr: str) -> list[str]:
     """The lines of a command's stderr that are none of a progress bar's."""
     return [line for line in stderr.replace("\r", "\n").splitlines() if line.startswith("mms: ")]
