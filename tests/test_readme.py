@@ -143,6 +143,30 @@ def test_the_runs_with_mv_split_have_none(store: str) -> None:
     assert training_onset(open_run(DATA / f"{store}.zarr")).kind == "none"
 
 
+def test_the_judgement_of_samples_is_the_committed_one() -> None:
+    document, text = json.loads((DATA / "fashion_evaluation.json").read_text()), section("Real data")
+    for row in document["rows"]:
+        error = "-" if row["standard_error"] is None else f"{row['standard_error']:.2g}"
+        assert f"| {row['name']} | {row['value']:.4g} | {error} |" in text
+    value = {
+        row["name"].partition("(")[0] + row["name"].partition("500, ")[2][:4]: row["value"]
+        for row in document["rows"]
+    }
+    for metric in ("FID", "KID"):
+        of = [value[f"{metric}-EffNetLite0{which}"] for which in ("real", "nfe=", "untr")]
+        assert of == sorted(of) and of[1] < of[2] / 2
+
+
+def test_the_time_is_in_the_mean_of_the_image_tokens() -> None:
+    """R^2 above 0.9 behind every block, and the controls where they should be."""
+    rows = json.loads((DATA / "timestep_probe.json").read_text())["rows"]
+    r2 = {(row["network"], row["feature"], row["block"]): row["r2"] for row in rows}
+    assert all(r2["trained", "image_mean", block] > 0.98 for block in range(1, 7))
+    assert all(r2["untrained", "image_mean", block] < 0.15 for block in range(7))
+    assert r2["trained", "input_statistics", 0] < 0.15 and abs(r2["trained", "text_mean", 0]) < 0.01
+    assert all(abs(row["shuffled_r2"]) < 0.01 for row in rows)
+
+
 def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "paper_figs").symlink_to(ROOT / "paper_figs")
     monkeypatch.chdir(tmp_path)
