@@ -7,6 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from dit import states
+from dit.encoding import EncodingConfig, encode
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo")
 
@@ -31,6 +32,16 @@ def test_two_processes_train_as_one_does(runs, whole, finished, tmp_path: Path, 
     assert list(states.checkpoints(out)[-1].glob("__1_*.distcp"))  # there were two
     runs.assert_same_store(whole, out, rtol=1e-5)
     runs.assert_same_weights(whole, out, rtol=1e-4)
+
+
+def test_two_processes_train_on_a_latent_store_as_one_does(runs, finished, tmp_path: Path) -> None:
+    store = tmp_path / "digits.zarr"
+    encode(EncodingConfig(images="digits", codec="pixels", limit=100), store)
+    options = {"data": f"latents:{store}", "telemetry_every": 5}
+    finished(tmp_path / "two", processes=2, **options)
+    finished(tmp_path / "one", **options)
+    runs.assert_same_store(tmp_path / "one", tmp_path / "two", rtol=1e-5)
+    runs.assert_same_weights(tmp_path / "one", tmp_path / "two", rtol=1e-4)
 
 
 def test_a_sharded_run_goes_on_with_one_process(runs, whole: Path, finished, tmp_path: Path) -> None:
