@@ -33,7 +33,7 @@ chelsea, coffee and rocket)."""
 CONSTANT = 1e-6
 """Standard deviations up to this are rounding: that of the last of 8 bits is a thousand times larger."""
 
-SPECS = "pixels, dct, pca or flux2:PATH"
+SPECS = "pixels, dct, pca, flux2:PATH, or store:PATH of a latent store"
 
 
 @runtime_checkable

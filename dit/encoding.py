@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dit.codecs import fitted_codec
 from dit.images import IMAGES, NO_CAPTION, Images, batch, captions_of, images_of
-from dit.latents import LatentStore, lay_out_latents
+from dit.latent_store import LatentStore, lay_out_latents
 from dit.text_encoders import text_encoder
 from dit.training_config import at_least
 from sim.store import StoreError, StoreExistsError
@@ -25,7 +25,7 @@ FITTED_ON, FITTED_NUMBERS = 2048, 2**26
 """As many images, evenly spaced, a codec learns its statistics from; fewer where they hold more numbers."""
 
 AT_ONCE = 32
-"""Images or captions; fixed, so that a shard has the same bits whoever encodes it."""
+"""Images or captions; fixed, so that a shard has the same bits whoever encodes it on one kind of device."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class EncodingConfig:
 
     Attributes:
         images: source, of `dit.images.IMAGES`.
-        codec: of latents, of `dit.codecs`.
+        codec: of latents, of `dit.codecs`; or `store:PATH`, that of another store, as it was fitted there.
         text: encoder of captions, of `dit.text_encoders`.
         captions: `classes`, `none`, or a file; as in `dit.images.captions_of`.
         side: of the images, pixels; None for the source's own.
@@ -92,7 +92,8 @@ def lay_out(config: EncodingConfig, out: Path, *, device: str = "cpu") -> None:
     encoder = text_encoder(config.text, device=device)
     most = max(1, min(FITTED_ON, FITTED_NUMBERS // (images.colours * images.side**2), len(chosen)))
     sample = batch(images, chosen[evenly_spaced(len(chosen), most)]).to(device)
-    codec = fitted_codec(config.codec, sample)
+    kind, _, known = config.codec.partition(":")
+    codec = LatentStore(Path(known)).codec() if kind == "store" else fitted_codec(config.codec, sample)
     lay_out_latents(
         out,
         latent=tuple(codec.encode(sample[:1]).shape[1:]),
@@ -150,7 +151,8 @@ def encode(
     if todo:
         work = _Work(store, device)
         for done, place in enumerate(todo, start=1):
-            store.write(place, work.shard(store.parts[place]))
+            if not store.is_done(place):  # by another process that goes on with the store
+                store.write(place, work.shard(store.parts[place]))
             shard_done(done, len(todo))
     return len(todo)
 
@@ -177,8 +179,8 @@ class _Work:
             ValueError: an image that cannot be read, or values beyond half precision.
         """
         rows, encoded = self.store.rows(part), self._latents if part[0] == "latents" else self._texts
-        found = [encoded(rows[first : first + AT_ONCE]) for first in range(0, len(rows), AT_ONCE)]
-        values = torch.cat(found).to(torch.float16).cpu()
+        parts = (encoded(rows[first : first + AT_ONCE]) for first in range(0, len(rows), AT_ONCE))
+        values = torch.cat([part.to(torch.float16).cpu() for part in parts])
         wrong = ~values.flatten(1).isfinite().all(1)
         if wrong.any():
             row = rows[int(wrong.int().argmax())]

@@ -16,7 +16,8 @@ from torch import Tensor
 from dit.encoding import evenly_spaced
 from dit.features import BATCH, Extractor, Features, features_of, image_key
 from dit.images import Images, batch
-from dit.latents import Latents, LatentStore
+from dit.latent_store import LatentStore
+from dit.latents import Latents
 from dit.model import DiT
 from dit.sample_metrics import Reference, Row, compare
 from dit.sampling import SamplingConfig, draw_samples

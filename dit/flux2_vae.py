@@ -2,7 +2,6 @@
 
 # B batch, H height, W width of an image, C channels, h height, w width of a latent
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from sim.zarr_files import first_line
+from sim.zarr_files import file_digest, first_line
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*.safetensors")
 """Names of the files that diffusers reads: one, or several shards."""
@@ -42,7 +41,9 @@ class Flux2VAE:
         # of the file, since diffusers adds defaults, which may be more in another version
         stored = json.loads((path / "config.json").read_text())
         self.config = {name: value for name, value in stored.items() if name[0] != "_"}
-        self.files = {file.name: _sha256(file) for pattern in WEIGHTS for file in sorted(path.glob(pattern))}
+        self.files = {
+            file.name: file_digest(file) for pattern in WEIGHTS for file in sorted(path.glob(pattern))
+        }
         config = self._network.config
         colours, (self._merged, *others) = config["in_channels"], config["patch_size"]
         if colours != 3 or others != [self._merged]:
@@ -70,11 +71,6 @@ class Flux2VAE:
         running = self._network.bn
         std = (running.running_var + self._network.config["batch_norm_eps"]).sqrt()
         return running.running_mean[:, None, None], std[:, None, None]
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _read(path: Path) -> Any:

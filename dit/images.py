@@ -5,6 +5,8 @@
 import gzip
 import hashlib
 import json
+import os
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +17,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from sim.zarr_files import reason
 
 HELD_OUT_EVERY = 10
 """Of images that come without a test set of their own, every tenth is held out of training."""
@@ -87,6 +91,7 @@ class ArrayImages:
         labels: classes.
         classes: their names.
         prefix: of the names of the images.
+        numbers: of the images in their source, which end their names.
         side: to which they are resized, bilinearly.
         document: what they are.
     """
@@ -168,6 +173,10 @@ def _fashion_mnist(folder: Path, side: int | None, held_out: bool) -> Images:
     labels = _idx(folder / f"{first}-labels-idx1-ubyte.gz", 1).astype(np.int64)
     if len(pixels) != len(labels):
         raise ValueError(f"{folder} holds {len(pixels)} {first} images, but {len(labels)} labels")
+    if labels.max(initial=0) >= len(FASHION_CLASSES):
+        raise ValueError(
+            f"{folder} has {first} labels up to {labels.max()}, not 0 to {len(FASHION_CLASSES) - 1}"
+        )
     return ArrayImages(
         pixels,
         largest=255,
@@ -190,8 +199,10 @@ def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         content = gzip.decompress(path.read_bytes())
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist: name the folder of the gzipped idx files") from error
-    except (OSError, EOFError, ValueError, gzip.zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged: it cannot be unpacked") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({reason(error)})") from error
     head = 4 * (1 + dimensions)
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < head:
         raise ValueError(f"{path} is no idx file of bytes in {dimensions} dimensions")
@@ -275,9 +286,10 @@ class ImageFolder:
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder of images")
         paths = sorted(
-            path.relative_to(folder)
-            for path in folder.rglob("*")
-            if path.suffix.lower() in SUFFIXES and path.is_file()
+            Path(place, name).relative_to(folder)
+            for place, _, names in os.walk(folder, followlinks=True)  # folders of classes are often links
+            for name in names
+            if Path(name).suffix.lower() in SUFFIXES
         )
         if not paths:
             raise ValueError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
@@ -297,6 +309,8 @@ class ImageFolder:
         path = self._folder / self._paths[index]
         try:
             with Image.open(path) as found:
+                if found.mode.startswith(("I", "F")):
+                    raise ValueError(f"its values have more than 8 bits (mode {found.mode}): convert it to 8")
                 picture = found.convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path} is no readable image: {error}") from error
@@ -372,7 +386,7 @@ def captions_of(images: Images, spec: str) -> list[str]:
         return [images.classes[label] for label in labels if label is not None]
     path, found = Path(spec), {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # no other character ends a line of JSON
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no readable file of captions; or say classes, or none") from error
     for number, line in enumerate(lines, start=1):
@@ -387,6 +401,8 @@ def captions_of(images: Images, spec: str) -> list[str]:
             ) from error
         if not (isinstance(name, str) and isinstance(text, str)):
             raise ValueError(f'line {number} of {path}: "file_name" and "text" must be text')
+        if name in found:
+            raise ValueError(f"line {number} of {path} is the second caption of {name}: give one an image")
         found[name] = text
     names = [images.name(index) for index in range(images.size)]
     missing = [name for name in names if name not in found]

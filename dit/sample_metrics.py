@@ -47,7 +47,9 @@ def metric_name(
     nfe: int | None = None,
     cfg: float | None = None,
 ) -> str:
-    """What a number is called, with all that it depends on: `FID-EffNetLite0(n=1000, nfe=25, cfg=2)`.
+    """What a number is called: `FID-EffNetLite0(n=1000, nfe=25, cfg=2)`.
+
+    It depends on the reference, the time shift and the seed as well, which stand beside it.
 
     Args:
         metric: FID, KID or IS.

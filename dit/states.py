@@ -1,7 +1,6 @@
 """Checkpoints of a training run: sharded, written aside and then renamed, checked before they are read."""
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from dit.config import DATA, RunConfig
 from dit.model import DiT
 from sim.store import StoreError, StoreExistsError
-from sim.zarr_files import reason
+from sim.zarr_files import file_digest, reason
 
 CONFIGURATION, CHECKPOINTS, TELEMETRY = "config.json", "checkpoints", "telemetry.zarr"
 """What the folder of a run holds."""
@@ -89,7 +88,7 @@ def save(
             (partial / NOTES).write_text(json.dumps({**notes, "step": step}))
             with (partial / WATCH).open("wb") as file:
                 np.savez(file, **watch)
-            digests = {file.name: _digest(file) for file in sorted(partial.iterdir())}
+            digests = {file.name: file_digest(file, "blake2b") for file in sorted(partial.iterdir())}
             (partial / MANIFEST).write_text(json.dumps(digests))
             shutil.rmtree(place, ignore_errors=True)
             partial.rename(place)
@@ -141,11 +140,6 @@ def _save_tensors(state: Mapping[str, Tensor], folder: Path) -> None:
         dcp.save(dict(state), storage_writer=dcp.FileSystemWriter(folder), no_dist=not dist.is_initialized())
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "blake2b").hexdigest()
-
-
 def checkpoints(run: Path) -> list[Path]:
     """All that are in their places, by step; they may still be damaged."""
     return sorted(path for path in (run / CHECKPOINTS).glob("step-*") if path.is_dir())
@@ -167,7 +161,7 @@ def damage(checkpoint: Path) -> str:
     try:
         digests = json.loads((checkpoint / MANIFEST).read_text())
         for name, digest in digests.items():
-            if _digest(checkpoint / name) != digest:
+            if file_digest(checkpoint / name, "blake2b") != digest:
                 return f"{name} is damaged"
         if not {NOTES, WATCH, ".metadata"} <= digests.keys():
             return f"{MANIFEST} is incomplete"
@@ -311,6 +305,8 @@ def agreed(asked: RunConfig, out: Path) -> RunConfig:
         for name, value in wanted[part].items():
             if before[part][name] != value:
                 raise StoreError(f"{out} holds another run: its {name} is {before[part][name]}, not {value}")
+    if before["data_digest"] and before["data_digest"] == wanted["data_digest"]:
+        before["data"] = wanted["data"]  # the same store, which may have moved
     for name in DATA:
         if before[name] != wanted[name]:
             raise StoreError(f"{out} holds another run: its {name} is {before[name]}, not {wanted[name]}")

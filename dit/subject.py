@@ -24,6 +24,9 @@ from dit.text_encoders import text_encoder
 DECODED_AT_ONCE = 64
 """Latents."""
 
+KNOWN = 10
+"""As many known captions an error lists."""
+
 Texts = tuple[Tensor, Tensor]
 """Text tokens of captions [K S W_text], and of the empty one, padded alike [S W_text]."""
 
@@ -133,15 +136,28 @@ def _of_digits(network: DiT, run: RunConfig, source: Digits, said: dict[str, Any
 def _of_latents(network: DiT, source: Latents, said: dict[str, Any]) -> Subject:
     store = source.store
     tokens, codec = source.empty_text.shape[0], store.codec()
+    captions = tuple(caption for caption in store.captions if caption != NO_CAPTION)
 
     def texts(wanted: Sequence[str]) -> Texts:
         if all(caption in store.caption_places for caption in wanted):
             return source.caption_tokens(wanted), source.empty_text
-        return store.text_encoder().encode(wanted, tokens), source.empty_text
+        encoder = store.text_encoder()
+        if encoder.name == "labels":
+            unknown = next(caption for caption in wanted if caption not in store.caption_places)
+            raise ValueError(
+                f"{said['name']} was trained on random tokens of every caption and has never seen those of "
+                f"{unknown!r}: choose from {', '.join(captions[:KNOWN])}"
+            )
+        for caption, length in zip(wanted, encoder.lengths(wanted), strict=True):
+            if length > tokens:
+                raise ValueError(
+                    f"{caption!r} has {length} text tokens, {said['name']} was trained with {tokens} at most"
+                )
+        return encoder.encode(wanted, tokens), source.empty_text
 
     return Subject(
         network=network.eval(),
-        captions=tuple(caption for caption in store.captions if caption != NO_CAPTION),
+        captions=captions,
         source=source,
         texts=texts,
         decode=codec.decode,
@@ -154,8 +170,9 @@ def _published(path: Path, text: str, codec: str) -> Subject:
     kind, _, folder = codec.partition(":")
     if kind != "flux2" or not folder:
         raise ValueError(f"the latents of a file of weights are those of flux2:PATH, got {codec!r}")
+    encoder, decoder = text_encoder(text), Flux2Codec(folder, colours=3)
     network = load_published(path).eval()
-    encoder, decoder, config = text_encoder(text), Flux2Codec(folder, colours=3), network.config
+    config = network.config
     if encoder.width != config.text_width:
         raise ValueError(f"{text} has {encoder.width} features a token, {path} reads {config.text_width}")
     if decoder.channels != config.channels:

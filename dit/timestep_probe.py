@@ -102,7 +102,7 @@ def probe_timestep(
 
     Every image is noised at times uniform in [0, 1], each with noise of its own; all its rows are on one side
     of the split. The control of an untrained network is the same with another network. Three features of
-    every block are held at once: 12 D bytes a row.
+    every block are held at once, 12 D bytes a row and block.
 
     Args:
         network: on the device that computes.

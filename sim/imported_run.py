@@ -2,7 +2,6 @@
 
 # R rows of the source
 
-import hashlib
 import json
 import re
 import shutil
@@ -19,7 +18,7 @@ from sim.record import STATE_OBSERVABLES, WRITERS, observable_dims
 from sim.run_reader import TELEMETRY
 from sim.run_store import RunWriter, create_run
 from sim.telemetry_files import Log, Series
-from sim.zarr_files import StoreError, StoreExistsError, Variable, partial_path, reason
+from sim.zarr_files import StoreError, StoreExistsError, Variable, file_digest, partial_path, reason
 from theory import Setting
 
 OBSERVABLES = observable_dims(Setting(text_tokens=1), backward=True)
@@ -293,7 +292,7 @@ def _write(plan: Plan, path: Path, initial_loss: float | None) -> None:
         attributes={
             "configuration": json.dumps(configuration),
             "laws": "[]",
-            "source": json.dumps({file.name: _digest(file) for file in plan.log.files}),
+            "source": json.dumps({file.name: file_digest(file) for file in plan.log.files}),
             "import": json.dumps({**plan.document(), "notes": plan.notes}),
             **({} if initial_loss is None else {"initial_loss": initial_loss}),
             **provenance(),
@@ -321,8 +320,3 @@ def _variable(column: Column) -> Variable:
         dims=column.dims,
         definition=f"{column.source} of the source{', which names no writer' if missing else ''}",
     )
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

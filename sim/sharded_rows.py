@@ -1,6 +1,7 @@
 """Rows of a sharded Zarr array, read one by one from the files of its shards without reading the rest."""
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, Endian, ShardingCodec, Sharding
 
 from sim.zarr_files import StoreError, chunk_path, reason
 
-OPEN_SHARDS = 64
+OPEN_SHARDS = 256
 """Files that are kept open at a time."""
 
 CHECKSUM = 4
@@ -68,6 +69,7 @@ class ShardedRows:
     def __init__(self, path: Path, array: zarr.Array[Any]) -> None:
         self._path, self._array = path, array
         self._open: OrderedDict[int, tuple[int, NDArray[np.uint64]]] = OrderedDict()
+        self._lock = threading.Lock()
         match getattr(array.metadata, "codecs", ()):
             case (
                 ShardingCodec(
@@ -95,9 +97,10 @@ class ShardedRows:
         shard, place = divmod(index, self._rows)
         file = chunk_path(self._path, self._array, shard)
         try:
-            descriptor, table = self._shard(shard, file)
-            offset, size = (int(word) for word in table[place])
-            content = b"" if offset == MISSING else os.pread(descriptor, size, offset)
+            with self._lock:  # else another thread may close the file, and its number be that of another
+                descriptor, table = self._shard(shard, file)
+                offset, size = (int(word) for word in table[place])
+                content = b"" if offset == MISSING else os.pread(descriptor, size, offset)
         except OSError as error:
             raise StoreError(f"{file} cannot be read ({reason(error)})") from error
         values, checksum = content[:-CHECKSUM], content[-CHECKSUM:]
@@ -105,6 +108,16 @@ class ShardedRows:
         if not whole or google_crc32c.value(values) != int.from_bytes(checksum, "little"):
             raise StoreError(f"{file} is damaged at row {index} of {self._array.basename}: encode it again")
         return np.frombuffer(values, self._array.dtype).reshape(self._array.shape[1:])
+
+    def holds(self, shard: int) -> bool:
+        """Whether the file of a shard is there with its table of rows, none of which is missing."""
+        try:
+            with self._lock:
+                _, table = self._shard(shard, chunk_path(self._path, self._array, shard))
+        except (OSError, StoreError):
+            return False
+        rows = min(self._rows, self._array.shape[0] - shard * self._rows)
+        return bool((table[:rows, 0] != MISSING).all())
 
     def _shard(self, shard: int, file: Path) -> tuple[int, NDArray[np.uint64]]:
         """An open file, and offset and size of its rows [rows, 2]."""

@@ -1,5 +1,6 @@
 """What the Zarr stores share: errors, what a variable is, and files that are there whole or not at all."""
 
+import hashlib
 import json
 import shutil
 import uuid
@@ -124,6 +125,12 @@ def write_whole(file: Path, content: bytes, partial: Path | None = None) -> None
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def file_digest(file: Path, algorithm: str = "sha256") -> str:
+    """Digest of what a file holds, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, algorithm).hexdigest()
 
 
 def column(values: Sequence[Any] | NDArray[Any]) -> NDArray[Any]:

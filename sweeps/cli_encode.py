@@ -17,7 +17,7 @@ from sweeps.options import shard_option, show_json
     default="dct",
     show_default=True,
     metavar="CODEC",
-    help="pixels, dct, pca, or flux2:PATH, the folder of a FLUX.2 VAE.",
+    help="pixels, dct, pca, flux2:PATH, the folder of a FLUX.2 VAE, or store:PATH, that of another store.",
 )
 @click.option(
     "--text",

@@ -84,6 +84,10 @@ def evaluate(
     from sweeps.execute import check_device
 
     check_device(device)
+    if probe is None and blocks is not None:
+        raise click.UsageError("--blocks are those of --probe timestep: give that too")
+    if probe is not None and untrained:
+        raise click.UsageError("--probe reads the untrained network in any case: leave --untrained out")
     sampling = SamplingConfig(
         each=1, steps=steps, cfg_scale=cfg_scale, time_shift=time_shift, seed=seed, batch=batch
     )

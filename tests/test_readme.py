@@ -200,3 +200,12 @@ def test_the_python_runs(
     (code,) = blocks(title, "python")
     exec(compile(code, "README.md", "exec"), {})
     assert printed in capsys.readouterr().out
+
+
+def test_every_picture_is_there_and_nothing_is_left_to_fill_in() -> None:
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", README)
+    assert len(pictures) > 10 and [name for name in pictures if not (ROOT / name).is_file()] == []
+    assert (
+        re.findall(r"\b[A-Z]{3,}_[A-Z]{3,}\b", re.sub(r"```.*?```|`[^`]*`", "", README, flags=re.DOTALL))
+        == []
+    )

@@ -19,7 +19,8 @@ import torch
 
 from dit.codecs import PatchCodec, dct_basis
 from dit.config import PRESETS
-from dit.latents import LatentStore, lay_out_latents, with_data
+from dit.latent_store import LatentStore, lay_out_latents
+from dit.latents import with_data
 from dit.text_encoders import text_encoder
 from dit.training import Trainer
 from sim.run_store import open_run
@@ -46,7 +47,7 @@ def lay_out(path: Path, count: int) -> None:
         image_of=np.arange(count),
         codec=PatchCodec("dct", 3, tensors),
         text_encoder=encoder,
-        attributes={"encoding": {}, "source": {}},
+        attributes={"encoding": {"images": "random"}, "source": {"side": 256, "digest": "random"}},
     )
     store, generator = LatentStore(path, "r+"), torch.Generator().manual_seed(0)
     for place, part in enumerate(store.parts):

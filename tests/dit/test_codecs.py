@@ -232,7 +232,10 @@ def test_parameters_of_another_codec_are_refused(spec: str, change: str) -> None
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ({}, "a codec is pixels, dct, pca or flux2:PATH, got the document of None"),
+        (
+            {},
+            "or store:PATH of a latent store, got the document of None",
+        ),
         ({"name": "jpeg"}, "got the document of 'jpeg'"),
         ({"name": "dct", "colours": 3}, "the document of the codec dct lacks digest"),
         ({"name": "flux2", "colours": 3, "digest": ""}, "the document of the codec flux2 lacks path"),
@@ -250,7 +253,11 @@ def test_other_documents_are_refused(document: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("spec", "images", "message"),
     [
-        ("jpeg", noise(1, 3, 16), "a codec is pixels, dct, pca or flux2:PATH, got 'jpeg'"),
+        (
+            "jpeg",
+            noise(1, 3, 16),
+            "a codec is pixels, dct, pca, flux2:PATH, or store:PATH of a latent store, got 'jpeg'",
+        ),
         ("dct:x", noise(1, 3, 16), "got 'dct:x'"),
         ("flux2", noise(1, 3, 16), "got 'flux2'"),
         ("flux2:", noise(1, 3, 16), "got 'flux2:'"),

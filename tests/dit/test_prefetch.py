@@ -52,12 +52,12 @@ def test_an_error_is_raised_by_the_step_that_needs_the_batch() -> None:
     batches.close()
 
 
-def test_waiting_is_measured() -> None:
-    release = threading.Event()
-    batches: Prefetch[int, int] = Prefetch(lambda key: release.wait(5) and key, lambda key: None)
-    threading.Timer(0.05, release.set).start()
+def test_waiting_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 13.5, 20.0, 20.0])
+    monkeypatch.setattr("dit.prefetch.time.perf_counter", lambda: next(clock))
+    batches, _, _ = counting()
     batches.take(1)
-    waited = batches.waited
+    assert batches.waited == 3.5
     batches.take(2)
-    assert waited > 0.02 > batches.waited >= 0
+    assert batches.waited == 0
     batches.close()

@@ -12,7 +12,8 @@ from dit.config import PRESETS
 from dit.data import Digits
 from dit.encoding import EncodingConfig, encode
 from dit.images import images_of
-from dit.latents import LatentStore, with_data
+from dit.latent_store import LatentStore
+from dit.latents import with_data
 from dit.states import save
 from dit.subject import DECODED_AT_ONCE, Subject, open_subject
 from dit.text_encoders import text_encoder
@@ -84,10 +85,9 @@ def test_texts_of_captions_in_the_store_are_those_of_the_store(
     assert on_store.captions == tuple("0123456789")
 
 
-def test_texts_of_other_captions_are_those_of_the_encoder(on_store: Subject) -> None:
-    texts, empty = on_store.texts(["a cat", "7"])
-    assert torch.equal(texts, text_encoder("labels").encode(["a cat", "7"], 4))
-    assert torch.equal(empty, on_store.texts([""])[0][0])
+def test_random_tokens_that_were_never_trained_on_are_refused(on_store: Subject) -> None:
+    with pytest.raises(ValueError, match="has never seen those of 'a cat': choose from 0, 1, 2"):
+        on_store.texts(["7", "a cat"])
 
 
 def test_captions_are_looked_up_in_a_table_that_is_made_once(on_store: Subject) -> None:
@@ -165,14 +165,16 @@ def test_an_absent_encoder_is_missed_only_by_captions_of_its_own(
     path = tmp_path / "x.zarr"
     encode(EncodingConfig(images="digits", codec="pixels", limit=20, text=f"qwen3:{folder}"), path)
     run = left_behind(tmp_path / "run", data=f"latents:{path}")
-    known = open_subject(run).texts(["a cat"])[0]
-    assert torch.equal(known, text_encoder(f"qwen3:{folder}").encode(["a cat"], known.shape[1]))
+    known = open_subject(run).texts(["x"])[0]
+    assert torch.equal(known, text_encoder(f"qwen3:{folder}").encode(["x"], known.shape[1]))
+    with pytest.raises(ValueError, match=r"'a cat' has 5 text tokens, .* was trained with 1 at most"):
+        open_subject(run).texts(["3", "a cat"])
     folder.rename(tmp_path / "elsewhere")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     subject = open_subject(run)
     assert subject.texts(["3"])[0].shape == (1, *known.shape[1:])
     with pytest.raises(ValueError, match=f"{folder} is neither a folder nor a model"):
-        subject.texts(["a cat"])
+        subject.texts(["x"])
 
 
 def test_a_subject_without_a_moving_average_is_the_same_with_and_without(store: Path, tmp_path: Path) -> None:

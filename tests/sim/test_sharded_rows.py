@@ -1,5 +1,6 @@
 """Rows of sharded arrays: those that Zarr reads, read one by one, and damage noticed where it is read."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +91,22 @@ def test_another_layout_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(StoreError, match="latents is not laid out as rows with checksums in shards"):
         ShardedRows(tmp_path / "rows.zarr", array)
+
+
+def test_two_threads_read_what_one_does(
+    path: Path, values: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sim.sharded_rows.OPEN_SHARDS", 1)
+    rows = reader(path)
+    chosen = [np.random.default_rng(seed).integers(0, ROWS, 3000) for seed in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        for indices, found in zip(chosen, pool.map(rows, chosen), strict=True):
+            np.testing.assert_array_equal(found, values[indices])
+
+
+def test_a_shard_that_is_there_is_told_from_one_that_is_not(path: Path) -> None:
+    files = [path / "latents" / "c" / str(shard) / "0" / "0" / "0" for shard in range(3)]
+    assert [reader(path).holds(shard) for shard in range(3)] == [True] * 3
+    files[0].unlink()
+    files[2].write_bytes(files[2].read_bytes()[:-3])
+    assert [reader(path).holds(shard) for shard in range(3)] == [False, True, False]

@@ -17,7 +17,7 @@ from dit.config import RunConfig
 from dit.features import extractor, features_of
 from dit.flow import sample
 from dit.images import batch, images_of
-from dit.latents import LatentStore
+from dit.latent_store import LatentStore
 from dit.sample_metrics import Reference
 from dit.sampling import start_noise
 from dit.states import load_network, save
@@ -117,7 +117,10 @@ def test_a_store_that_is_there_is_left_alone_before_any_work(
     [
         (("cats",), "unknown images 'cats': choose from digits, fashion-mnist:PATH, photos, imagefolder"),
         (("imagefolder:/absent",), "/absent is no folder of images"),
-        (("digits", "--codec", "jpeg"), "a codec is pixels, dct, pca or flux2:PATH, got 'jpeg'"),
+        (
+            ("digits", "--codec", "jpeg"),
+            "a codec is pixels, dct, pca, flux2:PATH, or store:PATH of a latent store, got 'jpeg'",
+        ),
         (("digits", "--codec", "dct"), "must be a multiple of 16 for the codec dct, got 8"),
         (("digits", "--codec", "pixels", "--text", "clip"), "unknown text encoder 'clip': choose one of"),
         (("digits", "--captions", "/absent.jsonl"), "/absent.jsonl is no readable file of captions"),
@@ -158,7 +161,7 @@ def test_a_damaged_image_is_named(
     assert not out.exists()
 
 
-def test_captions_of_a_file_are_drawn_and_new_ones_too(
+def test_captions_of_a_file_are_drawn_and_no_others(
     mms: Command, pictures: Path, inception: Path, tmp_path: Path
 ) -> None:
     """With the store's own images moved away, which only an evaluation asks for."""
@@ -170,14 +173,16 @@ def test_captions_of_a_file_are_drawn_and_new_ones_too(
     assert mms("encode", *images, "--codec", "pixels", "--out", out)[0] == 0
     trained("pixels-samples", folder, data=f"latents:{out}", **SMALL)
     pictures.rename(tmp_path / "elsewhere")
-    drawn = (("--classes", "0,17"), ("--prompt", "picture cat/02.png", "--prompt", "a bird"))
+    drawn = (("--classes", "0,17"), ("--prompt", "picture cat/02.png"))
     prompts = []
     for number, options in enumerate(drawn):
         file = tmp_path / f"{number}.png"
         assert mms("sample", folder, *options, "--each", 1, "--steps", 1, "--out", file)[0] == 0
         prompts.append(json.loads(Image.open(file).text["Description"])["captions"])
     # every tenth image, in the order of their names, is held out
-    assert prompts == [["picture cat/00.png", "picture dog/17.png"], ["picture cat/02.png", "a bird"]]
+    assert prompts == [["picture cat/00.png", "picture dog/17.png"], ["picture cat/02.png"]]
+    status, _, said = mms("sample", folder, "--prompt", "a bird", "--out", tmp_path / "bird.png")
+    assert status == 2 and "has never seen those of 'a bird': choose from picture cat/00.png" in told(said)[0]
     network = ("--extractor", f"inception:{inception}", "--cache", tmp_path / "features")
     status, printed, said = mms("evaluate", folder, *FEW, *network)
     message = f"mms: the images that {out} was made of are not there: {pictures} is no folder of images"
