@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dit.captions import NO_CAPTION, captions_of
 from dit.codecs import fitted_codec
-from dit.images import IMAGES, NO_CAPTION, Images, batch, captions_of, images_of
+from dit.images import IMAGES, Images, batch, images_of
 from dit.latent_store import LatentStore, lay_out_latents
 from dit.text_encoders import text_encoder
 from dit.training_config import at_least

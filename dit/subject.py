@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dit.captions import NO_CAPTION
 from dit.checkpoint import load_published
 from dit.codecs import Flux2Codec
 from dit.config import RunConfig
 from dit.data import CLASSES, Digits, Source, source_of
-from dit.images import NO_CAPTION, Images
+from dit.images import Images
 from dit.latents import Latents
 from dit.model import DiT
 from dit.states import find_checkpoint, load_network, notes_of

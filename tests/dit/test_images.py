@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dit.images import HELD_OUT_EVERY, Images, batch, captions_of, images_of
+from dit.captions import captions_of
+from dit.images import HELD_OUT_EVERY, Images, batch, images_of
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts it."""

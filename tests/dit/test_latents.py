@@ -15,11 +15,12 @@ import pytest
 import torch
 import zarr
 
+from dit.captions import captions_of
 from dit.codecs import fitted_codec
 from dit.config import PRESETS, DiTConfig, RunConfig, TrainingConfig
 from dit.data import samples_of, source_of
 from dit.encoding import EncodingConfig, encode, evenly_spaced
-from dit.images import batch, captions_of, images_of
+from dit.images import batch, images_of
 from dit.latent_store import LatentStore, rows_of_a_shard
 from dit.latents import Latents, with_data
 from dit.text_encoders import text_encoder
