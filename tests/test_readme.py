@@ -137,7 +137,10 @@ def test_the_onsets_are_those_of_the_committed_runs(store: str, row: str) -> Non
 
 @pytest.mark.parametrize(
     "store",
-    ["digits_16l_mvsplit", "digits_400l_mvsplit", "digits_1000l_mvsplit", "digits_400l_mvsplit_beta1"],
+    [
+        *("digits_16l_mvsplit", "digits_400l_mvsplit", "digits_1000l_mvsplit", "digits_400l_mvsplit_beta1"),
+        "digits_400l_mvsplit_long",
+    ],
 )
 def test_the_runs_with_mv_split_have_none(store: str) -> None:
     assert training_onset(open_run(DATA / f"{store}.zarr")).kind == "none"
