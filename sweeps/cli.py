@@ -149,8 +149,11 @@ def compare(stores: tuple[Path, ...], as_json: bool, as_markdown: bool) -> None:
 
 
 def show_comparison(document: dict[str, Any]) -> None:
-    """Print the table of a comparison and its summary line."""
-    show_table(document["rows"])
+    """Print the table of a comparison, that of the first moves of signals where there are any, and a summary."""
+    moves = [row for row in document["rows"] if row["quantity"] == "first_move"]
+    show_table([row for row in document["rows"] if row not in moves])
+    if moves:
+        show_table(moves)
     median, mean = document["median_abs_relative_error"], document["mean_abs_relative_error"]
     if median is not None:
         click.echo(f"|relative error| of the predictions: median {median:.2%}, mean {mean:.2%}")

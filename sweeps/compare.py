@@ -13,6 +13,7 @@ from sim.store import DIVERGED, DONE, TODO, open_cells, open_sweep
 from sweeps.committor import committor_rows
 from sweeps.compare_profiles import profile_rows
 from sweeps.compare_studies import effects, study_onsets, study_rows
+from sweeps.event_order import first_moves
 from sweeps.rows import Row, finite
 from sweeps.status import holds_committor, holds_study
 from sweeps.token_law import exponent_rows
@@ -54,7 +55,7 @@ def compare_store(path: Path) -> list[Row]:
     """
     data = open_cells(path)
     if holds_study(data.attrs):
-        return study_rows(path) + effects(path)
+        return study_rows(path) + effects(path) + first_moves(path)
     if holds_committor(data.attrs):
         return committor_rows(path)
     fronts, status = data["front"].values.astype(float), data["status"].values

@@ -15,13 +15,10 @@ from tqdm import tqdm
 from sim.detector import alarms
 from sim.store import DONE
 from sim.training_onset import WINDOW
-from sweeps.study import KINDS, SERIES, SIGNAL_SERIES, open_study
+from sweeps.study import KINDS, TELEMETRY, open_study, telemetry_of
 
 INTERVALS = 3
 """Logging intervals behind the onset within which a collapse counts as found."""
-
-TELEMETRY = (*SERIES, *SIGNAL_SERIES)
-"""The series of a study that the detector is shown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,14 +115,9 @@ def labelled_runs(paths: Sequence[Path]) -> list[Labelled]:
     found = []
     for path in paths:
         data = open_study(path)
-        names = [name for name in TELEMETRY if name in data]
         for place in np.flatnonzero(data["status"].values == DONE):
-            last = int(data["last_step"].values[place])
             kind = KINDS[int(data["onset_kind"].values[place])]
-            series = xr.Dataset(
-                {name: ("step", data[name].values[place, :last].astype(float)) for name in names},
-                coords={"step": np.arange(1, last + 1)},
-            )
+            series = telemetry_of(data, place)
             onset = int(data["onset_step"].values[place]) if kind == "mean_mode" else None
             found.append(Labelled(series=series, onset=onset, healthy=kind == "none"))
     return found

@@ -11,7 +11,8 @@ def as_tables(document: dict[str, Any]) -> str:
     """The tables of whatever was compared."""
     kinds = {row["quantity"] for row in document["rows"]}
     if "critical_rate_ratio" in kinds:
-        return effect_table(document["rows"])
+        order = order_table(document["rows"]) if "first_move" in kinds else ""
+        return "\n\n".join(filter(None, (effect_table(document["rows"]), order)))
     if "critical_rate" in kinds:
         return critical_rate_table(document["rows"])
     if not any("predicted_fraction" in row for row in document["rows"]):
@@ -133,6 +134,31 @@ def effect_table(rows: list[Row]) -> str:
         cells = [case, runs, ratio, _interval(*(loss.get(end) for end in ends), form="+.2f")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def order_table(rows: list[Row]) -> str:
+    """First lasting moves of every signal, in steps behind the onset, with their factors; a line a case."""
+    moves = [row for row in rows if row["quantity"] == "first_move"]
+    signals = list(dict.fromkeys(row["signal"] for row in moves))
+    lines = ["| " + " | ".join(["case", "collapsed", *signals]) + " |", "|" + " --- |" * (2 + len(signals))]
+    for case in dict.fromkeys(row["case"] for row in moves):
+        own = {row["signal"]: row for row in moves if row["case"] == case}
+        cells = [
+            case,
+            str(max(row["n"] for row in own.values())),
+            *(_move(own.get(name)) for name in signals),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _move(row: Row | None) -> str:
+    """The median of the first moves, how many runs they are of where not of all, and the factor."""
+    if row is None or row["measured"] is None:
+        return "-"
+    some = "" if row["n_moved"] == row["n"] else f" ({row['n_moved']})"
+    factor = "" if row["factor"] is None else f", x{row['factor']:.2g}"
+    return f"{round(row['measured']):+d}{some}{factor}"
 
 
 def _interval(value: float | None, low: float | None, high: float | None, form: str = ".3g") -> str:

@@ -46,6 +46,10 @@ SIGNAL_SERIES = {
 }
 
 
+TELEMETRY = (*SERIES, *SIGNAL_SERIES)
+"""What a study may log of a run, step by step."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyCell:
     """One training run of a study."""
@@ -326,3 +330,17 @@ def trained(
         }
         found.append((values, DONE))
     return found
+
+
+def telemetry_of(data: xr.Dataset, place: int) -> xr.Dataset:
+    """What a run of a study has logged, over `step`, to its last step.
+
+    Args:
+        data: of `open_study`.
+        place: of the run, along `cell`.
+    """
+    last = int(data["last_step"].values[place])
+    return xr.Dataset(
+        {name: ("step", data[name].values[place, :last].astype(float)) for name in TELEMETRY if name in data},
+        coords={"step": np.arange(1, last + 1)},
+    )
