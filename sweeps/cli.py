@@ -149,7 +149,7 @@ def compare(stores: tuple[Path, ...], as_json: bool, as_markdown: bool) -> None:
 
 
 def show_comparison(document: dict[str, Any]) -> None:
-    """Print the table of a comparison, that of the first moves of signals where there are any, and a summary."""
+    """Print the table of a comparison, that of the first moves of signals if there are any, and a summary."""
     moves = [row for row in document["rows"] if row["quantity"] == "first_move"]
     show_table([row for row in document["rows"] if row not in moves])
     if moves:
