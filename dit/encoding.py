@@ -37,7 +37,7 @@ class EncodingConfig:
         images: source, of `dit.images.IMAGES`.
         codec: of latents, of `dit.codecs`; or `store:PATH`, that of another store, as it was fitted there.
         text: encoder of captions, of `dit.text_encoders`.
-        captions: `classes`, `none`, or a file; as in `dit.images.captions_of`.
+        captions: `classes`, `none`, or a file; as in `dit.captions`.
         side: of the images, pixels; None for the source's own.
         limit: so many images at most, evenly spaced; None for all.
 
