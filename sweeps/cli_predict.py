@@ -112,11 +112,19 @@ def predict_onset_command(
     import datetime
 
     from sweeps.forecast import forecast_document, write_forecast
+    from sweeps.half_rate_forecast import half_rate_document
     from sweeps.named import named_study
+    from sweeps.waiting_time import THRESHOLDS
 
     today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     written = f"{today}; {note}".rstrip("; ")
-    document = forecast_document(named_study(study), sources, written=written, pilots=pilots)
+    if study in THRESHOLDS and pilots is not None:
+        raise ValueError(f"{study} is of runs at constant rates, forecast from ramps without pilots")
+    document = (
+        half_rate_document(named_study(study), sources, written=written)
+        if study in THRESHOLDS
+        else forecast_document(named_study(study), sources, written=written, pilots=pilots)
+    )
     if out is not None:
         write_forecast(document, out)
     if as_json:

@@ -165,6 +165,12 @@ def _scatter(runs: Sequence[Ramp], depths: Sequence[int]) -> float:
     return float(np.sqrt(squares / max(sum(len(of) - 1 for of in logs), 1)))
 
 
+def drawn_again(runs: Sequence[Ramp], random: np.random.Generator) -> list[Ramp]:
+    """As many runs of every depth, drawn with replacement."""
+    by_depth = [[run for run in runs if run.depth == of] for of in sorted({run.depth for run in runs})]
+    return [group[place] for group in by_depth for place in random.integers(len(group), size=len(group))]
+
+
 def forecast(
     runs: Sequence[Ramp],
     depth: float,
@@ -196,14 +202,9 @@ def forecast(
 
     law = fitted(runs, pilots)
     random = np.random.default_rng([int(depth), samples])
-    by_depth = [[run for run in runs if run.depth == of] for of in sorted({run.depth for run in runs})]
-
-    def drawn(group: Sequence[Ramp]) -> list[Ramp]:
-        return [group[place] for place in random.integers(len(group), size=len(group))]
-
     found = []
     for _ in range(samples):
-        again = fitted([run for group in by_depth for run in drawn(group)], drawn(pilots) if pilots else ())
+        again = fitted(drawn_again(runs, random), drawn_again(pilots, random))
         noise = random.normal() * (np.pi / 2 / seeds) ** 0.5 * law.scatter
         found.append(again.critical_rate(depth, slope) * np.exp(noise))
     low, high = np.quantile(found, [(1 - interval) / 2, (1 + interval) / 2])

@@ -18,13 +18,10 @@ from sim.store import DONE, StoreError, open_cells
 from sweeps.cure_model import CureModel
 from sweeps.forecast import store_hash
 from sweeps.study import KINDS, stored_study
-from sweeps.waiting_time import LOWER_THRESHOLD, THRESHOLD, WAITING_TIME, WAITING_TIME_LOW
+from sweeps.waiting_time import THRESHOLDS, share_of
 from theory.censoring import INTERVAL, resamples
 
 Array = NDArray[np.float64]
-
-THRESHOLDS = {WAITING_TIME.name: THRESHOLD, WAITING_TIME_LOW.name: LOWER_THRESHOLD}
-"""Study -> the rate at 16 blocks that its forecast is in shares of; it goes with depth^(-1/2)."""
 
 EARLY_STEPS = (20, 50)
 """First and last of the steps that predictors are read off; stated before the runs."""
@@ -70,7 +67,7 @@ def waiting_times(data: xr.Dataset) -> pd.DataFrame:
             "study": study.name,
             "depth": depths,
             "rate": rates,
-            "share": (rates / (THRESHOLDS[study.name] * np.sqrt(16 / depths))).round(2),
+            "share": [share_of(study.name, *run) for run in zip(rates, depths, strict=True)],
             "seed": seeds,
             "held_out": seeds >= study.first_seed + study.seeds // 2,
             "time": np.where(collapsed, data["onset_step"].values, data["last_step"].values).astype(float),
