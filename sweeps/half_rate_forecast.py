@@ -43,9 +43,7 @@ def half_rate_document(study: Study, sources: Sequence[Path], *, written: str) -
     """
     fixed = [path for path in sources if stored_study(open_cells(path).attrs).name in THRESHOLDS]
     if not fixed or len(fixed) == len(sources):
-        raise ValueError(
-            f"{study.name} is forecast from ramps and from waiting times: give both"
-        )
+        raise ValueError(f"{study.name} is forecast from ramps and from waiting times: give both")
     ramps = measured_ramps([path for path in sources if path not in fixed])
     runs = pd.concat([waiting_times(open_cells(path)) for path in fixed])
     measured = {
