@@ -59,6 +59,9 @@ UNWATCHED = ("step", "epoch", "lr", "learning_rate", "tokens_seen", "wall_s", "d
 
 UP, EITHER = 1, 0
 
+GUESSED = "guessed_"
+"""Before the parts of the state of a signal that is read as a cosine by guess."""
+
 KINDS = {
     "loss": ("loss", UP),
     **dict.fromkeys(("tcs", "token_sim", "token_cosine", "rho"), ("tokens", UP)),
@@ -73,6 +76,9 @@ thing, and count once."""
 
 COSINES = ("tcs", "token_sim", "token_cosine")
 """Judged by what is missing to 1."""
+
+ROUNDING = 1e-3
+"""By which a cosine, taken in half precision, may be above 1."""
 
 Array = NDArray[np.float64]
 
@@ -124,23 +130,32 @@ class Alarm:
 
 
 class _Signal:
-    """One signal: its past, and how far its latest samples are off."""
+    """One signal: its past, and how far its latest samples are off.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: of it.
+        guessed: whether to read it as a cosine, which its name does not tell; a value beyond 1 ends that.
+    """
+
+    def __init__(self, name: str, *, guessed: bool = False) -> None:
         words = [word.removeprefix("train_").removeprefix("val_") for word in re.split("[/.:]", name.lower())]
         found = [known for word in words for prefix, known in KINDS.items() if word.startswith(prefix)]
         self.name = name
         self.kind, self.direction = found[0] if found else ("other", EITHER)
-        self.cosine = any(word.startswith(COSINES) for word in words)
+        self.guessed = guessed
+        self.cosine = guessed or any(word.startswith(COSINES) for word in words)
         self.past: deque[float] = deque(maxlen=WINDOW + LATEST - 1)
         self.off: deque[float] = deque(maxlen=2 * LATEST)
         self.first: deque[float] = deque(maxlen=INITIAL_STEPS)
         self.lowest = math.inf
         self.since = self.value = self.reference = math.nan
-        self.skip = 0
+        self.skip = 0.0
 
     def add(self, step: int, value: float) -> None:
         """Judge a sample, and remember it."""
+        if self.guessed and abs(value) > 1 + ROUNDING:
+            self.forget()
+            self.skip = math.inf
         x = math.log(min(max(1 - value if self.cosine else value, SMALLEST), LARGEST))
         if self.skip:
             self.skip -= 1
@@ -190,18 +205,24 @@ class _Signal:
         return bool(max((off > 0).sum(), (off < 0).sum()) >= times * PERSISTENT)
 
     def at_front(self) -> bool:
-        """Whether it is a cosine that has reached the front, in enough of the latest samples."""
-        latest = np.exp(list(self.past)[-LATEST:])
-        return self.cosine and int((latest < 1 - FRONT_COSINE).sum()) >= PERSISTENT
+        """Whether it is a cosine that has moved to the front, in enough of the latest samples."""
+        missing = np.exp([self.reference, *list(self.past)[-LATEST:]]) >= 1 - FRONT_COSINE
+        return self.cosine and self.moved() and bool(missing[0]) and int((~missing[1:]).sum()) >= PERSISTENT
 
     def at_initial(self) -> bool:
         """Whether the latest samples of a loss are near its initial level, wherever they were between."""
         latest = list(self.past)[-LATEST:]
-        return bool(np.median(latest) > np.median(self.first) + math.log(BACK))
+        return bool(latest and np.median(latest) > np.median(self.first) + math.log(BACK))
+
+    def forget(self) -> None:
+        """Begin a new past; the initial level stays."""
+        self.past.clear()
+        self.off.clear()
+        self.lowest, self.since = math.inf, math.nan
 
     def restart(self) -> None:
         """Leave out what follows."""
-        self.skip = LATEST
+        self.skip = max(self.skip, LATEST)
         self.off.clear()
         self.since = math.nan
 
@@ -228,8 +249,7 @@ class _Signal:
 
     def restore(self, part: str, values: Array) -> None:
         if part == "about":
-            self.lowest, self.since, self.value, self.reference, skip = values.tolist()
-            self.skip = int(skip)
+            self.lowest, self.since, self.value, self.reference, self.skip = values.tolist()
         else:
             getattr(self, part).extend(values.tolist())
 
@@ -249,11 +269,16 @@ class Detector:
       not learned yet, so that their loss does not move); or
     * the loss, or the only kind there is, has moved for twice as long (there two signals, if there are two).
 
-    The next one needs `QUIET` steps without any of these before it.
+    Where no signal is known to be a cosine of tokens, one of a name that tells nothing is judged as such too,
+    as long as it stays within 1; by the third rule alone.
+
+    Behind an alarm the past of a loss begins anew, so that one that stays where it went is no news; and the
+    next alarm needs `QUIET` steps without any of these before it.
     """
 
     def __init__(self) -> None:
         self._signals: dict[str, _Signal] = {}
+        self._guessed: dict[str, _Signal] = {}
         self._steps: deque[int] = deque(maxlen=STEPS + 1)
         self._quiet = QUIET
 
@@ -266,7 +291,7 @@ class Detector:
                 cosine, negative numbers are left out.
         """
         if self._restarts(step):
-            for signal in self._signals.values():
+            for signal in self._readings():
                 signal.restart()
         self._steps.append(step)
         for name, value in values.items():
@@ -275,6 +300,8 @@ class Detector:
             signal = self._signals.setdefault(name, _Signal(name))
             if signal.cosine or value >= 0:
                 signal.add(step, float(value))
+            if signal.kind == "other":
+                self._guessed.setdefault(name, _Signal(name, guessed=True)).add(step, float(value))
         moved = self._evidence()
         if not moved:
             self._quiet += 1
@@ -283,7 +310,14 @@ class Detector:
         if not raised:
             return None
         moved.sort(key=lambda signal: (signal.since, -abs(signal.off[-1])))
-        return Alarm(step=step, moved=tuple(signal.report() for signal in moved))
+        alarm = Alarm(step=step, moved=tuple(signal.report() for signal in moved))
+        for signal in self._signals.values():
+            if signal.kind == "loss":
+                signal.forget()
+        return alarm
+
+    def _readings(self) -> list[_Signal]:
+        return [*self._signals.values(), *self._guessed.values()]
 
     def _restarts(self, step: int) -> bool:
         apart = np.diff(list(self._steps))
@@ -294,19 +328,21 @@ class Detector:
 
     def _evidence(self) -> list[_Signal]:
         """The signals that have moved, where they are enough for an alarm."""
-        moved = [signal for signal in self._signals.values() if signal.moved()]
-        if not moved:
-            return []
-        watched = {signal.kind for signal in self._signals.values()}
+        signals = self._signals.values()
+        known = any(signal.cosine for signal in signals)
+        cosines = [signal for signal in (signals if known else self._guessed.values()) if signal.at_front()]
+        losses = [signal for signal in signals if signal.kind == "loss"]
+        moved = [signal for signal in signals if signal.moved()]
+        if cosines and all(loss.at_initial() for loss in losses):
+            named = {signal.name for signal in cosines}
+            return cosines + [signal for signal in moved if signal.name not in named]
+        watched = {signal.kind for signal in signals}
         kinds = {signal.kind for signal in moved}
         far = {signal.kind for signal in moved if signal.moved(factor=FAR)}
         lasting = [signal for signal in moved if signal.moved(times=2)]
-        alone = len(lasting) >= min(2, len(self._signals)) and len(watched) == 1
-        losses = [signal for signal in self._signals.values() if signal.kind == "loss"]
-        labelled = any(signal.at_front() for signal in moved) and all(loss.at_initial() for loss in losses)
+        alone = len(lasting) >= min(2, len(signals)) and len(watched) == 1
         if (
-            labelled
-            or (len(kinds) > 1 and ("loss" in kinds or "loss" not in watched))
+            (len(kinds) > 1 and ("loss" in kinds or "loss" not in watched))
             or len(far) > 1
             or alone
             or any(signal.kind == "loss" for signal in lasting)
@@ -320,19 +356,24 @@ class Detector:
             "steps": np.array(self._steps, dtype=np.int64),
             "quiet": np.array(self._quiet),
         }
-        for name, signal in self._signals.items():
-            found |= {f"{part}.{name}": values for part, values in signal.state().items()}
+        for signal in self._readings():
+            way = GUESSED if signal.guessed else ""
+            found |= {f"{way}{part}.{signal.name}": values for part, values in signal.state().items()}
         return found
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Go on as the one whose `state` this is."""
         self._signals.clear()
+        self._guessed.clear()
         self._steps = deque(state["steps"].tolist(), maxlen=STEPS + 1)
         self._quiet = int(state["quiet"])
         for key, values in state.items():
             part, _, name = key.partition(".")
-            if name:
-                self._signals.setdefault(name, _Signal(name)).restore(part, values)
+            if not name:
+                continue
+            guessed = part.startswith(GUESSED)
+            group = self._guessed if guessed else self._signals
+            group.setdefault(name, _Signal(name, guessed=guessed)).restore(part.removeprefix(GUESSED), values)
 
 
 def alarms(run: xr.Dataset) -> list[Alarm]:

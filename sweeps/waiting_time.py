@@ -66,10 +66,21 @@ WAITING_TIME_DEEP = Study(
     laws=("O2",),
 )
 
+WAITING_TIME_400 = Study(
+    name="waiting_time_400",
+    claim="whether 400 blocks collapse at two rates between law O2's half rate and that of shallow networks",
+    base=FIXED,
+    cases=_cases((400,), (0.55, 0.7), LOWER_THRESHOLD, " of 0.0117"),
+    seeds=SEEDS,
+    first_seed=1300,
+    laws=("O2",),
+)
+
 THRESHOLDS = {
     WAITING_TIME.name: THRESHOLD,
     WAITING_TIME_LOW.name: LOWER_THRESHOLD,
     WAITING_TIME_DEEP.name: LOWER_THRESHOLD,
+    WAITING_TIME_400.name: LOWER_THRESHOLD,
 }
 """Study -> the rate at 16 blocks that its forecast is in shares of; it goes with depth^(-1/2)."""
 
