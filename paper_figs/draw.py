@@ -15,6 +15,7 @@ from paper_figs import (
     critical_rate,
     depth_profiles,
     event,
+    half_rate,
     interventions,
     margin,
     merge_modes,
@@ -42,6 +43,7 @@ RUN_FIGURES: dict[str, tuple[str, Callable[..., Figure]]] = {
 
 STUDY_FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, xr.Dataset]], Figure]]] = {
     "critical_rate": (critical_rate.STUDIES, critical_rate.draw),
+    "half_rate": (half_rate.STUDIES, half_rate.draw),
     "margin": (margin.STUDIES, margin.draw),
     "interventions": (interventions.STUDIES, interventions.draw),
     "committor": (committor.STUDIES, committor.draw),

@@ -72,13 +72,14 @@ def cases(data: xr.Dataset) -> list[CasePoints]:
     ]
 
 
+def forecasts_of(studies: Studies) -> list[dict[str, Any]]:
+    """The forecasts of studies, of those that have one."""
+    return [json.loads(data.attrs["forecast"]) for data in studies.values() if "forecast" in data.attrs]
+
+
 def forecast_of(studies: Studies) -> dict[str, Any]:
     """The first forecast that holds a law of the functional step; empty where none does."""
-    for data in studies.values():
-        document = json.loads(data.attrs.get("forecast", "{}"))
-        if document.get("law"):
-            return dict(document)
-    return {}
+    return next((document for document in forecasts_of(studies) if document.get("law")), {})
 
 
 def draw_rates(panel: Axes, x: float, case: CasePoints, colour: str, marker: str, **named: Any) -> None:

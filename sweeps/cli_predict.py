@@ -107,7 +107,9 @@ def predict_onset_command(
 ) -> None:
     """The critical rate of every case of a STUDY, fitted on measured ones, with the rivals of law O1.
 
-    To be written down before the study is run: mms sweep run STUDY --forecast FILE.
+    To be written down before the study is run: mms sweep run STUDY --forecast FILE. Of a study of waiting
+    times: the share of its runs that collapse, and their half rates, from ramps and from waiting times; read
+    by mms waiting as paper_figs/data/STUDY.forecast.json.
     """
     import datetime
 

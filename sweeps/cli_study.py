@@ -21,6 +21,11 @@ CASE_COLUMNS = (
     "median_time",
 )
 
+HALF_RATE_COLUMNS = (
+    *("depth", "runs", "collapsed", "value", "low", "high"),
+    *("predicted", "predicted_low", "predicted_high", "predicted_power_law", "covered"),
+)
+
 
 @click.command()
 @click.argument("stores", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -43,7 +48,7 @@ CASE_COLUMNS = (
 def waiting(
     stores: tuple[Path, ...], spectra: tuple[Path, ...], forecasts: Path, out: Path | None, as_json: bool
 ) -> None:
-    """Waiting times of STORES, taken together: forecast shares, and how predictors do on held-out seeds."""
+    """Waiting times of STORES, taken together: shares, half rates, and predictors on held-out seeds."""
     from sweeps.waiting import waiting_document
 
     document = waiting_document(stores, forecasts, spectra)
@@ -54,6 +59,8 @@ def waiting(
         show_json(document)
         return
     show_table([{key: row[key] for key in CASE_COLUMNS} for row in document["cases"]])
+    click.echo("\nthe rate at which half of the runs collapse:")
+    show_table([{key: row[key] for key in HALF_RATE_COLUMNS} for row in document["half_rates"]])
     later = f"not collapsed by step {document['landmark']}"
     for key, of in (("scores", "all runs"), ("scores_behind_landmark", later)):
         click.echo(f"\nheld-out seeds, {of}:")

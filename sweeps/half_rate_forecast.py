@@ -12,11 +12,11 @@ from sim.provenance import provenance
 from sim.store import open_cells
 from sweeps.forecast import constants, measured_ramps, store_hash
 from sweeps.functional_law import FunctionalLaw, drawn_again
-from sweeps.half_rate import HalfRate, most_likely, probabilities
 from sweeps.study import Study, stored_study
 from sweeps.waiting import waiting_times
 from sweeps.waiting_time import THRESHOLDS, share_of
 from theory.censoring import INTERVAL
+from theory.half_rate import HalfRate, most_likely, probabilities
 
 Array = NDArray[np.float64]
 
@@ -30,8 +30,9 @@ def half_rate_document(study: Study, sources: Sequence[Path], *, written: str) -
     `half_rates`, a row a depth: `predicted` by law O2 (`FunctionalLaw.constant_rate`), whose interval holds
     the error of the fit, by resampling the ramps of every depth, and that of a half rate measured at the
     study's rates and seeds; that the law may be wrong is not in it. `predicted_power_law`: of the straight
-    line through the logarithms of the half rates measured. `rows`, a row a case: the share that collapses by
-    either, with the mean spread of the half rates measured.
+    line through the logarithms of the half rates measured. An end of the interval is None where a half rate
+    would be measured outside of the study's rates. `rows`, a row a case: the share that collapses by either,
+    with the mean spread of the half rates measured.
 
     Args:
         study: of runs at constant rates.
@@ -46,12 +47,10 @@ def half_rate_document(study: Study, sources: Sequence[Path], *, written: str) -
         raise ValueError(f"{study.name} is forecast from ramps and from waiting times: give both")
     ramps = measured_ramps([path for path in sources if path not in fixed])
     runs = pd.concat([waiting_times(open_cells(path)) for path in fixed])
-    measured = {
-        depth: HalfRate.fit(of["rate"].to_numpy(), of["collapsed"].to_numpy())
-        for depth, of in runs.groupby("depth")
-    }
+    fits = {int(depth): HalfRate.fit(of["rate"], of["collapsed"]) for depth, of in runs.groupby("depth")}
+    measured = {depth: found for depth, found in fits.items() if np.isfinite(found.half.value)}
     if len(measured) < 2:
-        raise ValueError(f"a line needs waiting times of two depths, got those of {list(measured)}")
+        raise ValueError(f"a line needs the half rates of two depths, got those of {list(measured)}")
     line = np.polyfit(
         np.log(list(measured)), [np.log(found.half.value) for found in measured.values()], deg=1
     )

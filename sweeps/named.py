@@ -18,7 +18,13 @@ from sweeps.study import Study
 from sweeps.sweep import Sweep
 from sweeps.token_law import TOKEN_LAW
 from sweeps.waiting_spectrum import WAITING_TIME_LOW_SPECTRUM, WAITING_TIME_SPECTRUM
-from sweeps.waiting_time import WAITING_TIME, WAITING_TIME_400, WAITING_TIME_DEEP, WAITING_TIME_LOW
+from sweeps.waiting_time import (
+    WAITING_TIME,
+    WAITING_TIME_400,
+    WAITING_TIME_400_LOW,
+    WAITING_TIME_DEEP,
+    WAITING_TIME_LOW,
+)
 
 SWEEPS: dict[str, Sweep | Study | Committor] = {
     sweep.name: sweep
@@ -44,6 +50,7 @@ SWEEPS: dict[str, Sweep | Study | Committor] = {
         WAITING_TIME_LOW,
         WAITING_TIME_DEEP,
         WAITING_TIME_400,
+        WAITING_TIME_400_LOW,
         WAITING_TIME_SPECTRUM,
         WAITING_TIME_LOW_SPECTRUM,
         COMMITTOR,

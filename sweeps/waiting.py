@@ -3,6 +3,7 @@
 # N runs, R resamples
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from sweeps.forecast import store_hash
 from sweeps.study import KINDS, stored_study
 from sweeps.waiting_time import THRESHOLDS, share_of
 from theory.censoring import INTERVAL, resamples
+from theory.half_rate import HalfRate
 
 Array = NDArray[np.float64]
 
@@ -275,6 +277,41 @@ def cases(
     return rows
 
 
+def half_rates(runs: pd.DataFrame, forecasts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every depth: the rate at which half of its runs collapse, of all studies, and what was forecast of it.
+
+    `value`, `low` and `high` are None where they are outside of the rates tried; `covered`: the forecast
+    interval, of a half rate measured at the rates and seeds of the study it was made for, holds the value.
+
+    Args:
+        runs: as `waiting_times`.
+        forecasts: by study; those with `half_rates` speak of the depths of these.
+    """
+    foretold = {row["depth"]: row for of in forecasts.values() for row in of.get("half_rates", ())}
+    rows = []
+    for depth, of in runs.groupby("depth"):
+        found, forecast = HalfRate.fit(of["rate"], of["collapsed"]), foretold.get(int(depth), {})
+        value, ends = found.half.value, (forecast.get("predicted_low"), forecast.get("predicted_high"))
+        known = math.isfinite(value) and all(ends)
+        numbers = {"value": value, "low": found.half.low, "high": found.half.high, "spread": found.spread}
+        rows.append(
+            {
+                "depth": int(depth),
+                "runs": len(of),
+                "collapsed": int(of["collapsed"].sum()),
+                "lowest_rate": float(of["rate"].min()),
+                "highest_rate": float(of["rate"].max()),
+                **{name: number if 0 < number < math.inf else None for name, number in numbers.items()},
+                "predicted": forecast.get("predicted"),
+                "predicted_low": ends[0],
+                "predicted_high": ends[1],
+                "predicted_power_law": forecast.get("predicted_power_law"),
+                "covered": bool(ends[0] <= value <= ends[1]) if known else None,
+            }
+        )
+    return rows
+
+
 def waiting_document(stores: Sequence[Path], forecasts: Path, spectra: Sequence[Path] = ()) -> dict[str, Any]:
     """All of the above as a JSON document.
 
@@ -314,6 +351,7 @@ def waiting_document(stores: Sequence[Path], forecasts: Path, spectra: Sequence[
         "thresholds": {study: THRESHOLDS[study] for study in predicted},
         "interval": INTERVAL,
         "landmark": landmark,
+        "half_rates": half_rates(runs, predicted),
         "cases": cases(runs, predicted, CureModel(**fitted), horizon),
         "scores": stated,
         "scores_behind_landmark": scores(runs, columns, horizon=horizon, landmark=landmark),

@@ -1,5 +1,6 @@
 """The waiting time to a collapse at a fixed learning rate: a distribution, with runs that never collapse."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from sweeps.critical_rate import BASE, SEEDS
@@ -76,11 +77,20 @@ WAITING_TIME_400 = Study(
     laws=("O2",),
 )
 
+WAITING_TIME_400_LOW = dataclasses.replace(
+    WAITING_TIME_400,
+    name="waiting_time_400_low",
+    claim="whether 400 blocks collapse at law O2's half rate, added when half did at the lower of two rates",
+    cases=_cases((400,), (0.4,), LOWER_THRESHOLD, " of 0.0117"),
+    first_seed=1400,
+)
+
 THRESHOLDS = {
     WAITING_TIME.name: THRESHOLD,
     WAITING_TIME_LOW.name: LOWER_THRESHOLD,
     WAITING_TIME_DEEP.name: LOWER_THRESHOLD,
     WAITING_TIME_400.name: LOWER_THRESHOLD,
+    WAITING_TIME_400_LOW.name: LOWER_THRESHOLD,
 }
 """Study -> the rate at 16 blocks that its forecast is in shares of; it goes with depth^(-1/2)."""
 

@@ -14,6 +14,7 @@ from sim.store import open_cells
 from sim.training_onset import training_onset
 from sweeps import cli
 from sweeps.compare import compare
+from sweeps.detection import VIEWS, labelled_runs, score
 from sweeps.forecast import store_hash
 from sweeps.functional_law import FunctionalLaw
 from sweeps.markdown import as_tables, exponent_text, front_table, profile_table
@@ -66,6 +67,29 @@ def test_the_tables_of_studies_are_made_from_the_committed_stores(study: str) ->
     text = section("When a run collapses")
     tables = as_tables(compare([DATA / f"{study}.zarr"])).split("\n\n")
     assert [table for table in tables if table not in text] == []
+
+
+DETECTED = ("ladder", "stabilisers_deep", "waiting_time_low")
+"""Studies that the rules of the detector were not set on."""
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        *("all signals, every 10 steps", "loss and gradient norm, every 10 steps"),
+        pytest.param("all signals, every step", marks=pytest.mark.slow),
+        pytest.param("unknown names", marks=pytest.mark.slow),
+        pytest.param("loss and gradient norm", marks=pytest.mark.slow),
+    ],
+)
+def test_the_detector_does_what_the_table_says(view: str) -> None:
+    runs = labelled_runs([DATA / f"{study}.zarr" for study in DETECTED])
+    row = score(runs, VIEWS[view]).row(view)
+    found = "{:.1f} % ({:.1f} to {:.1f})".format(
+        *(100 * row[name] for name in ("found", "found_low", "found_high"))
+    )
+    line = f"| {view} | {found} | {row['median_lead']:.0f} | {row['false_per_10000']:.1f}"
+    assert line in section("When a run collapses")
 
 
 def test_the_constant_rates_are_those_of_the_committed_law() -> None:
@@ -141,7 +165,7 @@ def test_the_onsets_are_those_of_the_committed_runs(store: str, row: str) -> Non
     "store",
     [
         *("digits_16l_mvsplit", "digits_400l_mvsplit", "digits_1000l_mvsplit", "digits_400l_mvsplit_beta1"),
-        "digits_400l_mvsplit_long",
+        *("digits_400l_mvsplit_long", "digits_1000l_mvsplit_long"),
     ],
 )
 def test_the_runs_with_mv_split_have_none(store: str) -> None:

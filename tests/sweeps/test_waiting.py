@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from dit.ensemble import train_runs
@@ -16,18 +18,21 @@ from sim.store import DONE, StoreError, open_cells
 from sim.sweep_writer import SweepWriter
 from sweeps.cli_study import waiting
 from sweeps.cure_model import CureModel
+from sweeps.half_rate_forecast import half_rate_document
 from sweeps.layout import lay_out
 from sweeps.waiting import (
     auroc,
     brier,
     drawn_counts,
+    half_rates,
     predictors,
     survival_curve,
     waiting_document,
     with_interval,
 )
 from sweeps.waiting_spectrum import SCORES, scored, spectrum_of
-from sweeps.waiting_time import WAITING_TIME
+from sweeps.waiting_time import WAITING_TIME, WAITING_TIME_DEEP
+from theory.half_rate import probabilities
 
 DATA = Path(__file__).parents[2] / "paper_figs" / "data"
 
@@ -162,6 +167,36 @@ def test_the_document_says_what_the_store_holds(document: dict, stores: tuple[Pa
     assert [case["share"] for case in document["cases"]] == [0.75, 0.87, 1.0, 1.13, 1.25]
     assert [case["predicted"] for case in document["cases"]] == [0.1, 0.3, 0.6, 0.85, 0.97]
     assert all(case["low"] <= case["measured"] <= case["high"] for case in document["cases"])
+
+
+def test_the_half_rate_is_that_of_the_runs(document: dict) -> None:
+    """By a logistic regression of another library; with a forecast that speaks of it, whether it held."""
+    (row,) = document["half_rates"]
+    assert (row["runs"], row["collapsed"]) == (60, document["sizes"]["collapsed"])
+    rates, rng = np.repeat([0.010, 0.011, 0.012, 0.013], 30), np.random.default_rng(1)
+    collapsed = rng.random(120) < probabilities(rates, 0.0115, 0.06)
+    runs = pd.DataFrame({"depth": 16, "rate": rates, "collapsed": collapsed})
+    (row,) = half_rates(runs, {})
+    model = LogisticRegression(C=np.inf).fit(np.log(runs[["rate"]].to_numpy()), runs["collapsed"])
+    half = float(np.exp(-model.intercept_[0] / model.coef_[0, 0]))
+    assert row["value"] == pytest.approx(half, rel=0.005)
+    assert row["spread"] == pytest.approx(1 / model.coef_[0, 0], rel=0.1)
+    assert row["low"] < half < row["high"] and row["predicted"] is row["covered"] is None
+    foretold = {"depth": 16, "predicted": half, "predicted_low": half / 1.1, "predicted_high": half * 1.1}
+    (row,) = half_rates(runs, {"waiting_time": {"half_rates": [foretold]}})
+    assert row["predicted"] == half and row["covered"] is True
+
+
+def test_half_rates_are_forecast_from_ramps_and_waiting_times(tmp_path: Path) -> None:
+    """Those of the committed forecast, from the committed stores, and the shares that go with them."""
+    sources = [DATA / f"{name}.zarr" for name in ("critical_rate_depth", "waiting_time", "waiting_time_low")]
+    found = half_rate_document(WAITING_TIME_DEEP, sources, written="")
+    committed = json.loads((DATA / "waiting_time_deep.forecast.json").read_text())
+    for name in ("half_rates", "rows"):
+        for row, held in zip(found[name], committed[name], strict=True):
+            assert row == pytest.approx(held)
+    with pytest.raises(ValueError, match="waiting_time_deep is forecast from ramps and from waiting times"):
+        half_rate_document(WAITING_TIME_DEEP, sources[:1], written="")
 
 
 def test_every_predictor_is_scored_on_the_held_out_runs(document: dict) -> None:

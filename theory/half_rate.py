@@ -2,6 +2,7 @@
 
 # R runs, N rates, M x S grid of half rates and spreads, K resamples
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,9 @@ Array = NDArray[np.float64]
 MIDDLES, SPREADS = 401, np.geomspace(0.02, 1.0, 41)
 """Half rates that are tried between the lowest and the highest rate, and spreads of ln rate; runs that are
 parted by their rate without an exception get the least spread, and the half rate between the two."""
+
+AT_ONCE = 50
+"""Resamples whose likelihoods are in memory together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,7 @@ class HalfRate:
                 at_least=value if inside else float(each[-1] if value else 0.0),
                 low=float(low),
                 high=float(high),
-                error=float(found.std()) if np.isfinite(found).all() else np.nan,
+                error=float(found.std()) if 0 < found.min() and found.max() < np.inf else np.nan,
             ),
             spread=float(spreads[0]),
         )
@@ -82,7 +86,10 @@ def most_likely(rates: Array, counts: NDArray[np.int64], hits: NDArray[np.int64]
     logs = np.log(rates)
     middles = np.linspace(logs[0], logs[-1], MIDDLES)
     scaled = ((logs - middles[:, None, None]) / SPREADS[:, None]).reshape(-1, len(rates))
-    likelihoods = log_expit(scaled) @ hits + log_expit(-scaled) @ (counts - hits)
-    middle, spread = np.unravel_index(likelihoods.argmax(0), (MIDDLES, len(SPREADS)))
+    logarithms = np.concatenate([log_expit(scaled), log_expit(-scaled)], axis=1)
+    outcomes = np.concatenate([hits, counts - hits]).astype(float)
+    parts = np.array_split(outcomes, math.ceil(outcomes.shape[1] / AT_ONCE), axis=1)
+    best = np.concatenate([(logarithms @ part).argmax(0) for part in parts])
+    middle, spread = np.unravel_index(best, (MIDDLES, len(SPREADS)))
     ends = np.select([middle == 0, middle == MIDDLES - 1], [0.0, np.inf], np.exp(middles[middle]))
     return ends, SPREADS[spread]
