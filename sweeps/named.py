@@ -22,6 +22,7 @@ from sweeps.waiting_time import (
     WAITING_TIME,
     WAITING_TIME_400,
     WAITING_TIME_400_LOW,
+    WAITING_TIME_BETWEEN,
     WAITING_TIME_DEEP,
     WAITING_TIME_LOW,
 )
@@ -51,6 +52,7 @@ SWEEPS: dict[str, Sweep | Study | Committor] = {
         WAITING_TIME_DEEP,
         WAITING_TIME_400,
         WAITING_TIME_400_LOW,
+        WAITING_TIME_BETWEEN,
         WAITING_TIME_SPECTRUM,
         WAITING_TIME_LOW_SPECTRUM,
         COMMITTOR,

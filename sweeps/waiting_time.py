@@ -85,12 +85,27 @@ WAITING_TIME_400_LOW = dataclasses.replace(
     first_seed=1400,
 )
 
+WAITING_TIME_BETWEEN = Study(
+    name="waiting_time_between",
+    claim="whether law O2's half rates foretell runs of depths never run at a constant rate: 12, 24, 48 blocks",
+    base=FIXED,
+    cases=_cases((12, 24, 48), SHARES, LOWER_THRESHOLD, " of 0.0117"),
+    seeds=14,
+    first_seed=1500,
+    ensemble=14,
+    laws=("O2",),
+)
+
+PREDICTED = (WAITING_TIME_BETWEEN.name,)
+"""Studies all of whose runs are predicted, by models fitted on the others."""
+
 THRESHOLDS = {
     WAITING_TIME.name: THRESHOLD,
     WAITING_TIME_LOW.name: LOWER_THRESHOLD,
     WAITING_TIME_DEEP.name: LOWER_THRESHOLD,
     WAITING_TIME_400.name: LOWER_THRESHOLD,
     WAITING_TIME_400_LOW.name: LOWER_THRESHOLD,
+    WAITING_TIME_BETWEEN.name: LOWER_THRESHOLD,
 }
 """Study -> the rate at 16 blocks that its forecast is in shares of; it goes with depth^(-1/2)."""
 
