@@ -2,16 +2,19 @@
 
 # R runs
 
+import dataclasses
 from collections.abc import Mapping
+from itertools import cycle
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from paper_figs.study_points import Studies, bars, forecast_of, forecasts_of
+from paper_figs.study_points import Studies, bars, forecast_of, forecasts_of, sizes_of
 from paper_figs.style import COLOURS, MARKERS
 from paper_figs.training_runs import caption
 from theory import LAWS
@@ -20,11 +23,8 @@ from theory.half_rate import HalfRate, probabilities
 from theory.onset import sub_layer_sum
 
 STUDIES = (
-    "waiting_time",
-    "waiting_time_low",
-    "waiting_time_deep",
-    "waiting_time_400",
-    "waiting_time_400_low",
+    *("waiting_time", "waiting_time_low", "waiting_time_between"),
+    *("waiting_time_deep", "waiting_time_400", "waiting_time_400_low"),
 )
 
 RATES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
@@ -49,7 +49,7 @@ def draw(studies: Studies) -> Figure:
     figure = Figure(figsize=(13.5, 6.0), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_shares(left, runs, fits)
-    _draw_half_rates(right, fits, foretold, forecast_of(studies))
+    _draw_half_rates(right, runs, fits, foretold, forecast_of(studies))
     steps = max(int(data["last_step"].max()) for data in studies.values())
     figure.suptitle(
         f"Collapse within {steps} steps at a constant learning rate: points, measured; lines, see legends",
@@ -72,7 +72,8 @@ def _by_depth(studies: Studies) -> Runs:
 
 
 def _draw_shares(panel: Axes, runs: Runs, fits: Mapping[int, HalfRate]) -> None:
-    for (depth, (rates, collapsed)), colour, marker in zip(runs.items(), COLOURS, MARKERS, strict=False):
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(runs)))
+    for (depth, (rates, collapsed)), colour, marker in zip(runs.items(), colours, cycle(MARKERS)):
         for rate in np.unique(rates):
             at = rates == rate
             share = collapsed[at].mean()
@@ -96,6 +97,7 @@ def _draw_shares(panel: Axes, runs: Runs, fits: Mapping[int, HalfRate]) -> None:
 
 def _draw_half_rates(
     panel: Axes,
+    runs: Runs,
     fits: Mapping[int, HalfRate],
     foretold: Mapping[int, Mapping[str, Any]],
     forecast: Mapping[str, Any],
@@ -103,9 +105,13 @@ def _draw_half_rates(
     for depth, fit in fits.items():
         colour = COLOURS[1] if depth in foretold else "black"
         if np.isfinite(fit.half.value):
+            lowest = runs[depth][0].min()
+            known = dataclasses.replace(fit.half, low=max(fit.half.low, lowest))
             panel.errorbar(
-                depth, fit.half.value, yerr=bars(fit.half), fmt="o", color=colour, ms=6, capsize=3, zorder=4
+                depth, fit.half.value, yerr=bars(known), fmt="o", color=colour, ms=6, capsize=3, zorder=4
             )
+            if fit.half.low < lowest:
+                panel.plot(depth, lowest, color=colour, marker=r"$\downarrow$", ms=11, ls="none")
         elif fit.half.at_least > 0:
             panel.plot(depth, fit.half.at_least, color=colour, marker=r"$\uparrow$", ms=11, ls="none")
     panel.plot([], [], "o", color="black", ms=6, label="measured before the forecast")
@@ -154,4 +160,4 @@ def _said(
             row = foretold[depth]
             text += f", forecast {row['predicted']:.4g}, by the line {row['predicted_power_law']:.4g}"
         said.append(text + ".")
-    return [said[0], " ".join(said[1:])]
+    return [said[0], " ".join(said[1:]), *(f"{name}: {sizes_of(data)}." for name, data in studies.items())]

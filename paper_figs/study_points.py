@@ -116,9 +116,12 @@ def sizes_of(data: xr.Dataset) -> str:
     tokens = _range(sorted(set(_tokens(data, model))))
     slope = _range(values("slope"))
     scale = " sqrt(16 / blocks)" if training["schedule"] == "depth_ramp" else ""
+    rate = f"{slope}{scale} times the step"
+    if training["schedule"] == "warmup":
+        rate = f"{_range(values('rate'))} behind step {training['warmup']}"
     return (
         f"width {_range(values('width'))}, heads {heads}, {depths} blocks, {tokens} image + "
-        f"{model['text_tokens']} text tokens, batch {batches}, rate {slope}{scale} times the step, at most "
+        f"{model['text_tokens']} text tokens, batch {batches}, rate {rate}, at most "
         f"{steps} steps, {len(seeds)} seeds a case ({seeds[0]} to {seeds[-1]})"
     )
 

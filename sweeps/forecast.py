@@ -193,18 +193,11 @@ def forecast_document(
         "written": written,
         "made_from": {str(path): store_hash(path) for path in (*sources, *([pilots] if pilots else []))},
         "anchor": {"critical_rate": rate, "slope": slope, "depth": depth},
-        "law": None if law is None else constants(law),
+        "law": None if law is None else law.document(),
         "power_law": None if power is None else vars(power),
         "interval": INTERVAL,
         "rows": rows,
         **provenance(),
-    }
-
-
-def constants(law: FunctionalLaw) -> dict[str, Any]:
-    """Of a law, JSON-serialisable."""
-    return {
-        name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(law).items()
     }
 
 

@@ -5,8 +5,9 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +114,23 @@ class FunctionalLaw:
         )
         sizes = [float(law.size(run.depth, run.slope, np.array([run.onset]))[0]) for run in runs]
         return dataclasses.replace(law, threshold=float(np.median(sizes)))
+
+    @classmethod
+    def of_document(cls, document: Mapping[str, Any]) -> "FunctionalLaw":
+        """The law of its constants, as in a forecast."""
+        return cls(
+            **{
+                name: np.array(value) if isinstance(value, list) else value
+                for name, value in document.items()
+            }
+        )
+
+    def document(self) -> dict[str, Any]:
+        """Its constants, JSON-serialisable."""
+        return {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in vars(self).items()
+        }
 
     def size(self, depth: float, slope: float, steps: Array) -> Array:
         """Delta at these steps of a ramp; the first and the last gain hold for ever."""

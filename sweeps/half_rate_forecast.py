@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sim.provenance import provenance
 from sim.store import open_cells
-from sweeps.forecast import constants, measured_ramps, store_hash
+from sweeps.forecast import measured_ramps, store_hash
 from sweeps.functional_law import FunctionalLaw, drawn_again
 from sweeps.study import Study, stored_study
 from sweeps.waiting import waiting_times
@@ -86,7 +86,7 @@ def half_rate_document(study: Study, sources: Sequence[Path], *, written: str) -
         "quantity": "share of runs with a mean_mode onset before the last step",
         "written": written,
         "made_from": {str(path): store_hash(path) for path in sources},
-        "law": constants(law),
+        "law": law.document(),
         "power_law": {"exponent": float(line[0]), "intercept": float(line[1])},
         "spread": spread,
         "interval": INTERVAL,

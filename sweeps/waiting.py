@@ -18,8 +18,9 @@ from sim.provenance import provenance
 from sim.store import DONE, StoreError, open_cells
 from sweeps.cure_model import CureModel
 from sweeps.forecast import store_hash
+from sweeps.functional_law import FunctionalLaw
 from sweeps.study import KINDS, stored_study
-from sweeps.waiting_time import THRESHOLDS, share_of
+from sweeps.waiting_time import PREDICTED, THRESHOLDS, share_of
 from theory.censoring import INTERVAL, resamples
 from theory.half_rate import HalfRate
 
@@ -34,14 +35,19 @@ BINS = 5
 BASELINES = ("rate", "rate sqrt(depth)")
 """Predictors that all others are compared with."""
 
-UNSTATED = "unfiltered"
-"""In the name of the predictors that were not stated before the runs."""
+BY_LAW = "rate over law O2's half rate"
+"""By the law of the committed forecast `LAW`, fitted on ramps alone."""
+
+LAW = "critical_rate_deep.forecast.json"
+
+UNSTATED = (BY_LAW, "unfiltered")
+"""Parts of the names of predictors that were not stated before the runs; but all were before `PREDICTED`."""
 
 SPECTRAL = {
     "RKSP, standard initialisation": "koopman_share_start",
     "RKSP, behind 50 steps": "koopman_share_trained",
-    f"RKSP {UNSTATED}, standard initialisation": "koopman_share_start_unfiltered",
-    f"RKSP {UNSTATED}, behind 50 steps": "koopman_share_trained_unfiltered",
+    "RKSP unfiltered, standard initialisation": "koopman_share_start_unfiltered",
+    "RKSP unfiltered, behind 50 steps": "koopman_share_trained_unfiltered",
 }
 
 
@@ -79,8 +85,13 @@ def waiting_times(data: xr.Dataset) -> pd.DataFrame:
     )
 
 
-def predictors(data: xr.Dataset, spectrum: xr.Dataset | None = None) -> pd.DataFrame:
+def predictors(data: xr.Dataset, law: FunctionalLaw, spectrum: xr.Dataset | None = None) -> pd.DataFrame:
     """A column a predictor, a row a run; the spectral ones only where their study is given.
+
+    Args:
+        data: of `open_cells`.
+        law: O2, whose half rate is one of them.
+        spectrum: the spectral study of the same runs.
 
     Raises:
         StoreError: a spectral study of other runs.
@@ -93,6 +104,7 @@ def predictors(data: xr.Dataset, spectrum: xr.Dataset | None = None) -> pd.DataF
     found = {
         "rate": rates,
         "rate sqrt(depth)": rates * np.sqrt(depths),
+        BY_LAW: rates / np.vectorize(law.constant_rate)(depths),
         f"ln functional step, {between}": np.log(early["functional_step"]).mean("step").values,
         f"ln gradient norm, {between}": np.log(early["grad_norm"]).mean("step").values,
     }
@@ -168,7 +180,7 @@ def calibration(probabilities: Array, outcomes: NDArray[np.bool_], counts: Array
 def scores(
     runs: pd.DataFrame, columns: pd.DataFrame, *, horizon: int, landmark: int = 0
 ) -> list[dict[str, Any]]:
-    """Every predictor: its cure model on the seeds that are not held out, and how it did on the others.
+    """Every predictor: its cure model on the runs that are not held out, and how it did on the others.
 
     Brier score and AUROC of P(collapse before the horizon), and the log-likelihood of a held-out run (which
     was not stated before the runs), each with a bootstrap interval over held-out runs with the fit as it
@@ -190,6 +202,7 @@ def scores(
     if not held_out.any():
         raise ValueError(f"no held-out run goes on behind step {landmark}: there is nothing to predict")
     times, collapsed = runs["time"].to_numpy() - landmark, runs["collapsed"].to_numpy()
+    stated = bool(runs["study"][held_out].isin(PREDICTED).all())
     counts, outcomes = drawn_counts(int(held_out.sum())), collapsed[held_out]
     found, rows = {}, []
     for name in columns:
@@ -205,7 +218,7 @@ def scores(
         rows.append(
             {
                 "predictor": name,
-                "stated": UNSTATED not in name,
+                "stated": stated or not any(part in name for part in UNSTATED),
                 "model": vars(model),
                 **{score: with_interval(drawn) for score, drawn in found[name].items()},
                 "calibration": calibration(predicted, outcomes, counts),
@@ -313,11 +326,11 @@ def half_rates(runs: pd.DataFrame, forecasts: Mapping[str, Mapping[str, Any]]) -
 
 
 def waiting_document(stores: Sequence[Path], forecasts: Path, spectra: Sequence[Path] = ()) -> dict[str, Any]:
-    """All of the above as a JSON document.
+    """All of the above as a JSON document. With one of `PREDICTED`, its runs alone are held out.
 
     Args:
         stores: of studies of waiting times, whose runs are taken together.
-        forecasts: folder of what was predicted of each, `<study>.forecast.json`.
+        forecasts: folder of what was predicted of each, `<study>.forecast.json`, and of `LAW`.
         spectra: stores of the spectral studies of the same runs, one a study, in the same order; or none.
 
     Raises:
@@ -329,7 +342,16 @@ def waiting_document(stores: Sequence[Path], forecasts: Path, spectra: Sequence[
     base = stored_study(measured[0].attrs).base
     runs = pd.concat([waiting_times(data) for data in measured], ignore_index=True)
     beside = [open_cells(path) for path in spectra] or [None] * len(measured)
-    columns = pd.concat([predictors(*pair) for pair in zip(measured, beside, strict=True)], ignore_index=True)
+    law = FunctionalLaw.of_document(_forecast(forecasts / LAW)["law"])
+    columns = pd.concat(
+        [predictors(data, law, spectrum) for data, spectrum in zip(measured, beside, strict=True)],
+        ignore_index=True,
+    )
+    whole = runs["study"].isin(PREDICTED)
+    if whole.all():
+        raise ValueError(f"{PREDICTED[0]} is predicted from other runs: give waiting_time and the like too")
+    if whole.any():
+        runs["held_out"] = whole
     horizon, landmark = base.training.steps, EARLY_STEPS[1]
     stated = scores(runs, columns, horizon=horizon)
     fitted = next(row["model"] for row in stated if row["predictor"] == "rate sqrt(depth)")

@@ -87,7 +87,7 @@ WAITING_TIME_400_LOW = dataclasses.replace(
 
 WAITING_TIME_BETWEEN = Study(
     name="waiting_time_between",
-    claim="whether law O2's half rates foretell runs of depths never run at a constant rate: 12, 24, 48 blocks",
+    claim="whether law O2's half rates foretell depths never run at a constant rate: 12, 24, 48 blocks",
     base=FIXED,
     cases=_cases((12, 24, 48), SHARES, LOWER_THRESHOLD, " of 0.0117"),
     seeds=14,

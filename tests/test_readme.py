@@ -6,18 +6,20 @@ import shlex
 import sys
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import pytest
 
 from sim.run_store import open_run
 from sim.store import open_cells
 from sim.training_onset import training_onset
 from sweeps import cli
+from sweeps.cli_study import interval_text
 from sweeps.compare import compare
 from sweeps.detection import VIEWS, labelled_runs, score
 from sweeps.forecast import store_hash
 from sweeps.functional_law import FunctionalLaw
 from sweeps.markdown import as_tables, exponent_text, front_table, profile_table
+from sweeps.waiting import LAW, half_rates, waiting_times
 from theory import LAWS
 
 ROOT = Path(__file__).parents[1]
@@ -92,13 +94,45 @@ def test_the_detector_does_what_the_table_says(view: str) -> None:
     assert line in section("When a run collapses")
 
 
-def test_the_constant_rates_are_those_of_the_committed_law() -> None:
-    document = json.loads((DATA / "critical_rate_deep.forecast.json").read_text())["law"]
-    constants = {
-        name: np.array(value) if isinstance(value, list) else value for name, value in document.items()
-    }
-    law, text = FunctionalLaw(**constants), section("When a run collapses")
-    assert all(f"| {depth} | {law.constant_rate(depth):.4f} | 0.0" in text for depth in (8, 16, 32))
+HALF_RATES = ("waiting_time", "waiting_time_low", "waiting_time_between", "waiting_time_deep")
+HALF_RATES += ("waiting_time_400", "waiting_time_400_low")
+
+
+def test_the_half_rates_are_those_of_the_committed_stores() -> None:
+    """And the law within 6 % up to 128 blocks, every forecast with an interval covered."""
+    forecasts = {name: json.loads((DATA / f"{name}.forecast.json").read_text()) for name in HALF_RATES}
+    runs = pd.concat([waiting_times(open_cells(DATA / f"{name}.zarr")) for name in HALF_RATES])
+    law = FunctionalLaw.of_document(json.loads((DATA / LAW).read_text())["law"])
+    text = section("When a run collapses")
+    rows = half_rates(runs, forecasts)
+    for row in rows:
+        ends = ["..." if row[name] is None else f"{row[name]:.3g}" for name in ("low", "high")]
+        foretold = f"{law.constant_rate(row['depth']):.3g}"
+        if row["predicted_high"]:
+            foretold += f" ({row['predicted_low']:.3g} to {row['predicted_high']:.3g})"
+        line = f"{row['predicted_power_law']:.3g}" if row["predicted_power_law"] else "-"
+        measured = f"{row['value']:.3g} ({ends[0]} to {ends[1]})"
+        assert (
+            f"| {row['depth']} | {foretold} | {line} | {measured} | {row['collapsed']} of {row['runs']} |"
+            in text
+        )
+        if row["depth"] <= 128:
+            assert abs(law.constant_rate(row["depth"]) / row["value"] - 1) < 0.06
+    assert [row["covered"] for row in rows] == [None, True, None, True, None, True, True, True, None]
+    for name, document in forecasts.items():
+        for path, made_from in document["made_from"].items() if "half_rates" in document else ():
+            assert store_hash(ROOT / path) == made_from, name
+
+
+@pytest.mark.parametrize("document", ["waiting_time", "waiting_time_between"])
+def test_the_predictors_are_those_of_the_committed_scores(document: str) -> None:
+    rows = json.loads((DATA / f"{document}.scores.json").read_text())["scores"]
+    text = section("When a run collapses").replace("+", "")
+    for row in rows:
+        scores = " | ".join(interval_text(row[name]) for name in ("brier", "auroc"))
+        differences = row["against"].get("rate sqrt(depth)")
+        less = differences and " | ".join(interval_text(differences[name]) for name in ("brier", "auroc"))
+        assert not row["stated"] or f"| {row['predictor']} | {scores} | {less or '- | -'} |" in text
 
 
 def test_forecasts_are_older_than_what_they_speak_of() -> None:

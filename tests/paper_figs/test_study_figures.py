@@ -11,6 +11,7 @@ import pytest
 from paper_figs import draw_figures
 from paper_figs.critical_rate import draw as draw_critical_rate
 from paper_figs.draw import STUDY_FIGURES
+from paper_figs.half_rate import draw as draw_half_rate
 from paper_figs.interventions import draw as draw_interventions
 from paper_figs.margin import draw as draw_margin
 from paper_figs.study_points import CasePoints, cases, sizes_of
@@ -71,8 +72,8 @@ def opened(folder: Path, *names: str) -> dict[str, object]:
     return {name: open_cells(folder / f"{name}.zarr") for name in names}
 
 
-OF_STUDIES = [name for name in STUDY_FIGURES if name != "committor"]
-"""Figures of `sweeps.study` stores; that of the forks is drawn from the committed one."""
+OF_STUDIES = [name for name in STUDY_FIGURES if name not in ("committor", "half_rate")]
+"""Figures of ramps; those of forks and of constant rates are drawn from the committed stores."""
 
 
 @pytest.mark.parametrize("name", OF_STUDIES)
@@ -170,6 +171,26 @@ def test_stabilisers_of_both_depths_share_a_panel(folder: Path) -> None:
     figure = draw_interventions(opened(folder, "stabilisers", "stabilisers_deep"))
     (panel,) = figure.axes
     assert [text.get_text() for text in panel.get_legend().get_texts()] == ["16 blocks", "128 blocks"]
+
+
+def test_half_rates_are_drawn_with_their_forecasts() -> None:
+    """A point a depth, the measured share of every rate, and in the caption every study and number."""
+    studies = {name: open_cells(DATA / f"{name}.zarr") for name in STUDY_FIGURES["half_rate"][0]}
+    for name, data in studies.items():
+        if (path := DATA / f"{name}.forecast.json").exists():
+            data.attrs["forecast"] = path.read_text()
+    figure = draw_half_rate(studies)
+    said = " ".join(figure.get_supxlabel().split())
+    document = json.loads((DATA / "waiting_time_deep.forecast.json").read_text())
+    for row in document["half_rates"]:
+        assert f"forecast {row['predicted']:.4g}, by the line {row['predicted_power_law']:.4g}" in said
+    assert all(f"{name}: width 16" in said for name in studies)
+    law = next(line for line in figure.axes[1].lines if "law O2" in str(line.get_label()))
+    x, y = law.get_xdata(), law.get_ydata()
+    predicted = {row["depth"]: row["predicted"] for row in document["half_rates"]}
+    assert np.interp(128, x, y) == pytest.approx(predicted[128], rel=0.01)
+    del studies["waiting_time_deep"].attrs["forecast"]
+    assert draw_half_rate({"waiting_time_deep": studies["waiting_time_deep"]}).axes[1].lines
 
 
 def test_sizes_are_those_of_the_cells() -> None:

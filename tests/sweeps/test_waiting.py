@@ -18,9 +18,12 @@ from sim.store import DONE, StoreError, open_cells
 from sim.sweep_writer import SweepWriter
 from sweeps.cli_study import waiting
 from sweeps.cure_model import CureModel
+from sweeps.functional_law import FunctionalLaw
 from sweeps.half_rate_forecast import half_rate_document
 from sweeps.layout import lay_out
 from sweeps.waiting import (
+    BY_LAW,
+    LAW,
     auroc,
     brier,
     drawn_counts,
@@ -31,7 +34,7 @@ from sweeps.waiting import (
     with_interval,
 )
 from sweeps.waiting_spectrum import SCORES, scored, spectrum_of
-from sweeps.waiting_time import WAITING_TIME, WAITING_TIME_DEEP
+from sweeps.waiting_time import PREDICTED, WAITING_TIME, WAITING_TIME_DEEP, share_of
 from theory.half_rate import probabilities
 
 DATA = Path(__file__).parents[2] / "paper_figs" / "data"
@@ -201,7 +204,7 @@ def test_half_rates_are_forecast_from_ramps_and_waiting_times(tmp_path: Path) ->
 
 def test_every_predictor_is_scored_on_the_held_out_runs(document: dict) -> None:
     rows = {row["predictor"]: row for row in document["scores"]}
-    assert len(rows) == 8 and sum(row["stated"] for row in rows.values()) == 6
+    assert len(rows) == 9 and sum(row["stated"] for row in rows.values()) == 6
     assert all(sum(one["runs"] for one in row["calibration"]) == 30 for row in rows.values())
     assert list(rows["rate"]["against"]) == ["rate sqrt(depth)"]
     assert rows["rate"]["against"]["rate sqrt(depth)"]["brier"]["value"] == pytest.approx(0, abs=1e-4)
@@ -258,7 +261,35 @@ def test_other_runs_and_other_studies_are_refused(stores: tuple[Path, Path], tmp
     changed = open_cells(stores[1])
     changed["loss"][3, 7] += 1
     with pytest.raises(StoreError, match="of other runs: the losses of 50 steps differ"):
-        predictors(open_cells(stores[0]), changed)
+        predictors(open_cells(stores[0]), law(), changed)
+
+
+def law() -> FunctionalLaw:
+    return FunctionalLaw.of_document(json.loads((DATA / LAW).read_text())["law"])
+
+
+def test_a_study_that_is_predicted_is_held_out_whole(stores: tuple[Path, Path], tmp_path: Path) -> None:
+    """Its runs alone are scored, by models of the other study's, and every predictor was stated before."""
+    (name,) = PREDICTED
+    other = dataclasses.replace(STUDY, name=name, first_seed=1500)
+    lay_out(other, tmp_path / "between.zarr")
+    writer, data = SweepWriter(tmp_path / "between.zarr"), open_cells(stores[0])
+    for cell in range(len(other.cells)):
+        values = {variable: np.asarray(data[variable].values[cell]) for variable in other.layout().variables}
+        writer.write(cell, values, DONE)
+    for study in (name, "waiting_time"):
+        shares = {share_of(study, run.training.rate, 16) for run in STUDY.runs}
+        rows = [{"share": share, "predicted": 0.5} for share in shares]
+        (tmp_path / f"{study}.forecast.json").write_text(json.dumps({"rows": rows}))
+    (tmp_path / LAW).write_text((DATA / LAW).read_text())
+    document = waiting_document([stores[0], tmp_path / "between.zarr"], tmp_path)
+    assert document["sizes"]["held_out"] == 60 and document["sizes"]["runs"] == 120
+    assert all(row["stated"] for row in document["scores"])
+    by_law = predictors(open_cells(stores[0]), law())[BY_LAW]
+    rates = np.array([cell.run.training.rate for cell in STUDY.cells])
+    np.testing.assert_allclose(by_law, rates / law().constant_rate(16))
+    with pytest.raises(ValueError, match="is predicted from other runs: give waiting_time"):
+        waiting_document([tmp_path / "between.zarr"], tmp_path)
 
 
 def test_spectra_are_those_of_the_runs_themselves() -> None:
