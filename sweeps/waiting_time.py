@@ -85,6 +85,15 @@ WAITING_TIME_400_LOW = dataclasses.replace(
     first_seed=1400,
 )
 
+WAITING_TIME_1000 = dataclasses.replace(
+    WAITING_TIME_400,
+    name="waiting_time_1000",
+    claim="whether 1000 blocks collapse at two rates between law O2's half rate and that of shallow networks",
+    cases=_cases((1000,), (0.34, 0.47), LOWER_THRESHOLD, " of 0.0117"),
+    seeds=4,
+    first_seed=1600,
+)
+
 WAITING_TIME_BETWEEN = Study(
     name="waiting_time_between",
     claim="whether law O2's half rates foretell depths never run at a constant rate: 12, 24, 48 blocks",
@@ -105,6 +114,7 @@ THRESHOLDS = {
     WAITING_TIME_DEEP.name: LOWER_THRESHOLD,
     WAITING_TIME_400.name: LOWER_THRESHOLD,
     WAITING_TIME_400_LOW.name: LOWER_THRESHOLD,
+    WAITING_TIME_1000.name: LOWER_THRESHOLD,
     WAITING_TIME_BETWEEN.name: LOWER_THRESHOLD,
 }
 """Study -> the rate at 16 blocks that its forecast is in shares of; it goes with depth^(-1/2)."""
