@@ -45,6 +45,8 @@ def draw(studies: Studies) -> Figure:
     """
     runs = _by_depth(studies)
     fits = {depth: HalfRate.fit(*of) for depth, of in runs.items() if len(set(of[0])) > 1}
+    if not fits:
+        raise ValueError("a half rate lies between rates: no depth of these studies has runs at two rates")
     foretold = {row["depth"]: row for of in forecasts_of(studies) for row in of.get("half_rates", ())}
     figure = Figure(figsize=(13.5, 6.0), layout="constrained")
     left, right = figure.subplots(1, 2)

@@ -368,8 +368,8 @@ class Detector:
         self._steps = deque(state["steps"].tolist(), maxlen=STEPS + 1)
         self._quiet = int(state["quiet"])
         for key, values in state.items():
-            part, _, name = key.partition(".")
-            if not name:
+            part, dot, name = key.partition(".")
+            if not dot:
                 continue
             guessed = part.startswith(GUESSED)
             group = self._guessed if guessed else self._signals

@@ -221,7 +221,7 @@ def write_forecast(document: Mapping[str, Any], path: Path) -> None:
             f"{path} already exists: a forecast is never overwritten, choose another --out"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def with_forecast(study: Sweep | Study, path: Path) -> Study:

@@ -117,13 +117,20 @@ class FunctionalLaw:
 
     @classmethod
     def of_document(cls, document: Mapping[str, Any]) -> "FunctionalLaw":
-        """The law of its constants, as in a forecast."""
-        return cls(
-            **{
-                name: np.array(value) if isinstance(value, list) else value
-                for name, value in document.items()
-            }
-        )
+        """The law of its constants, as in a forecast.
+
+        Raises:
+            ValueError: no such constants.
+        """
+        try:
+            return cls(
+                **{
+                    name: np.array(value) if isinstance(value, list) else value
+                    for name, value in document.items()
+                }
+            )
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"these are no constants of the law of the functional step: {error}") from error
 
     def document(self) -> dict[str, Any]:
         """Its constants, JSON-serialisable."""

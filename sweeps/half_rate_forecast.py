@@ -12,11 +12,12 @@ from sim.provenance import provenance
 from sim.store import open_cells
 from sweeps.forecast import measured_ramps, store_hash
 from sweeps.functional_law import FunctionalLaw, drawn_again
+from sweeps.half_rates import fits_of
 from sweeps.study import Study, stored_study
 from sweeps.waiting import waiting_times
 from sweeps.waiting_time import THRESHOLDS, share_of
 from theory.censoring import INTERVAL
-from theory.half_rate import HalfRate, most_likely, probabilities
+from theory.half_rate import most_likely, probabilities
 
 Array = NDArray[np.float64]
 
@@ -47,7 +48,7 @@ def half_rate_document(study: Study, sources: Sequence[Path], *, written: str) -
         raise ValueError(f"{study.name} is forecast from ramps and from waiting times: give both")
     ramps = measured_ramps([path for path in sources if path not in fixed])
     runs = pd.concat([waiting_times(open_cells(path)) for path in fixed])
-    fits = {int(depth): HalfRate.fit(of["rate"], of["collapsed"]) for depth, of in runs.groupby("depth")}
+    fits = fits_of(runs)
     measured = {depth: found for depth, found in fits.items() if np.isfinite(found.half.value)}
     if len(measured) < 2:
         raise ValueError(f"a line needs the half rates of two depths, got those of {list(measured)}")
@@ -98,15 +99,17 @@ def half_rate_document(study: Study, sources: Sequence[Path], *, written: str) -
 
 def _measurable(
     rates: Array, halves: Array, spread: float, seeds: int, random: np.random.Generator
-) -> tuple[float, float]:
-    """Interval of the half rates that runs at these rates would show.
+) -> tuple[float | None, float | None]:
+    """Interval of the half rates that runs at these rates would show; None where an end is outside of them.
 
     Args:
         rates: tried [N].
         halves: what the half rate may be [K].
     """
     rates = np.sort(rates)
+    if len(rates) < 2:
+        return None, None
     hits = random.binomial(seeds, probabilities(rates[:, None], halves, spread))
     found, _ = most_likely(rates, np.full(hits.shape, seeds), hits)
     low, high = np.quantile(found, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2], method="inverted_cdf")
-    return float(low), float(high)
+    return tuple(float(end) if 0 < end < np.inf else None for end in (low, high))

@@ -3,7 +3,6 @@
 # N runs, R resamples
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from sim.store import DONE, StoreError, open_cells
 from sweeps.cure_model import CureModel
 from sweeps.forecast import store_hash
 from sweeps.functional_law import FunctionalLaw
+from sweeps.half_rates import half_rates
 from sweeps.study import KINDS, stored_study
 from sweeps.waiting_time import PREDICTED, THRESHOLDS, share_of
 from theory.censoring import INTERVAL, resamples
-from theory.half_rate import HalfRate
 
 Array = NDArray[np.float64]
 
@@ -40,8 +39,11 @@ BY_LAW = "rate over law O2's half rate"
 
 LAW = "critical_rate_deep.forecast.json"
 
-UNSTATED = (BY_LAW, "unfiltered")
-"""Parts of the names of predictors that were not stated before the runs; but all were before `PREDICTED`."""
+BY_LINE = "rate depth^0.62"
+"""By the exponent of the half rates of 8, 16 and 32 blocks, measured on the first two studies."""
+
+UNSTATED = (BY_LAW, BY_LINE, "unfiltered")
+"""Parts of the names of predictors that were not stated before the runs; but `BY_LAW` before `PREDICTED`."""
 
 SPECTRAL = {
     "RKSP, standard initialisation": "koopman_share_start",
@@ -104,6 +106,7 @@ def predictors(data: xr.Dataset, law: FunctionalLaw, spectrum: xr.Dataset | None
     found = {
         "rate": rates,
         "rate sqrt(depth)": rates * np.sqrt(depths),
+        BY_LINE: rates * depths**0.62,
         BY_LAW: rates / np.vectorize(law.constant_rate)(depths),
         f"ln functional step, {between}": np.log(early["functional_step"]).mean("step").values,
         f"ln gradient norm, {between}": np.log(early["grad_norm"]).mean("step").values,
@@ -202,7 +205,7 @@ def scores(
     if not held_out.any():
         raise ValueError(f"no held-out run goes on behind step {landmark}: there is nothing to predict")
     times, collapsed = runs["time"].to_numpy() - landmark, runs["collapsed"].to_numpy()
-    stated = bool(runs["study"][held_out].isin(PREDICTED).all())
+    foretold = bool(runs["study"][held_out].isin(PREDICTED).all())
     counts, outcomes = drawn_counts(int(held_out.sum())), collapsed[held_out]
     found, rows = {}, []
     for name in columns:
@@ -218,7 +221,7 @@ def scores(
         rows.append(
             {
                 "predictor": name,
-                "stated": stated or not any(part in name for part in UNSTATED),
+                "stated": (foretold and name == BY_LAW) or not any(part in name for part in UNSTATED),
                 "model": vars(model),
                 **{score: with_interval(drawn) for score, drawn in found[name].items()},
                 "calibration": calibration(predicted, outcomes, counts),
@@ -290,41 +293,6 @@ def cases(
     return rows
 
 
-def half_rates(runs: pd.DataFrame, forecasts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every depth: the rate at which half of its runs collapse, of all studies, and what was forecast of it.
-
-    `value`, `low` and `high` are None where they are outside of the rates tried; `covered`: the forecast
-    interval, of a half rate measured at the rates and seeds of the study it was made for, holds the value.
-
-    Args:
-        runs: as `waiting_times`.
-        forecasts: by study; those with `half_rates` speak of the depths of these.
-    """
-    foretold = {row["depth"]: row for of in forecasts.values() for row in of.get("half_rates", ())}
-    rows = []
-    for depth, of in runs.groupby("depth"):
-        found, forecast = HalfRate.fit(of["rate"], of["collapsed"]), foretold.get(int(depth), {})
-        value, ends = found.half.value, (forecast.get("predicted_low"), forecast.get("predicted_high"))
-        known = math.isfinite(value) and all(ends)
-        numbers = {"value": value, "low": found.half.low, "high": found.half.high, "spread": found.spread}
-        rows.append(
-            {
-                "depth": int(depth),
-                "runs": len(of),
-                "collapsed": int(of["collapsed"].sum()),
-                "lowest_rate": float(of["rate"].min()),
-                "highest_rate": float(of["rate"].max()),
-                **{name: number if 0 < number < math.inf else None for name, number in numbers.items()},
-                "predicted": forecast.get("predicted"),
-                "predicted_low": ends[0],
-                "predicted_high": ends[1],
-                "predicted_power_law": forecast.get("predicted_power_law"),
-                "covered": bool(ends[0] <= value <= ends[1]) if known else None,
-            }
-        )
-    return rows
-
-
 def waiting_document(stores: Sequence[Path], forecasts: Path, spectra: Sequence[Path] = ()) -> dict[str, Any]:
     """All of the above as a JSON document. With one of `PREDICTED`, its runs alone are held out.
 
@@ -342,7 +310,7 @@ def waiting_document(stores: Sequence[Path], forecasts: Path, spectra: Sequence[
     base = stored_study(measured[0].attrs).base
     runs = pd.concat([waiting_times(data) for data in measured], ignore_index=True)
     beside = [open_cells(path) for path in spectra] or [None] * len(measured)
-    law = FunctionalLaw.of_document(_forecast(forecasts / LAW)["law"])
+    law = FunctionalLaw.of_document(_forecast(forecasts / LAW).get("law"))
     columns = pd.concat(
         [predictors(data, law, spectrum) for data, spectrum in zip(measured, beside, strict=True)],
         ignore_index=True,
@@ -383,6 +351,6 @@ def waiting_document(stores: Sequence[Path], forecasts: Path, spectra: Sequence[
 
 def _forecast(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError) as error:
+        return dict(json.loads(path.read_text()))
+    except (FileNotFoundError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no forecast ({error}): name its folder by --forecasts") from error

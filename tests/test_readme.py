@@ -18,8 +18,9 @@ from sweeps.compare import compare
 from sweeps.detection import VIEWS, labelled_runs, score
 from sweeps.forecast import store_hash
 from sweeps.functional_law import FunctionalLaw
+from sweeps.half_rates import half_rates
 from sweeps.markdown import as_tables, exponent_text, front_table, profile_table
-from sweeps.waiting import LAW, half_rates, waiting_times
+from sweeps.waiting import LAW, waiting_times
 from theory import LAWS
 
 ROOT = Path(__file__).parents[1]

@@ -26,8 +26,9 @@ class HalfRate:
     """P(collapse) = 1 / (1 + (half rate / rate)^(1 / spread)), by maximum likelihood over a grid.
 
     Attributes:
-        half: the half rate with its bootstrap interval over runs; NaN where it is outside of the rates tried,
-            and an end of the interval 0 or infinite where that is.
+        half: the half rate with its bootstrap interval over runs; NaN where it is outside of the rates tried
+            or at an end of them, and where shares do not rise with the rate (the spread is the largest one);
+            an end of the interval is 0 or infinite where that is outside.
         spread: of ln rate, at the maximum.
     """
 
@@ -43,8 +44,10 @@ class HalfRate:
             collapsed: which did [R].
 
         Raises:
-            ValueError: runs of fewer than two rates.
+            ValueError: runs of fewer than two rates, or a rate that is not positive.
         """
+        if not (np.asarray(rates, float) > 0).all():
+            raise ValueError("a half rate is of positive rates: leave out what has none")
         each, place = np.unique(np.asarray(rates, float), return_inverse=True)
         if len(each) < 2:
             raise ValueError(f"a half rate lies between rates: give runs of two or more, got {len(each)}")
@@ -57,11 +60,11 @@ class HalfRate:
         halves, spreads = most_likely(each, counts, hits)
         value, found = float(halves[0]), halves[1:]
         low, high = np.quantile(found, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2], method="inverted_cdf")
-        inside = 0 < value < np.inf
+        inside = 0 < value < np.inf and spreads[0] < SPREADS[-1]
         return cls(
             half=Estimate(
                 value=value if inside else np.nan,
-                at_least=value if inside else float(each[-1] if value else 0.0),
+                at_least=value if inside else float(each[-1] if value == np.inf else 0.0),
                 low=float(low),
                 high=float(high),
                 error=float(found.std()) if 0 < found.min() and found.max() < np.inf else np.nan,

@@ -219,7 +219,7 @@ def test_numbers_that_are_none_are_borne(value: float) -> None:
 def test_a_restored_one_goes_on_to_the_bit(at: int, known: bool) -> None:
     whole, first, second = Detector(), Detector(), Detector()
     run = [
-        (step, of if known else {f"x{place}": value / 2 for place, value in enumerate(of.values())})
+        (step, of if known else {"x" * place: value / 2 for place, value in enumerate(of.values())})
         for step, of in collapsing()
     ]
     expected = [whole.update(*of) for of in run]

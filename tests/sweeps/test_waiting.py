@@ -20,14 +20,15 @@ from sweeps.cli_study import waiting
 from sweeps.cure_model import CureModel
 from sweeps.functional_law import FunctionalLaw
 from sweeps.half_rate_forecast import half_rate_document
+from sweeps.half_rates import half_rates
 from sweeps.layout import lay_out
 from sweeps.waiting import (
     BY_LAW,
+    BY_LINE,
     LAW,
     auroc,
     brier,
     drawn_counts,
-    half_rates,
     predictors,
     survival_curve,
     waiting_document,
@@ -188,6 +189,7 @@ def test_the_half_rate_is_that_of_the_runs(document: dict) -> None:
     foretold = {"depth": 16, "predicted": half, "predicted_low": half / 1.1, "predicted_high": half * 1.1}
     (row,) = half_rates(runs, {"waiting_time": {"half_rates": [foretold]}})
     assert row["predicted"] == half and row["covered"] is True
+    assert half_rates(runs[runs["rate"] == 0.011], {}) == []
 
 
 def test_half_rates_are_forecast_from_ramps_and_waiting_times(tmp_path: Path) -> None:
@@ -204,7 +206,7 @@ def test_half_rates_are_forecast_from_ramps_and_waiting_times(tmp_path: Path) ->
 
 def test_every_predictor_is_scored_on_the_held_out_runs(document: dict) -> None:
     rows = {row["predictor"]: row for row in document["scores"]}
-    assert len(rows) == 9 and sum(row["stated"] for row in rows.values()) == 6
+    assert len(rows) == 10 and sum(row["stated"] for row in rows.values()) == 6
     assert all(sum(one["runs"] for one in row["calibration"]) == 30 for row in rows.values())
     assert list(rows["rate"]["against"]) == ["rate sqrt(depth)"]
     assert rows["rate"]["against"]["rate sqrt(depth)"]["brier"]["value"] == pytest.approx(0, abs=1e-4)
@@ -284,10 +286,14 @@ def test_a_study_that_is_predicted_is_held_out_whole(stores: tuple[Path, Path], 
     (tmp_path / LAW).write_text((DATA / LAW).read_text())
     document = waiting_document([stores[0], tmp_path / "between.zarr"], tmp_path)
     assert document["sizes"]["held_out"] == 60 and document["sizes"]["runs"] == 120
-    assert all(row["stated"] for row in document["scores"])
+    assert [row["predictor"] for row in document["scores"] if not row["stated"]] == [BY_LINE]
     by_law = predictors(open_cells(stores[0]), law())[BY_LAW]
     rates = np.array([cell.run.training.rate for cell in STUDY.cells])
     np.testing.assert_allclose(by_law, rates / law().constant_rate(16))
+    (tmp_path / LAW).write_text('{"law": {"foo": 1}}')
+    with pytest.raises(ValueError, match="no constants of the law of the functional step"):
+        waiting_document([stores[0]], tmp_path)
+    (tmp_path / LAW).write_text((DATA / LAW).read_text())
     with pytest.raises(ValueError, match="is predicted from other runs: give waiting_time"):
         waiting_document([tmp_path / "between.zarr"], tmp_path)
 

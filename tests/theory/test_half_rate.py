@@ -34,6 +34,13 @@ def test_outside_of_the_rates_tried_there_is_none(collapsed: bool, at_least: flo
     assert half.low == half.high == (0.0 if collapsed else np.inf)
 
 
+def test_shares_that_do_not_rise_have_none() -> None:
+    half = HalfRate.fit([1.0] * 20 + [2.0] * 20 + [3.0] * 20, [True] * 15 + [False] * 30 + [True] * 15).half
+    assert np.isnan(half.value)
+
+
 def test_one_rate_has_no_half() -> None:
+    with pytest.raises(ValueError, match="of positive rates"):
+        HalfRate.fit([0.01, np.nan], [True, False])
     with pytest.raises(ValueError, match="lies between rates: give runs of two or more, got 1"):
         HalfRate.fit([0.01, 0.01], [True, False])
