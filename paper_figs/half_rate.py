@@ -24,10 +24,10 @@ from theory.onset import sub_layer_sum
 
 STUDIES = (
     *("waiting_time", "waiting_time_low", "waiting_time_between"),
-    *("waiting_time_deep", "waiting_time_400", "waiting_time_400_low"),
+    *("waiting_time_deep", "waiting_time_400", "waiting_time_400_low", "waiting_time_1000"),
 )
 
-RATES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
+RATES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 """Named on the axis."""
 
 COLLAPSED = 1
@@ -89,12 +89,14 @@ def _draw_shares(panel: Axes, runs: Runs, fits: Mapping[int, HalfRate]) -> None:
     panel.axhline(0.5, color="0.6", lw=1, zorder=0)
     panel.set_xscale("log")
     panel.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
+    # room for the legend
+    panel.set_xlim(left=min(rates.min() for rates, _ in runs.values()) / 3)
     panel.set_xticks([], minor=True)
     panel.set_xlabel("learning rate")
     panel.set_ylabel("share of runs that collapse")
     panel.set_title("logistic curves are fits, no forecasts", fontsize=9.5)
     panel.grid(alpha=0.25, which="both")
-    panel.legend(fontsize=8, frameon=False)
+    panel.legend(fontsize=8, frameon=False, loc="lower left")
 
 
 def _draw_half_rates(
@@ -116,6 +118,8 @@ def _draw_half_rates(
                 panel.plot(depth, lowest, color=colour, marker=r"$\downarrow$", ms=11, ls="none")
         elif fit.half.at_least > 0:
             panel.plot(depth, fit.half.at_least, color=colour, marker=r"$\uparrow$", ms=11, ls="none")
+        elif runs[depth][1][runs[depth][0] == runs[depth][0].min()].mean() > 0.5:
+            panel.plot(depth, runs[depth][0].min(), color=colour, marker=r"$\downarrow$", ms=11, ls="none")
     panel.plot([], [], "o", color="black", ms=6, label="measured before the forecast")
     if foretold:
         panel.plot([], [], "o", color=COLOURS[1], ms=6, label="measured, forecast before")
