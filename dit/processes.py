@@ -61,6 +61,13 @@ class Processes:
                 f"with accumulation {training.accumulation}"
             )
 
+    def leave(self) -> None:
+        """Take the group of processes apart, behind all they do: one that exits within it may abort."""
+        if self.group is not None:
+            self._accelerator.wait_for_everyone()
+            self._accelerator.end_training()
+            self.group = None
+
     def network(self, run: RunConfig) -> DiT:
         """A network with its first weights, sharded block by block where it is (FSDP2)."""
         placed: Callable[[nn.Module], object] = fully_shard if self.sharded else lambda module: None

@@ -79,6 +79,7 @@ def train(
 
     trainer = Trainer(run, out or Path("runs") / preset, resume=resume, fork=fork)
     outcome = trainer.train()
+    trainer.processes.leave()
     if trainer.processes.rank == 0:
         click.echo(f"{trainer.out}: {outcome}")
 
