@@ -18,6 +18,7 @@ from sim.provenance import provenance
 from sim.store import open_cells
 from sim.zarr_files import StoreExistsError
 from sweeps.functional_law import FunctionalLaw, Ramp, forecast
+from sweeps.rows import finite
 from sweeps.study import Study, stored_study
 from sweeps.sweep import Sweep
 from theory.censoring import INTERVAL
@@ -186,7 +187,7 @@ def forecast_document(
             f"predicted_{name}": rival.critical_rate(here, blocks, rate=rate, at_slope=slope, at_depth=depth)
             for name, rival in RIVALS.items()
         }
-        rows.append(row)
+        rows.append(finite(row))
     return {
         "study": study.name,
         "quantity": "critical_rate",
@@ -228,7 +229,7 @@ def with_forecast(study: Sweep | Study, path: Path) -> Study:
     """The study with the forecast of a file.
 
     Raises:
-        ValueError: a file that is none, or of another study, or without one of its cases; or no study.
+        ValueError: a file that is none, of another study or of waiting times, or without a case; or no study.
     """
     if not isinstance(study, Study):
         raise ValueError(f"{study.name} has a forecast of its own: a file is for studies of training runs")
@@ -238,6 +239,8 @@ def with_forecast(study: Sweep | Study, path: Path) -> Study:
         name = document["study"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no forecast of a study ({error})") from error
+    if "half_rates" in document:
+        raise ValueError(f"{path} is of waiting times: it is read by mms waiting, no run takes it along")
     if name != study.name:
         raise ValueError(f"{path} is a forecast of {name}, not of {study.name}")
     missing = [case.label for case in study.cases if case.label not in rows]

@@ -18,6 +18,7 @@ from sim.store import DONE, StoreError, open_cells
 from sim.sweep_writer import SweepWriter
 from sweeps.cli_study import waiting
 from sweeps.cure_model import CureModel
+from sweeps.forecast import with_forecast
 from sweeps.functional_law import FunctionalLaw
 from sweeps.half_rate_forecast import half_rate_document
 from sweeps.half_rates import half_rates
@@ -200,6 +201,8 @@ def test_half_rates_are_forecast_from_ramps_and_waiting_times(tmp_path: Path) ->
     for name in ("half_rates", "rows"):
         for row, held in zip(found[name], committed[name], strict=True):
             assert row == pytest.approx(held)
+    with pytest.raises(ValueError, match="is of waiting times: it is read by mms waiting"):
+        with_forecast(WAITING_TIME_DEEP, DATA / "waiting_time_deep.forecast.json")
     with pytest.raises(ValueError, match="waiting_time_deep is forecast from ramps and from waiting times"):
         half_rate_document(WAITING_TIME_DEEP, sources[:1], written="")
 
