@@ -1,5 +1,1 @@
-"""The diffusion transformer: the trunk of `sim` with its ends, rectified flow, training and sampling."""
-
-from dit.model import DiT
-
-__all__ = ["DiT"]
+"""The diffusion transformer: the trunk of `sim` with its ends, its data, training and evaluation."""

@@ -1,1 +1,1 @@
-"""Synthetic stacks, and everything measured on them."""
+"""Synthetic stacks, and everything that is measured, on them or on a model in training."""

@@ -13,15 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sim.block_probe import BlockProbe
-from sim.ensemble import stack_members
-from sim.interventions import FIELDS, Intervention, Interventions
-from sim.record import BACKWARD_OBSERVABLES, Array, Record, observable_dims
-from sim.stack import Block, synthetic_adjoint, synthetic_input
-from theory import Setting
+from meanmode.sim.intervene.grammar import FIELDS, Intervention
+from meanmode.sim.intervene.interventions import Interventions
+from meanmode.sim.observe.block_probe import BlockProbe
+from meanmode.sim.observe.record import BACKWARD_OBSERVABLES, Array, Record, observable_dims
+from meanmode.sim.trunk.ensemble import stack_members
+from meanmode.sim.trunk.stack import Block, synthetic_adjoint, synthetic_input
+from meanmode.theory.setting import Setting
 
 ADJOINT_STREAM = 2**32 - 1
 """The stream of the synthetic loss adjoint, beyond the blocks of any stack."""
+
 
 DRAWN = ("weight_std", "writer_std", "input_cosine", "adjoint_cosine", "residual_gain", "alpha", "beta")
 """The fields of a setting in which members of an ensemble may differ: they change no shape."""
@@ -64,7 +66,7 @@ def simulate(
         backward: measure the writer gradients of the synthetic loss adjoint too; the forward observables are
             the same to the bit.
         device: where to compute; the random numbers are the same on every device.
-        interventions: on branch or trunk of any blocks (`sim.interventions`).
+        interventions: on branch or trunk of any blocks (`meanmode.sim.intervene.interventions`).
 
     Returns:
         `tcs` and `rho` [L + 1], after block l (block 0 is the input); `r_tr` and `var_gain` [L + 1, 2] per

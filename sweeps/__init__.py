@@ -1,1 +1,1 @@
-"""Asking questions at scale: named sweeps, forecasts, comparison and the command line."""
+"""Asking questions at scale: sweeps, studies, comparison and the command line."""

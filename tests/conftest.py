@@ -15,23 +15,21 @@ from PIL import Image
 
 torch.set_num_threads(1)
 # all but configurations, which take JSON's lists for tuples; an int is a float, as to every type checker
-DIT = [
-    f"dit.{module.stem}"
-    for module in Path(__file__).parents[1].glob("dit/*.py")
-    if "config" not in module.stem
-]
-install_import_hook(["sim", *DIT], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+CHECKED = ["meanmode.sim", *(f"meanmode.dit.{storey}" for storey in ("model", "data", "train", "evaluate"))]
+install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-from sim.store import DONE  # noqa: E402 (after the import hook)
-from sim.sweep_writer import SweepWriter  # noqa: E402
-from sweeps import cli  # noqa: E402
-from sweeps.execute import run_sweep  # noqa: E402
-from sweeps.layout import lay_out  # noqa: E402
-from sweeps.mixers import MIXERS_AND_MERGES  # noqa: E402
-from sweeps.study import KINDS, Study, StudyCell  # noqa: E402
-from sweeps.sweep import Sweep  # noqa: E402
-from sweeps.token_law import TOKEN_LAW  # noqa: E402
-from theory import Setting  # noqa: E402
+from meanmode.sim.store.sweep_store import DONE  # noqa: E402 (after the import hook)
+from meanmode.sim.store.sweep_writer import SweepWriter  # noqa: E402
+from meanmode.sweeps.cli import main as cli  # noqa: E402
+from meanmode.sweeps.engine.execution import run_sweep  # noqa: E402
+from meanmode.sweeps.engine.store_layout import lay_out  # noqa: E402
+from meanmode.sweeps.engine.study import Study  # noqa: E402
+from meanmode.sweeps.engine.study_variables import KINDS  # noqa: E402
+from meanmode.sweeps.engine.sweep import Sweep  # noqa: E402
+from meanmode.sweeps.engine.trained import StudyCell  # noqa: E402
+from meanmode.sweeps.named.mixers_and_merges import MIXERS_AND_MERGES  # noqa: E402
+from meanmode.sweeps.named.token_law import TOKEN_LAW  # noqa: E402
+from meanmode.theory.setting import Setting  # noqa: E402
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -9,19 +9,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sim.run_store import open_run
-from sim.store import open_cells
-from sim.training_onset import training_onset
-from sweeps import cli
-from sweeps.cli_study import interval_text
-from sweeps.compare import compare
-from sweeps.detection import VIEWS, labelled_runs, score
-from sweeps.forecast import store_hash
-from sweeps.functional_law import FunctionalLaw
-from sweeps.half_rates import half_rates
-from sweeps.markdown import as_tables, exponent_text, front_table, profile_table
-from sweeps.waiting import LAW, waiting_times
-from theory import LAWS
+from meanmode.sim.onset.training_onset import training_onset
+from meanmode.sim.store.run_reader import open_run
+from meanmode.sim.store.sweep_store import open_cells
+from meanmode.sweeps.cli import main as cli
+from meanmode.sweeps.cli.waiting import interval_text
+from meanmode.sweeps.studies.comparison import compare
+from meanmode.sweeps.studies.detection import VIEWS, labelled_runs, score
+from meanmode.sweeps.studies.forecast_files import store_hash
+from meanmode.sweeps.studies.half_rates import half_rates
+from meanmode.sweeps.studies.markdown import as_tables, exponent_text, front_table, profile_table
+from meanmode.sweeps.studies.waiting_times import LAW, waiting_times
+from meanmode.theory.laws.all_laws import LAWS
+from meanmode.theory.onset.functional_law import FunctionalLaw
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

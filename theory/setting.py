@@ -9,8 +9,10 @@ MERGES = (
 )
 """The last four are controls: MV-Split behind attention only, a removed mean, and two other skip paths."""
 
+
 MIXERS = ("softmax", "uniform", "linear", "lazy", "a_minus_i", "i_minus_a", "gated", "state_space")
 """From `lazy` on they are controls: blends of softmax attention and identity, a gate, and no attention."""
+
 
 LARGEST_SIZE, LARGEST_GAIN = 2**24, 1e12
 """Beyond them no stack is meant, and double precision would overflow."""

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn.functional import rms_norm
 from tqdm import tqdm
 
-import sim.simulate
-from sim.onset import collapse_front
-from sim.simulate import simulate
-from sim.stack import synthetic_input
-from theory import Setting, predict_front
+import meanmode.sim.simulate
+from meanmode.sim.onset.measured_front import collapse_front
+from meanmode.sim.simulate import simulate
+from meanmode.sim.trunk.stack import synthetic_input
+from meanmode.theory.meanfield.predicted_front import predict_front
+from meanmode.theory.setting import Setting
 
 SETTING = Setting(depth=110, tokens=64, width=128, heads=4, weight_std=0.8 / 128**0.5)
 SEEDS = 64
@@ -53,7 +54,7 @@ def photograph_patches(setting: Setting, generator: torch.Generator) -> Tensor:
 
 def study(name: str, drawn: Input) -> None:
     """Measured front, forecast at each input's own mean pair cosine, and their difference."""
-    sim.simulate.synthetic_input = drawn
+    meanmode.sim.simulate.synthetic_input = drawn
     differences, measured, predicted, cosines = [], [], [], []
     for seed in tqdm(range(SEEDS), desc=name, file=sys.stderr, leave=False):
         profile = simulate(SETTING, seed)["tcs"]

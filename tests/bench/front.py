@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from sweeps.collapse_front import COLLAPSE_FRONT
-from sweeps.execute import run_sweep
-from sweeps.layout import lay_out
-from theory import Setting, predict_front
-from theory.front import deterministic_front
+from meanmode.sweeps.engine.execution import run_sweep
+from meanmode.sweeps.engine.store_layout import lay_out
+from meanmode.sweeps.named.collapse_front import COLLAPSE_FRONT
+from meanmode.theory.meanfield.predicted_front import deterministic_front, predict_front
+from meanmode.theory.setting import Setting
 
 REPEATS = 5
 

@@ -15,14 +15,14 @@ from unittest import mock
 
 import torch
 
-import sweeps.simulated
-from sim.simulate import simulate
-from sim.store import open_progress
-from sim.sweep_writer import SweepWriter
-from sweeps.execute import run_sweep
-from sweeps.layout import lay_out
-from sweeps.sweep import Sweep
-from theory import Setting
+import meanmode.sweeps.engine.simulated
+from meanmode.sim.simulate import simulate
+from meanmode.sim.store.sweep_store import open_progress
+from meanmode.sim.store.sweep_writer import SweepWriter
+from meanmode.sweeps.engine.execution import run_sweep
+from meanmode.sweeps.engine.store_layout import lay_out
+from meanmode.sweeps.engine.sweep import Sweep
+from meanmode.theory.setting import Setting
 
 REPEATS = 5
 CELLS = 6
@@ -59,7 +59,7 @@ def one_process(sweep: Sweep) -> None:
         return values
 
     overheads, cells = [], []
-    with mock.patch.object(sweeps.simulated, "simulate", timed):
+    with mock.patch.object(meanmode.sweeps.engine.simulated, "simulate", timed):
         for _ in range(REPEATS):
             plain.clear()
             with tempfile.TemporaryDirectory() as folder:

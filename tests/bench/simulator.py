@@ -20,14 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sim.attention import rope_angles
-from sim.ensemble import stack_members
-from sim.probe import Probe
-from sim.record import observable_dims
-from sim.simulate import simulate, simulate_ensemble, stream
-from sim.stack import Stack, synthetic_input
-from sim.training import AdamW, EnsembleOptimiser, Schedule, data_order, train_ensemble
-from theory import Setting
+from meanmode.sim.observe.probe import Probe
+from meanmode.sim.observe.record import observable_dims
+from meanmode.sim.simulate import simulate, simulate_ensemble, stream
+from meanmode.sim.train.data_order import data_order
+from meanmode.sim.train.ensemble_loop import train_ensemble
+from meanmode.sim.train.ensemble_optimiser import AdamW, EnsembleOptimiser
+from meanmode.sim.train.schedule import Schedule
+from meanmode.sim.trunk.attention import rope_angles
+from meanmode.sim.trunk.ensemble import stack_members
+from meanmode.sim.trunk.stack import Stack, synthetic_input
+from meanmode.theory.setting import Setting
 
 REPEATS = 6
 TRUNK = Setting(depth=16, tokens=256, text_tokens=32, batch=2, width=256, heads=4, rope=True)

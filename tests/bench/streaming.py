@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dit.codecs import PatchCodec, dct_basis
-from dit.config import PRESETS
-from dit.latent_store import LatentStore, lay_out_latents
-from dit.latents import with_data
-from dit.text_encoders import text_encoder
-from dit.training import Trainer
-from sim.run_store import open_run
+from meanmode.dit.config.presets import PRESETS
+from meanmode.dit.data.codecs import PatchCodec, dct_basis
+from meanmode.dit.data.latent_store import LatentStore, lay_out_latents
+from meanmode.dit.data.latents import with_data
+from meanmode.dit.data.text_encoders import text_encoder
+from meanmode.dit.train.trainer import Trainer
+from meanmode.sim.store.run_reader import open_run
 
 STEPS, SETTLED = 30, 5
 """Steps of a run, and those at its beginning that are not looked at."""

@@ -17,11 +17,11 @@ from simulator import ratios
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dit.config import DiTConfig
-from dit.flow import flow_losses
-from dit.model import DiT
-from dit.optimiser import Optimiser
-from dit.training_config import TrainingConfig
+from meanmode.dit.config.architecture import DiTConfig
+from meanmode.dit.config.training_config import TrainingConfig
+from meanmode.dit.model.flow import flow_losses
+from meanmode.dit.model.network import DiT
+from meanmode.dit.train.optimiser import Optimiser
 
 BATCH = 4
 MODELS = {

@@ -13,11 +13,12 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from dit.config import PRESETS, RunConfig
-from dit.states import checkpoints, load_tensors
-from dit.text_encoders import _quiet
-from dit.training import Trainer
-from sim.run_store import open_run
+from meanmode.dit.config.presets import PRESETS
+from meanmode.dit.config.run_config import RunConfig
+from meanmode.dit.data.text_encoders import _quiet
+from meanmode.dit.train.checkpoints import checkpoints, load_tensors
+from meanmode.dit.train.trainer import Trainer
+from meanmode.sim.store.run_reader import open_run
 
 TINY = {
     "depth": "3",
@@ -109,7 +110,11 @@ def launch() -> Callable[..., "subprocess.Popen[str]"]:
         out: Path, *arguments: str, processes: int = 1, before: str = "", **options: object
     ) -> "subprocess.Popen[str]":
         settings = TINY | {name: str(value) for name, value in options.items()}
-        program = ["-c", f"{before}\nfrom sweeps.cli import main; main()"] if before else ["-m", "sweeps.cli"]
+        program = (
+            ["-c", f"{before}\nfrom meanmode.sweeps.cli.main import main; main()"]
+            if before
+            else ["-m", "meanmode"]
+        )
         command = [*program, "train", "digits-16l", "--out", str(out), *arguments]
         command += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
         runner = [sys.executable]

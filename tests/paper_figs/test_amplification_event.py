@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from paper_figs import draw_figures
-from paper_figs.amplification_event import ACTIVE, coherence, draw, moments, regression, regressions
-from paper_figs.training_runs import tokens_of
-from sim.store import open_run
-from theory import LAWS
+from meanmode.paper_figs.all_figures import draw_figures
+from meanmode.paper_figs.figures.amplification_event import (
+    ACTIVE,
+    coherence,
+    draw,
+    moments,
+    regression,
+    regressions,
+)
+from meanmode.paper_figs.shared.runs import tokens_of
+from meanmode.sim.store.run_reader import open_run
+from meanmode.theory.laws.all_laws import LAWS
 
 DATA = Path(__file__).parents[2] / "paper_figs" / "data"
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from paper_figs import draw_figures
-from paper_figs.event import WORDS, draw, factors
-from paper_figs.training_runs import FAR, NEAR, event_step, step_before, stretch
-from sim.store import open_run
-from sim.training_onset import SIGNALS, training_onset
+from meanmode.paper_figs.all_figures import draw_figures
+from meanmode.paper_figs.figures.event import WORDS, draw, factors
+from meanmode.paper_figs.shared.runs import FAR, NEAR, event_step, step_before, stretch
+from meanmode.sim.onset.training_onset import SIGNALS, training_onset
+from meanmode.sim.store.run_reader import open_run
 
 DATA = Path(__file__).parents[2] / "paper_figs" / "data"
 

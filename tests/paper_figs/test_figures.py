@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from paper_figs import FIGURES, draw_figures
-from sim.store import open_sweep
+from meanmode.paper_figs.all_figures import FIGURES, draw_figures
+from meanmode.sim.store.sweep_store import open_sweep
 
 
 @pytest.mark.parametrize("name", FIGURES)

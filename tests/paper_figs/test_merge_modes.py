@@ -6,11 +6,20 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from paper_figs import draw_figures
-from paper_figs.merge_modes import LAYERSCALE, MERGES, MV_SPLIT, PLAIN, arm, arms, band_ratio, draw
-from paper_figs.training_runs import configuration
-from sim.store import open_run
-from sim.training_onset import training_onset
+from meanmode.paper_figs.all_figures import draw_figures
+from meanmode.paper_figs.figures.merge_modes import (
+    LAYERSCALE,
+    MERGES,
+    MV_SPLIT,
+    PLAIN,
+    arm,
+    arms,
+    band_ratio,
+    draw,
+)
+from meanmode.paper_figs.shared.runs import configuration
+from meanmode.sim.onset.training_onset import training_onset
+from meanmode.sim.store.run_reader import open_run
 
 DATA = Path(__file__).parents[2] / "paper_figs" / "data"
 STORES = sorted((DATA / "merge_modes").glob("*.zarr"))

@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paper_figs import draw_figures
-from paper_figs.critical_rate import draw as draw_critical_rate
-from paper_figs.draw import STUDY_FIGURES
-from paper_figs.half_rate import draw as draw_half_rate
-from paper_figs.interventions import draw as draw_interventions
-from paper_figs.margin import draw as draw_margin
-from paper_figs.study_points import CasePoints, cases, sizes_of
-from sim.store import StoreError, open_cells
-from sweeps.causes import INTERVENTION_TABLE
-from sweeps.critical_rate import CRITICAL_RATE_DEEP, CRITICAL_RATE_DEPTH, CRITICAL_RATE_SLOPES
-from sweeps.settings import CRITICAL_RATE_SETTINGS
-from sweeps.stabilisers import STABILISERS, STABILISERS_DEEP
-from sweeps.study import Case, Study
+from meanmode.paper_figs.all_figures import STUDY_FIGURES, draw_figures
+from meanmode.paper_figs.figures.critical_rate import draw as draw_critical_rate
+from meanmode.paper_figs.figures.half_rate import draw as draw_half_rate
+from meanmode.paper_figs.figures.interventions import draw as draw_interventions
+from meanmode.paper_figs.figures.margin import draw as draw_margin
+from meanmode.paper_figs.shared.studies import CasePoints, cases, sizes_of
+from meanmode.sim.store.files import StoreError
+from meanmode.sim.store.sweep_store import open_cells
+from meanmode.sweeps.engine.study import Case, Study
+from meanmode.sweeps.named.critical_rate import CRITICAL_RATE_DEEP, CRITICAL_RATE_DEPTH, CRITICAL_RATE_SLOPES
+from meanmode.sweeps.named.critical_rate_settings import CRITICAL_RATE_SETTINGS
+from meanmode.sweeps.named.interventions import INTERVENTION_TABLE
+from meanmode.sweeps.named.stabilisers import STABILISERS, STABILISERS_DEEP
 
 DATA = Path(__file__).parents[2] / "paper_figs" / "data"
 SEEDS, STEPS = 3, 60

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from matplotlib.axes import Axes
 
-from paper_figs import draw_figures
-from paper_figs.timestep_probe import BESIDE, FEATURES, PAPER_R2, draw
+from meanmode.paper_figs.all_figures import draw_figures
+from meanmode.paper_figs.figures.timestep_probe import BESIDE, FEATURES, PAPER_R2, draw
 
 FEATURE_R2 = {"image_mean": 0.9, "image_centered_rms": 0.5, "text_mean": 0.1}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.store import PROVENANCE
+from meanmode.sim.store.sweep_store import PROVENANCE
 
 
 @pytest.fixture(scope="session")

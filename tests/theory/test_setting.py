@@ -2,8 +2,7 @@
 
 import pytest
 
-from theory import MERGES, Setting
-from theory.setting import identity_blend
+from meanmode.theory.setting import MERGES, Setting, identity_blend
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What is a run? Architecture, training and presets; no torch."""

@@ -1,0 +1,70 @@
+"""Named configurations: the published sizes and the small runs on digits."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from meanmode.dit.config.architecture import PUBLISHED_WIDTH, DiTConfig
+from meanmode.dit.config.run_config import RunConfig
+from meanmode.dit.config.training_config import TrainingConfig
+
+PUBLISHED_RATE = 1e-3 / (0.2 * math.sqrt(PUBLISHED_WIDTH))
+"""Of the published runs, 1.5625e-4 (Table 3)."""
+
+
+def _published(training: Mapping[str, Any], **model: Any) -> RunConfig:
+    """A run of arXiv:2605.06169 Table 3: ImageNet latents of 16 x 16 x 128, texts of width 1024."""
+    sizes: dict[str, Any] = {"width": 1024, "heads": 8, "channels": 128, "side": 16, "patch": 1}
+    text: dict[str, Any] = {"text_tokens": 256, "text_width": 1024, "initialisation": "published"}
+    large = {"sharding": "full", "recompute": 1, "telemetry_blocks": 16, "checkpoint_every": 1000}
+    schedule = {"steps": 50_000, "batch": 1024, "rate": PUBLISHED_RATE, "warmup": 1000, "precision": "bf16"}
+    return RunConfig(
+        model=DiTConfig(**{**sizes, **text, **model}),
+        training=TrainingConfig(**{**large, **schedule, **training}),
+        data="none",
+    )
+
+
+def _ramp(depth: int, **model: Any) -> RunConfig:
+    """A narrow network on digits under a ramp of the learning rate, up to the plain merge's collapse."""
+    watch: dict[str, Any] = {"telemetry_every": 5, "watch_every": 1, "checkpoint_every": 100}
+    if depth > 64:
+        watch["telemetry_blocks"] = 32
+    return RunConfig(
+        model=DiTConfig(depth=depth, **model),
+        training=TrainingConfig(
+            schedule="depth_ramp", rate=None, steps=500, time_shift=1.0, stop_on="collapse", **watch
+        ),
+    )
+
+
+MV_SPLIT = {"merge": "mv_split", "alpha": 0.0}
+
+
+def _samples(patch: int) -> RunConfig:
+    """A small network to look at samples of, on a latent store, which says its sizes."""
+    return RunConfig(
+        model=DiTConfig(depth=6, width=96, heads=6, patch=patch, **MV_SPLIT),
+        training=TrainingConfig(steps=1500, batch=32, rate=3e-3, warmup=100, ema=0.998, telemetry_every=100),
+        data="none",
+    )
+
+
+PRESETS: dict[str, RunConfig] = {
+    "dit-400l-baseline": _published({}, depth=400),
+    "dit-400l-baseline-half": _published({"rate": PUBLISHED_RATE / 2}, depth=400),
+    "dit-400l-layerscale": _published({}, depth=400, merge="layerscale", residual_gain=1e-2, writer_std=None),
+    "dit-400l-mvsplit": _published({}, depth=400, **MV_SPLIT, beta=1.0),
+    "dit-1000l-mvsplit": _published({}, depth=1000, **MV_SPLIT, beta=0.03),
+    **{f"digits-{depth}l": _ramp(depth) for depth in (16, 64, 128, 400, 1000)},
+    **{f"digits-{depth}l-mvsplit": _ramp(depth, **MV_SPLIT, beta=1.0) for depth in (16, 64, 128, 400)},
+    "digits-1000l-mvsplit": _ramp(1000, **MV_SPLIT, beta=0.03),
+    "digits-samples": RunConfig(
+        model=DiTConfig(depth=6, width=96, heads=6, side=16, patch=4, text_width=96, **MV_SPLIT),
+        training=TrainingConfig(
+            steps=2400, batch=32, rate=3e-3, warmup=100, ema=0.998, time_shift=1.0, telemetry_every=100
+        ),
+    ),
+    **{f"{kind}-samples": _samples(patch) for kind, patch in (("pixels", 4), ("latents", 1))},
+}
+"""By name: the runs of arXiv:2605.06169 Table 3; ramps on digits, 16 to 1000 blocks; three to look at."""

@@ -1,0 +1,391 @@
+"""From images to latents and back: the pixels themselves, linear codecs of patches, FLUX.2's VAE."""
+
+# B batch, N images, K colours, H height, W width of an image, C channels, h height, w width of a latent
+# P numbers of a patch (3 x 8 x 8), Q coefficients of a patch
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from scipy.fft import dct
+from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from meanmode.dit.data.flux2_vae import Flux2VAE
+
+PATCH, COEFFICIENTS, MERGED = 8, 32, 2
+"""The geometry of FLUX.2's VAE: 32 numbers for every 8 x 8 pixels, and 2 x 2 of these in one position."""
+
+
+COLOURS = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
+"""Orthonormal colours, in rows: luma, red against blue, both against green."""
+
+
+DCT_SPLIT = (26, 4, 2)
+"""Coefficients of each of these colours. Of all splits of 32, with frequencies in the order of their radius
+or of their sum, the one that loses least of the worst of four photographs (30.6 dB; scikit-image's astronaut,
+chelsea, coffee and rocket)."""
+
+
+CONSTANT = 1e-6
+"""Standard deviations up to this are rounding: that of the last of 8 bits is a thousand times larger."""
+
+
+SPECS = "pixels, dct, pca, flux2:PATH, or store:PATH of a latent store"
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """An encoder of images with its decoder.
+
+    A latent depends on its own image alone, to the bit: images are encoded, and decoded, one at a time on the
+    device they lie on, since matrix products round differently in batches of other sizes.
+
+    Attributes:
+        name: pixels, dct, pca or flux2.
+        channels: of a latent.
+        factor: pixels of a side per position of a latent.
+        colours: of the images, 1 (grey) or 3 (RGB).
+    """
+
+    name: str
+    channels: int
+    factor: int
+    colours: int
+
+    def encode(self, images: Float[Tensor, "B K H W"]) -> Float[Tensor, "B C h w"]:
+        """Latents of images in [0, 1], float32; mean 0 and variance 1 over what the codec was fitted to.
+
+        Raises:
+            ValueError: no images, other colours, a side that is no multiple of `factor`, or values that are
+                not finite or not in [0, 1].
+        """
+        ...
+
+    def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K H W"]:
+        """Images of latents, float32, clamped to [0, 1].
+
+        Raises:
+            ValueError: no latents, or another number of channels.
+        """
+        ...
+
+    def document(self) -> dict[str, Any]:
+        """What `stored_codec` needs beside `tensors`, as JSON; `digest` is the SHA-256 of all parameters."""
+        ...
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """The fitted parameters, float64; none of a codec that has a folder of its own."""
+        ...
+
+
+class _Codec:
+    """What all codecs share: images and latents are checked and go one at a time."""
+
+    name: str
+    channels: int
+    factor: int
+    colours: int
+    digest: str
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "B K H W"]) -> Float[Tensor, "B C h w"]:
+        _check_images(images, self.name, self.colours, self.factor)
+        return torch.cat([self._encode(image).float() for image in images.split(1)])
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K H W"]:
+        count, channels = latents.shape[:2]
+        if not count:
+            raise ValueError("there are no latents to decode: name at least one")
+        if channels != self.channels:
+            raise ValueError(
+                f"latents of this codec {self.name} have {self.channels} channels, got {channels}"
+            )
+        return torch.cat([self._decode(latent).clamp(0, 1).float() for latent in latents.split(1)])
+
+    def document(self) -> dict[str, Any]:
+        fields = ("name", "colours", "channels", "factor", "digest")
+        return {field: getattr(self, field) for field in fields}
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        return {}
+
+    def _encode(self, image: Float[Tensor, "1 K H W"]) -> Float[Tensor, "1 C h w"]:
+        raise NotImplementedError
+
+    def _decode(self, latent: Float[Tensor, "1 C h w"]) -> Float[Tensor, "1 K H W"]:
+        raise NotImplementedError
+
+
+class _FittedCodec(_Codec):
+    """A codec whose parameters are a few arrays; it computes in float64, so that float32 shows no rounding.
+
+    Args:
+        name: of the codec.
+        colours: of its images.
+        tensors: its parameters.
+
+    Raises:
+        ValueError: others than those in `parameters`.
+    """
+
+    parameters: ClassVar[tuple[str, ...]]
+
+    def __init__(self, name: str, colours: int, tensors: Mapping[str, NDArray[Any]]) -> None:
+        if set(tensors) != set(self.parameters):
+            raise ValueError(
+                f"the codec {name} has the parameters {', '.join(self.parameters)}, "
+                f"got {', '.join(sorted(tensors)) or 'none'}"
+            )
+        self.name, self.colours = name, colours
+        self._tensors = {part: np.array(tensors[part], np.float64) for part in self.parameters}
+        self.digest = _digest({"name": name, "colours": colours}, self._tensors)
+
+    @classmethod
+    def fitted(cls, name: str, images: Float[Tensor, "N K H W"]) -> "_FittedCodec":
+        """The codec for images that have been checked."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        return {name: values.copy() for name, values in self._tensors.items()}
+
+    def _on(self, device: torch.device) -> list[Tensor]:
+        """The parameters, vectors as columns [C, 1, 1]."""
+        found = (torch.from_numpy(values).to(device) for values in self._tensors.values())
+        return [values if values.ndim == 2 else values[:, None, None] for values in found]
+
+
+class PixelCodec(_FittedCodec):
+    """Latents are the pixels, with one mean and one standard deviation for all (1 if all are the same)."""
+
+    parameters = ("mean", "std")
+    factor = 1
+
+    def __init__(self, name: str, colours: int, tensors: Mapping[str, NDArray[Any]]) -> None:
+        super().__init__(name, colours, tensors)
+        self.channels = colours
+
+    @classmethod
+    def fitted(cls, name: str, images: Float[Tensor, "N K H W"]) -> "_FittedCodec":
+        mean = torch.stack([image.double().mean() for image in images]).mean()
+        variance = torch.stack([(image.double() - mean).square().mean() for image in images]).mean()
+        found = {"mean": mean[None], "std": _divisors(variance[None].sqrt())}
+        return cls(name, images.shape[1], {part: tensor.cpu().numpy() for part, tensor in found.items()})
+
+    def _encode(self, image: Float[Tensor, "1 K H W"]) -> Float[Tensor, "1 C h w"]:
+        mean, std = self._on(image.device)
+        return (image.double() - mean) / std
+
+    def _decode(self, latent: Float[Tensor, "1 C h w"]) -> Float[Tensor, "1 K H W"]:
+        mean, std = self._on(latent.device)
+        return latent.double() * std + mean
+
+
+class PatchCodec(_FittedCodec):
+    """Coefficients of patches in an orthonormal basis: the geometry of FLUX.2's VAE, 128 channels, factor 16.
+
+    Of 8 x 8 pixels in RGB, as they depart from the mean patch, 32 coefficients of 192 are kept, and those of
+    2 x 2 patches are one position: channel 4 q + 2 y + x is coefficient q of the patch at (y, x). Every
+    channel is whitened over the images of the fit; one that is constant there, as the colours of grey images
+    are, has its mean taken off and is divided by 1. A grey image is encoded as RGB and decoded to the mean of
+    the three.
+
+    The basis is `dct_basis` for the name dct, and the principal components of the patches for pca.
+    """
+
+    parameters = ("basis", "centre", "mean", "std")
+    channels = COEFFICIENTS * MERGED**2
+    factor = PATCH * MERGED
+
+    @classmethod
+    def fitted(cls, name: str, images: Float[Tensor, "N K H W"]) -> "_FittedCodec":
+        split = images.split(1)
+        centre = torch.stack([_patches(image).mean((0, 2, 3)) for image in split]).mean(0)[:, None, None]
+        if name == "pca":
+            apart = ((_patches(image) - centre)[0].flatten(1) for image in split)
+            basis = _principal_components(sum(patches @ patches.mT for patches in apart))
+        else:
+            basis = torch.from_numpy(dct_basis()).to(images.device)
+        values = torch.cat([_coefficients(image, basis, centre) for image in split])
+        mean, std = values.mean((0, 2, 3)), _divisors(values.std((0, 2, 3), correction=0))
+        found = {"basis": basis, "centre": centre.flatten(), "mean": mean, "std": std}
+        return cls(name, images.shape[1], {part: tensor.cpu().numpy() for part, tensor in found.items()})
+
+    def _encode(self, image: Float[Tensor, "1 K H W"]) -> Float[Tensor, "1 C h w"]:
+        basis, centre, mean, std = self._on(image.device)
+        return (_coefficients(image, basis, centre) - mean) / std
+
+    def _decode(self, latent: Float[Tensor, "1 C h w"]) -> Float[Tensor, "1 K H W"]:
+        basis, centre, mean, std = self._on(latent.device)
+        coefficients = pixel_shuffle(latent.double() * std + mean, MERGED)
+        patches = torch.einsum("bqyx,pq->bpyx", coefficients, basis) + centre
+        return _in_colours(pixel_shuffle(patches, PATCH), self.colours)
+
+
+class Flux2Codec(_Codec):
+    """The frozen VAE of FLUX.2, which is not fitted but read from a folder (`meanmode.dit.data.flux2_vae`).
+
+    Latents have mean 0 and variance 1 over what the VAE was trained on. A grey image is encoded as RGB and
+    decoded to the mean of the three.
+
+    Args:
+        path: the folder.
+        colours: of the images.
+
+    Raises:
+        ValueError: diffusers is not installed, or there is no whole VAE in that folder.
+    """
+
+    name = "flux2"
+
+    def __init__(self, path: str | Path, colours: int) -> None:
+        self.path, self.colours = Path(path).resolve(), colours
+        self._vae = Flux2VAE(self.path)
+        self.channels, self.factor = self._vae.channels, self._vae.factor
+        self.digest = _digest({"config": self._vae.config, "files": self._vae.files}, {})
+
+    def document(self) -> dict[str, Any]:
+        return {**super().document(), "path": str(self.path), "files": self._vae.files}
+
+    def _encode(self, image: Float[Tensor, "1 K H W"]) -> Float[Tensor, "1 C h w"]:
+        return self._vae.encode(image.expand(-1, 3, -1, -1))
+
+    def _decode(self, latent: Float[Tensor, "1 C h w"]) -> Float[Tensor, "1 K H W"]:
+        return _in_colours(self._vae.decode(latent), self.colours)
+
+
+FITTED: dict[str, type[_FittedCodec]] = {"pixels": PixelCodec, "dct": PatchCodec, "pca": PatchCodec}
+
+
+def fitted_codec(spec: str, images: Float[Tensor, "N K H W"]) -> Codec:
+    """The codec of a name, fitted to images in [0, 1].
+
+    Args:
+        spec: `pixels`, `dct`, `pca`, or `flux2:` with the folder of the VAE, which learns no more from the
+            images than how many colours they have.
+        images: all that the codec is fitted to, of one size.
+
+    Raises:
+        ValueError: an unknown name, images that the codec cannot encode, or no readable VAE.
+    """
+    name, _, path = spec.partition(":")
+    if spec not in FITTED and not (name == Flux2Codec.name and path):
+        raise ValueError(f"a codec is {SPECS}, got {spec!r}")
+    colours = images.shape[1]
+    if colours not in (1, 3):
+        raise ValueError(f"images have 1 colour (grey) or 3 (RGB), got {colours}")
+    if spec in FITTED:
+        _check_images(images, spec, colours, FITTED[spec].factor)
+        return FITTED[spec].fitted(spec, images)
+    codec = Flux2Codec(path, colours)
+    _check_images(images, name, colours, codec.factor)
+    return codec
+
+
+def stored_codec(document: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Codec:
+    """The codec that was stored, the same to the bit.
+
+    Args:
+        document: of `Codec.document`.
+        tensors: of `Codec.tensors`.
+
+    Raises:
+        ValueError: no document of a codec, parameters other than those of the document, or no readable VAE.
+    """
+    name = document.get("name")
+    if name not in (*FITTED, Flux2Codec.name):
+        raise ValueError(f"a codec is {SPECS}, got the document of {name!r}")
+    needed = ("colours", "digest", "path") if name == Flux2Codec.name else ("colours", "digest")
+    lacking = [field for field in needed if field not in document]
+    if lacking:
+        raise ValueError(f"the document of the codec {name} lacks {', '.join(lacking)}: encode again")
+    codec: _Codec
+    if name == Flux2Codec.name:
+        codec = Flux2Codec(document["path"], document["colours"])
+        problem = f"{document['path']} holds another VAE than it did: put the former one back"
+    else:
+        codec = FITTED[name](name, document["colours"], tensors)
+        problem = f"the parameters of the codec {name} are not those that its document names: encode again"
+    if codec.digest != document["digest"]:
+        raise ValueError(problem)
+    return codec
+
+
+def dct_basis() -> NDArray[np.float64]:
+    """Orthonormal basis [P, Q] of patches: the lowest 2-D cosines (DCT-II) of each of three colours.
+
+    26 of luma, 4 of red against blue, 2 of both against green (`COLOURS`, `DCT_SPLIT`), frequencies (u, v) in
+    the order of u^2 + v^2, then of u + v, then of u. A patch is [colour, row, column], flattened.
+    """
+    waves = dct(np.eye(PATCH), norm="ortho", axis=0)
+    order = sorted(np.ndindex(PATCH, PATCH), key=lambda at: (at[0] ** 2 + at[1] ** 2, sum(at), at))
+    columns = [
+        np.einsum("k,y,x->kyx", colour, waves[u], waves[v]).ravel()
+        for colour, count in zip(COLOURS, DCT_SPLIT, strict=True)
+        for u, v in order[:count]
+    ]
+    return np.stack(columns, axis=1)
+
+
+def _principal_components(products: Float[Tensor, "P P"]) -> Float[Tensor, "P Q"]:
+    """The first of them, of centered patches with this sum of products; the largest entry is positive."""
+    basis = torch.linalg.eigh(products).eigenvectors.flip(1)[:, :COEFFICIENTS]
+    # rounded: entries of an odd wave are equal in pairs, up to the last bits
+    largest = basis.abs().round(decimals=6).argmax(0, keepdim=True)
+    return basis * basis.gather(0, largest).sign()
+
+
+def _patches(image: Float[Tensor, "1 K H W"]) -> Float[Tensor, "1 P h w"]:
+    """Of 8 x 8 pixels in RGB, float64."""
+    return pixel_unshuffle(image.double().expand(-1, 3, -1, -1), PATCH)
+
+
+def _coefficients(
+    image: Float[Tensor, "1 K H W"], basis: Float[Tensor, "P Q"], centre: Float[Tensor, "P 1 1"]
+) -> Float[Tensor, "1 C h w"]:
+    """Of the patches of an image, those of 2 x 2 patches stacked."""
+    return pixel_unshuffle(torch.einsum("bpyx,pq->bqyx", _patches(image) - centre, basis), MERGED)
+
+
+def _in_colours(image: Float[Tensor, "1 3 H W"], colours: int) -> Float[Tensor, "1 K H W"]:
+    return image if colours == 3 else image.mean(1, keepdim=True)
+
+
+def _divisors(std: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
+    """Standard deviations, 1 for what is constant."""
+    return torch.where(std > CONSTANT, std, 1.0)
+
+
+def _check_images(images: Float[Tensor, "B K H W"], name: str, colours: int, factor: int) -> None:
+    """Refuse what a codec cannot encode; see `Codec.encode`."""
+    count, found, *sides = images.shape
+    if not count:
+        raise ValueError("there are no images to encode: name at least one")
+    if found != colours:
+        raise ValueError(f"this codec {name} was made for images of {colours} colours, got {found}")
+    for side, pixels in zip(("height", "width"), sides, strict=True):
+        if not pixels or pixels % factor:
+            raise ValueError(
+                f"the {side} of images must be a multiple of {factor} for the codec {name}, "
+                f"got {pixels}: crop or resize them"
+            )
+    low, high = (bound.item() for bound in images.aminmax())
+    if not (0 <= low and high <= 1):
+        values = f"{low:g} to {high:g}" if images.isfinite().all() else "some that are not finite"
+        raise ValueError(f"the values of images are in [0, 1], got {values}")
+
+
+def _digest(fields: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 of parameters."""
+    hashed = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+    for name, values in sorted(tensors.items()):
+        hashed.update(f"{name} {values.dtype.str} {list(values.shape)}".encode())
+        hashed.update(values.tobytes())
+    return hashed.hexdigest()

@@ -1,0 +1,1 @@
+"""What has it learned? Sampling, FID/KID/IS, the timestep probe and spectral scores."""

@@ -1,0 +1,175 @@
+"""Samples of a network beside real images: what is drawn, what it is compared with, and the table of it."""
+
+# N samples, B of a batch, K colours, H height, W width of a picture
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from meanmode.dit.config.training_config import at_least
+from meanmode.dit.data.encoding import evenly_spaced
+from meanmode.dit.data.images import Images, batch
+from meanmode.dit.data.latent_store import LatentStore
+from meanmode.dit.data.latents import Latents
+from meanmode.dit.evaluate.features import BATCH, Extractor, Features, features_of, image_key
+from meanmode.dit.evaluate.sample_metrics import Reference, Row, compare
+from meanmode.dit.evaluate.sampling import SamplingConfig, draw_samples
+from meanmode.dit.evaluate.subject import Subject
+from meanmode.dit.model.network import DiT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """What is compared.
+
+    Attributes:
+        samples: of the network, and images held out: all sets that are judged are of this size.
+        reference: images of the training that they are compared with, at most, evenly spaced.
+        untrained: also judge the network with fresh weights.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    samples: int = 500
+    reference: int = 5000
+    untrained: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(self, {"samples": 3, "reference": 3})
+
+
+def evaluate(
+    subject: Subject,
+    network: Extractor,
+    config: EvaluationConfig,
+    sampling: SamplingConfig,
+    *,
+    cache: Path,
+    tell: Callable[[str], object],
+    step_done: Callable[[], object] = lambda: None,
+) -> list[Row]:
+    """FID, KID and IS of a network's samples, of real images held out, and of these encoded and decoded.
+
+    The captions of the samples are those of training samples, evenly spaced.
+
+    Args:
+        subject: the network, on the device that computes.
+        network: that reads the pictures.
+        config: what is compared.
+        sampling: how samples are drawn; `each` is not used.
+        cache: folder of features that were computed before.
+        tell: told, in a sentence, of a damaged cache.
+        step_done: called after every step of the sampler.
+
+    Raises:
+        ValueError: data without images, fewer held out than there are samples, or samples with NaN.
+    """
+    held_out, trained = subject.images(True), subject.images(False)
+    count = config.samples
+    if held_out.size < count:
+        raise ValueError(
+            f"{held_out.size} images are held out: ask for at most so many samples, got {count}, since only "
+            "sets of one size compare"
+        )
+    chosen = evenly_spaced(held_out.size, count)
+    given = {"cache": cache, "tell": tell}
+    real = _real(network, trained, reference_images(subject, config), held_out=False, **given)
+    Reference(real.values)  # what it refuses is said before the samples, which take longest
+
+    def pictured(model: DiT) -> Features:
+        return features_of(network, _sampled(subject, model, count, sampling, step_done))
+
+    return compare(
+        pictured(subject.network),
+        real,
+        _real(network, held_out, chosen, held_out=True, **given),
+        extractor=network.name,
+        nfe=sampling.steps,
+        cfg=sampling.cfg_scale,
+        decoded=features_of(network, _decoded(subject, held_out, chosen)),
+        untrained=pictured(untrained_network(subject)) if config.untrained else None,
+    )
+
+
+def reference_images(subject: Subject, config: EvaluationConfig) -> NDArray[np.int64]:
+    """Images of the training that all sets are compared with, as places in their source."""
+    trained = _store(subject).image_of
+    return trained[evenly_spaced(len(trained), min(config.reference, len(trained)))]
+
+
+def steps_of(config: EvaluationConfig, sampling: SamplingConfig) -> int:
+    """Steps of the sampler in an evaluation."""
+    return sampling.evaluations(config.samples) * (2 if config.untrained else 1)
+
+
+def untrained_network(subject: Subject) -> DiT:
+    """The network with fresh weights of seed 0, where the trained one is."""
+    network = DiT(subject.network.config).eval()
+    return network.to(next(subject.network.parameters()).device)
+
+
+def _store(subject: Subject) -> LatentStore:
+    assert isinstance(subject.source, Latents)
+    return subject.source.store
+
+
+def _sampled(
+    subject: Subject,
+    network: DiT,
+    count: int,
+    sampling: SamplingConfig,
+    step_done: Callable[[], object],
+) -> Iterator[Float[Tensor, "B K H W"]]:
+    """Pictures of samples, a batch at a time.
+
+    Raises:
+        ValueError: samples that are not finite.
+    """
+    store = _store(subject)
+    captions, places = store.captions, store.caption_of[evenly_spaced(len(store.caption_of), count)]
+    for first in range(0, count, sampling.batch):
+        numbers = range(first, min(first + sampling.batch, count))
+        texts, empty = subject.texts([captions[place] for place in places[numbers.start : numbers.stop]])
+        latents = draw_samples(network, texts, empty, sampling, labels=numbers, step_done=step_done)
+        broken = int((~latents.flatten(1).isfinite().all(1)).sum())
+        if broken:
+            raise ValueError(f"{broken} of the first {numbers.stop} samples of {subject.name} are not finite")
+        yield subject.pictures(latents[:, 0])
+
+
+def _real(
+    network: Extractor,
+    images: Images,
+    chosen: NDArray[np.int64],
+    *,
+    held_out: bool,
+    cache: Path,
+    tell: Callable[[str], object],
+) -> Features:
+    """Features of real images, from the cache where they are there."""
+    which = json.dumps({**images.document(), "side": images.side, "held_out": held_out}, sort_keys=True)
+    return features_of(
+        network, _batches(images, chosen), cache=cache, key=image_key(which, chosen), tell=tell
+    )
+
+
+def _batches(images: Images, chosen: NDArray[np.int64]) -> Iterator[Float[Tensor, "B K H W"]]:
+    for first in range(0, len(chosen), BATCH):
+        yield batch(images, chosen[first : first + BATCH])
+
+
+def _decoded(
+    subject: Subject, images: Images, chosen: NDArray[np.int64]
+) -> Iterator[Float[Tensor, "B K H W"]]:
+    """Real images as they come back from their latents, which the store holds in half precision."""
+    codec, device = _store(subject).codec(), next(subject.network.parameters()).device
+    for pictures in _batches(images, chosen):
+        yield subject.pictures(codec.encode(pictures.to(device)).to(torch.float16).float())

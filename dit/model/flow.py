@@ -1,0 +1,187 @@
+"""Rectified flow: noising, velocity loss, time shift, and the Euler sampler with guidance."""
+
+# B batch (behind a leading axis of runs in an ensemble), C channels, H height, W width, S text tokens
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+SAMPLES_STREAM = 1
+"""First word of the keys of the streams that times, noise and dropped texts are drawn from."""
+
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""(latents [*B C H W], text [*B S W_text]) -> velocity [*B C H W]."""
+
+
+Time = TypeVar("Time", Tensor, float)
+
+
+def shifted_time(t: Time, shift: float) -> Time:
+    """t' = a t / (1 + (a - 1) t): for a > 1 more of them near the noise, t = 1 (arXiv:2605.06169).
+
+    Raises:
+        ValueError: a shift that is not positive.
+    """
+    if not shift > 0:
+        raise ValueError(f"the time shift must be positive, got {shift}")
+    return shift * t / (1 + (shift - 1) * t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """What is random about the samples of a step.
+
+    Attributes:
+        times: t of every sample, in [0, 1], already shifted.
+        dropped: which samples are trained with the empty text.
+        noise: x1, standard normal.
+    """
+
+    times: Float[Tensor, " B"]
+    dropped: Bool[Tensor, " B"]
+    noise: Float[Tensor, "B C H W"]
+
+
+def random_stream(seed: int, *key: int) -> torch.Generator:
+    """A stream of random numbers of its own for every seed and key, on the CPU."""
+    (word,) = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(word))
+
+
+def draw(
+    seed: int,
+    step: int,
+    places: Sequence[int] | NDArray[np.int64],
+    shape: Sequence[int],
+    *,
+    time_shift: float = 4.0,
+    null_text: float = 0.1,
+) -> Draws:
+    """Times, dropped texts and noise of some samples of a step, each a function of its place in it alone.
+
+    So they are the same in however many micro-batches or processes the step is computed.
+
+    Args:
+        seed: of the data.
+        step: from 1.
+        places: of the samples in the batch of the step, from 0.
+        shape: [C, H, W] of a latent.
+        time_shift: a of `shifted_time`, of times that are uniform before.
+        null_text: probability of a dropped text.
+    """
+    times, coins, noise = [], [], []
+    for place in places:
+        generator = random_stream(seed, SAMPLES_STREAM, step, int(place))
+        time, coin = torch.rand(2, generator=generator).unbind()
+        times.append(time)
+        coins.append(coin)
+        noise.append(torch.randn(*shape, generator=generator))
+    return Draws(
+        times=shifted_time(torch.stack(times), time_shift),
+        dropped=torch.stack(coins) < null_text,
+        noise=torch.stack(noise),
+    )
+
+
+def noised(
+    clean: Float[Tensor, "*B C H W"], noise: Float[Tensor, "*B C H W"], times: Float[Tensor, "*B"]
+) -> Float[Tensor, "*B C H W"]:
+    """z_t = (1 - t) x0 + t x1 (arXiv:2605.06169 section 3)."""
+    t = times[..., None, None, None]
+    return (1 - t) * clean + t * noise
+
+
+def flow_losses(
+    velocity: Float[Tensor, "*B C H W"],
+    clean: Float[Tensor, "*B C H W"],
+    noise: Float[Tensor, "*B C H W"],
+) -> Float[Tensor, "*B"]:
+    """Mean squared error of every sample's velocity against v = x0 - x1 (Eq. 2), in single precision.
+
+    The loss of a batch is the mean over its samples.
+    """
+    return (velocity.float() - (clean - noise)).square().mean((-3, -2, -1))
+
+
+def sampling_times(steps: int, shift: float) -> Float[Tensor, " {steps}+1"]:
+    """The times of an Euler sampler, shifted, from 1 (noise) to 0 (data), in double precision.
+
+    Raises:
+        ValueError: fewer than one step.
+    """
+    if steps < 1:
+        raise ValueError(f"a sampler needs at least 1 step, got {steps}")
+    return shifted_time(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)
+
+
+def guided(
+    velocity: Velocity,
+    latents: Float[Tensor, "B C H W"],
+    text: Float[Tensor, "B S W_text"],
+    empty_text: Float[Tensor, "B S0 W_text"],
+    scale: float,
+) -> Float[Tensor, "B C H W"]:
+    """v_u + w (v_c - v_u): classifier-free guidance (arXiv:2605.06169); w = 1 asks for v_c alone."""
+    conditioned = velocity(latents, text)
+    if scale == 1:
+        return conditioned
+    free = velocity(latents, empty_text)
+    return free + scale * (conditioned - free)
+
+
+def euler_states(
+    velocity: Velocity,
+    noise: Float[Tensor, "B C H W"],
+    text: Float[Tensor, "B S W_text"],
+    empty_text: Float[Tensor, "B S0 W_text"],
+    *,
+    steps: int = 25,
+    cfg_scale: float = 2.0,
+    time_shift: float = 4.0,
+) -> Iterator[Float[Tensor, "B C H W"]]:
+    """z at every time of `sampling_times` but the first, by Euler's method: z <- z + dt v, dt = t - t_next.
+
+    With v = x0 - x1 the flow goes from noise to data as t falls; diffusers' schedulers have the other sign.
+    A velocity is asked for once a step, twice with guidance.
+
+    Args:
+        velocity: the network.
+        noise: x1, where it starts.
+        text: the condition.
+        empty_text: of the unconditional velocity.
+        steps: number of function evaluations (NFE), not counting guidance.
+        cfg_scale: w of `guided`.
+        time_shift: a of `shifted_time`.
+    """
+    latents = noise
+    times = sampling_times(steps, time_shift).tolist()
+    for now, after in itertools.pairwise(times):
+        with torch.no_grad():  # as a decorator it would not reach into the generator of a wrapped function
+            latents = latents + (now - after) * guided(velocity, latents, text, empty_text, cfg_scale)
+        yield latents
+
+
+def sample(
+    velocity: Velocity,
+    noise: Float[Tensor, "B C H W"],
+    text: Float[Tensor, "B S W_text"],
+    empty_text: Float[Tensor, "B S0 W_text"],
+    *,
+    steps: int = 25,
+    cfg_scale: float = 2.0,
+    time_shift: float = 4.0,
+) -> Float[Tensor, "B C H W"]:
+    """Samples: the last of `euler_states`, which has the arguments in its words."""
+    states = euler_states(
+        velocity, noise, text, empty_text, steps=steps, cfg_scale=cfg_scale, time_shift=time_shift
+    )
+    return deque(states, maxlen=1).pop()

@@ -1,0 +1,122 @@
+"""How much memory a run takes, estimated before anything is allocated."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from meanmode.dit.config.run_config import RunConfig
+from meanmode.dit.model.network import DiT
+
+FLOAT = 4
+"""Bytes of a number in float32."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryEstimate:
+    """Bytes that one process holds at its peak, by what for.
+
+    Attributes:
+        parameters: how many the network has.
+        weights: its share of the weights.
+        gradients: its share of them.
+        moments: its share of AdamW's two.
+        average: its share of the moving average.
+        gathered: weights and gradients of the blocks that are whole at a time, where they are sharded.
+        activations: kept for the backward pass of a micro-batch, with those of a recomputed block.
+    """
+
+    parameters: int
+    weights: int
+    gradients: int
+    moments: int
+    average: int
+    gathered: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it, in bytes."""
+        held = self.weights + self.gradients + self.moments + self.average
+        return held + self.gathered + self.activations
+
+    def __str__(self) -> str:
+        names = ("weights", "gradients", "moments", "average", "gathered", "activations")
+        parts = ", ".join(f"{name} {_size(getattr(self, name))}" for name in names if getattr(self, name))
+        return f"{self.parameters:,} parameters; {_size(self.total)} a process ({parts})"
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def activation_numbers(run: RunConfig) -> tuple[int, int]:
+    """Numbers a block keeps of one sample for its backward pass, and those of its input alone.
+
+    Of a token: both merged trunks before and behind their norms (4 widths), q and k before and behind QK-Norm
+    (4), v (1), what the writer reads (2), SwiGLU (4 hidden widths), the gates of either merge (2, with a mean
+    and a centered part 4). Counted from the graph of the block, with attention that forms no matrix.
+    """
+    model = run.model
+    tokens = model.copies * sum(model.setting().segments)
+    hidden = model.setting().ffn_width
+    merge = {"mv_split": 4, "mv_split_attn": 2, "plain": 0, "pre_norm": 0}.get(model.merge, 2)
+    return tokens * ((11 + merge) * model.width + 4 * hidden), tokens * model.width
+
+
+def estimate(run: RunConfig, processes: int = 1) -> MemoryEstimate:
+    """What a run takes on each of some processes."""
+    with torch.device("meta"):
+        network = DiT(run.model)
+    training, depth = run.training, run.model.depth
+    count = sum(weight.numel() for weight in network.parameters())
+    block = sum(weight.numel() for weight in network.blocks[0].parameters()) if depth else 0
+    sharded = training.sharding == "full"
+    own = FLOAT * math.ceil(count / (processes if sharded else 1))
+    samples = math.ceil(training.batch / training.accumulation / processes)
+    kept, entry = activation_numbers(run)
+    again = depth * training.recompute // training.recompute_of
+    numbers = (depth - again) * kept + again * entry + (kept if again else 0)
+    width = 2 if training.precision == "bf16" else FLOAT
+    return MemoryEstimate(
+        parameters=count,
+        weights=own,
+        gradients=own,
+        moments=2 * own,
+        average=own if training.ema else 0,
+        gathered=2 * 2 * FLOAT * block if sharded else 0,
+        activations=samples * numbers * width,
+    )
+
+
+def check_fits(run: RunConfig, processes: int, device: torch.device) -> MemoryEstimate:
+    """The estimate, if there is room for it.
+
+    Args:
+        run: what is to be trained.
+        processes: that share it.
+        device: of this process.
+
+    Raises:
+        ValueError: it does not fit; the message says what would help.
+    """
+    found = estimate(run, processes)
+    if device.type == "cuda":
+        room, where = torch.cuda.mem_get_info(device)[0], f"{device}"
+    else:
+        import psutil
+
+        here = processes if processes == 1 else _processes_of_this_machine(processes)
+        room, where = psutil.virtual_memory().available // here, "this machine, for each process"
+    if found.total > room:
+        raise ValueError(
+            f"this run does not fit: it takes {found}, and {where} has {_size(room)} free; use more "
+            "processes with sharding=full, a smaller batch, more accumulation, recompute=1, or another preset"
+        )
+    return found
+
+
+def _processes_of_this_machine(processes: int) -> int:
+    import os
+
+    return int(os.environ.get("LOCAL_WORLD_SIZE", processes))

@@ -1,0 +1,153 @@
+"""What is written down of a run: its store, step by step, and the autopsies."""
+
+# L blocks, P parameters
+
+import json
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meanmode.dit.config.run_config import RunConfig
+from meanmode.dit.train.autopsy import as_text
+from meanmode.dit.train.measurements import Row
+from meanmode.dit.train.optimiser import families
+from meanmode.sim.observe.record import WRITERS, observable_dims
+from meanmode.sim.store.files import Variable
+from meanmode.sim.store.observable_variables import observable_variables
+from meanmode.sim.store.provenance import provenance
+from meanmode.sim.store.run_store import RunWriter, create_run
+
+SCALARS = {
+    "loss": Variable(definition="Loss of the batch before the update, mean over all samples"),
+    "lr": Variable(definition="Learning rate of the update"),
+    "grad_norm": Variable(definition="Global gradient norm before clipping"),
+    "grad_norm_clipped": Variable(definition="Global gradient norm after clipping"),
+    "tokens_seen": Variable(definition="Image and text tokens trained on, this step included", units="token"),
+    "wall_s": Variable(definition="Time spent training, over all sessions of the run", units="s"),
+    "data_wait_s": Variable(definition="Time the step waited for its batch", units="s"),
+    "functional_step": Variable(definition="Delta, rms change of the last trunk by the update, same batch"),
+}
+"""Every step's, but the last, which costs a forward pass: it is taken at regular measurements and events."""
+
+
+def variables(run: RunConfig, names: tuple[str, ...]) -> tuple[dict[str, Variable], dict[str, Any]]:
+    """What the store of a run holds, and the coordinates of its dimensions.
+
+    Args:
+        run: the configuration.
+        names: of the parameters.
+    """
+    dims = observable_dims(run.model.setting(run.training.batch), backward=True)
+    kinds = families(names)
+    in_blocks = [kind for kind in kinds if "." in kind]
+    norms = {
+        "grad_norm_family": Variable(
+            dims=("family",), definition="Gradient norm of a parameter family before clipping, every step"
+        ),
+        "grad_norm_block": Variable(
+            dims=("block", "matrix"), definition="Gradient norm of every parameter of a block before clipping"
+        ),
+    }
+    sizes = {
+        "block": range(run.model.depth + 1),
+        "writer": WRITERS,
+        "family": list(kinds),
+        "matrix": in_blocks,
+    }
+    return {**SCALARS, **norms, **observable_variables(dims)}, sizes
+
+
+def norms_by_family(names: tuple[str, ...], norms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Gradient norm of every family, in their order; NaN where no parameter of it has a gradient."""
+    squares = [np.square(norms[places]) for places in families(names).values()]
+    return np.array([np.nan if np.isnan(of).all() else np.sqrt(np.nansum(of)) for of in squares])
+
+
+def norms_by_block(
+    names: tuple[str, ...], norms: NDArray[np.float64], depth: int, blocks: Collection[int]
+) -> NDArray[np.float64]:
+    """Gradient norm of every parameter of these blocks [L + 1, matrices]; NaN at others."""
+    kinds = {kind: places for kind, places in families(names).items() if "." in kind}
+    found = np.full((depth + 1, len(kinds)), np.nan)
+    for column, places in enumerate(kinds.values()):
+        for place in places:
+            block = int(names[place].split(".")[1]) + 1
+            if block in blocks:
+                found[block, column] = norms[place]
+    return found
+
+
+class Telemetry:
+    """The store of a run, filled step by step; the first process has the only one.
+
+    Args:
+        path: of the store, laid out before.
+        after: last step that counts, of an earlier session.
+        run: the configuration.
+        spent: seconds of earlier sessions.
+    """
+
+    def __init__(self, path: Path, *, after: int, run: RunConfig, spent: float) -> None:
+        self._writer = RunWriter(path, after=after, steps=run.training.steps)
+        self._folder = path.parent
+        # a run that was begun by an older version goes on without what that did not write down
+        self._unknown = set(SCALARS) - set(self._writer.arrays)
+        self._spent = spent
+        self._began = time.perf_counter()
+
+    @staticmethod
+    def lay_out(path: Path, run: RunConfig, names: tuple[str, ...], origin: Mapping[str, Any]) -> None:
+        """Create the store.
+
+        Args:
+            path: where.
+            run: the configuration.
+            names: of the parameters.
+            origin: what a forked run began with; empty for others.
+        """
+        held, sizes = variables(run, names)
+        laws = ["P1", "P2", "G1", "A2", "S1", *(["R1"] if "mv_split" in run.model.setting().merges else [])]
+        create_run(
+            path,
+            steps=run.training.steps,
+            interval=run.training.interval,
+            sizes=sizes,
+            variables=held,
+            attributes={
+                "configuration": json.dumps(run.document()),
+                "laws": json.dumps(laws),
+                "origin": json.dumps(dict(origin)),
+                **provenance(),
+            },
+        )
+
+    @property
+    def wall(self) -> float:
+        """Seconds spent training so far."""
+        return self._spent + time.perf_counter() - self._began
+
+    def log(self, step: int, row: Row, earlier: Sequence[tuple[int, Row]]) -> None:
+        """Write down a step, and what a ring buffer held of the ones before it."""
+        for before, kept in earlier:
+            self._writer.log(before, kept)
+        row = {**row, "wall_s": self.wall}
+        self._writer.log(step, {name: value for name, value in row.items() if name not in self._unknown})
+
+    def report(self, document: Mapping[str, Any]) -> Path:
+        """Put an autopsy in the store, and as text beside it, which is returned."""
+        self._writer.annotate(document)
+        text = self._folder / f"autopsy-{document['step']:08d}.txt"
+        text.write_text(as_text(document))
+        return text
+
+    def annotate(self, event: Mapping[str, Any]) -> None:
+        """Put an event in the store."""
+        self._writer.annotate(event)
+
+    def flush(self) -> None:
+        """Have everything on the disk."""
+        self._writer.flush()

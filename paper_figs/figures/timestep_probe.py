@@ -1,0 +1,83 @@
+"""Where a network without a time embedding holds the time (Fig. 11): what linear probes decode, by block."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from meanmode.paper_figs.shared.runs import caption
+from meanmode.paper_figs.shared.style import COLOURS, MARKERS
+
+FEATURES = {
+    "image_mean": "mean of image tokens",
+    "image_centered_rms": "rms of centered image tokens",
+    "text_mean": "mean of text tokens",
+}
+
+
+STATISTICS = {
+    "input_statistics": "mean and std of the noisy latent",
+    "input_channel_statistics": "mean and std of its channels",
+}
+
+
+BESIDE = 0.15
+"""Blocks that the marks of one block stand apart."""
+
+
+PAPER_R2 = 0.998
+"""R^2 of the image-token mean in the published run (arXiv:2605.06169 App. H)."""
+
+
+def draw(document: Mapping[str, Any]) -> Figure:
+    """R^2 of t against the block, of a trained network, an untrained one, and shuffled times.
+
+    Args:
+        document: of `mms evaluate --probe timestep --json`.
+    """
+    rows = pd.DataFrame(document["rows"])
+    figure = Figure(figsize=(10.5, 4.8), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, network in zip(panels, ("trained", "untrained"), strict=True):
+        _panel(panel, rows[rows["network"] == network])
+        panel.set(xlabel="block (0: input state)", title=network)
+    panels[0].axhline(PAPER_R2, color="0.5", lw=1, ls=":")
+    panels[0].annotate(
+        f"the paper's image-token mean: {PAPER_R2}",
+        (0.98, PAPER_R2),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=8,
+        color="0.3",
+    )
+    panels[0].set(ylabel="$R^2$ of t on images that were held out", ylim=(-0.12, 1.1))
+    panels[1].legend(fontsize=8, loc="center right")
+    probe, sizes, training = document["probe"], document["run"]["model"], document["run"]["training"]
+    figure.suptitle("Where the time is: linear probes of the states", fontsize=10)
+    caption(
+        figure,
+        f"Measured here: {sizes['depth']} blocks of width {sizes['width']}, {sizes['merge']}, "
+        f"{(sizes['side'] // sizes['patch']) ** 2} image + {sizes['text_tokens']} text tokens, batch "
+        f"{training['batch']}, step {document['step']}, one seed.",
+        f"Ridge regression of t on {probe['images']} images at {probe['times_each']} times each, "
+        f"{probe['held_out']} images held out. Open marks: the training times shuffled. Untrained "
+        "writers are zero, so that all blocks are alike.",
+    )
+    return figure
+
+
+def _panel(panel: Axes, rows: pd.DataFrame) -> None:
+    for place, (feature, label) in enumerate(FEATURES.items()):
+        of, colour, marker = rows[rows["feature"] == feature], COLOURS[place], MARKERS[place]
+        blocks = of["block"] + BESIDE * (place - 1)
+        panel.plot(blocks, of["r2"], marker, color=colour, label=label)
+        panel.plot(blocks, of["shuffled_r2"], marker, mfc="none", color=colour, ms=5)
+    for colour, (feature, label) in zip(COLOURS[4:], STATISTICS.items(), strict=True):
+        of = rows[rows["feature"] == feature]
+        if len(of):
+            panel.plot(of["block"], of["r2"], "*", color=colour, ms=11, label=label)

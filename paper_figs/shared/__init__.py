@@ -1,0 +1,1 @@
+"""What do figures share? Style, and the points and runs they draw."""

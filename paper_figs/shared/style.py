@@ -1,0 +1,45 @@
+"""What all figures share: colour-blind safe colours, and what a caption must say of a run."""
+
+import json
+from typing import Any
+
+import xarray as xr
+
+from meanmode.theory.setting import Setting
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's palette."""
+
+
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+FRONT_AXES = ("depth", "tokens", "weight_std", "input_cosine", "merge", "seed")
+"""The axes of the `collapse_front` sweep."""
+
+
+def base_setting(data: xr.Dataset, **fields: Any) -> Setting:
+    """The sweep's base setting with some fields replaced."""
+    base = json.loads(data.attrs["configuration"])["base"]
+    return Setting(**{**base, **fields})
+
+
+def check_axes(data: xr.Dataset, *drawn: str) -> None:
+    """Refuse a sweep that varies what a figure does not draw.
+
+    Raises:
+        ValueError: naming the axis.
+    """
+    axes = json.loads(data.attrs["axes"])
+    missing, extra = sorted(set(drawn) - set(axes)), sorted(set(axes) - set(drawn))
+    if missing or extra:
+        named = f"does not vary {missing[0]}" if missing else f"also varies {extra[0]}"
+        raise ValueError(f"this figure draws sweeps over {', '.join(drawn)}; the store {named}")
+
+
+def run_caption(data: xr.Dataset) -> str:
+    """Width, heads, depth, batch and seeds of a sweep."""
+    base = base_setting(data)
+    depth = int(data["depth"].max()) if "depth" in data.coords else base.depth
+    seeds = data.sizes["seed"]
+    return f"width {base.width}, {base.heads} heads, {depth} blocks, batch {base.batch}, {seeds} seeds"

@@ -1,0 +1,157 @@
+"""The grammar of interventions: what can be changed, of which part, on which blocks; no torch."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ACTIONS = ("delete", "scale", "replace", "freeze")
+
+
+PARTS = ("mean", "centered")
+
+
+GRADIENTS = ("writer-gradient", "reader-gradient")
+
+
+FIELDS = ("branch", "trunk")
+
+
+GROUPS = ("readers", "writers", "queries-keys", "values", "attention", "ffn", "gates", "alpha")
+
+
+def _one_of(kind: str, word: str | None, known: Sequence[str]) -> None:
+    if word not in known:
+        raise ValueError(f"unknown {kind} {word!r}: choose one of {', '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Intervention:
+    """One change to a network under study. `str` and `parse` are its textual form:
+
+        delete:mean:writer-gradient@blocks=8-16          replace:centered:trunk@seed=3
+        scale=0.5:mean:branch@blocks=1,3,8-16            freeze:queries-keys@blocks=1-4
+        control:delete:mean:writer-gradient@blocks=8-16@seed=3
+
+    Mean and centered part are of all tokens of a sample, JX and PX with the global J of the diagnostics
+    (the J of a segment is what MV-Split's own gains act on); of a gradient they are DW_mu and DW_c (G1).
+
+    `replace` and `control` put in R, the part with its features permuted and their signs flipped at random,
+    the same way in every pass: norm, rank, spectrum and what tokens, samples and steps have in common stay,
+    the direction is random. Of a part M there remains
+
+        M untouched, M - R under the control of `delete`, 0 under `delete`, R under `replace`
+
+    so that M, and a random part of its norm, are present or absent independently of each other (the sign of R
+    means nothing). The control of any change is as large as the change, sample by sample of a field.
+
+    Attributes:
+        action: `delete`, `scale` by `factor` or `replace` a part; `freeze` a group of parameters.
+        target: whose part: `writer-gradient` (of operator.proj and ffn.w2), `reader-gradient` (of the
+            mixer's readers and ffn.w13), `branch` (what either merge is given) or `trunk` (what either merge
+            returns). With `freeze` the group: `readers`, `writers`, `queries-keys` (whatever the mixing
+            matrix is made of), `values`, `attention`, `ffn`, `gates` (all of the merges) or `alpha` alone.
+        part: `mean` or `centered`; None with `freeze`.
+        factor: of `scale`, and only there.
+        control: leave the part, and make a change of the same norm in a random direction instead.
+        seed: of the random direction; 0 where nothing is drawn.
+        blocks: which, from 1, in ascending order; None for all.
+
+    Raises:
+        ValueError: an unknown word, or a combination that means nothing.
+    """
+
+    action: str
+    target: str
+    part: str | None = None
+    factor: float | None = None
+    control: bool = False
+    seed: int = 0
+    blocks: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("action", self.action, ACTIONS)
+        if self.action == "freeze":
+            _one_of("group of parameters", self.target, GROUPS)
+            if self.part is not None or self.control:
+                raise ValueError(f"freeze holds whole parameters: it has no part and no control, got {self}")
+        else:
+            _one_of("part", self.part, PARTS)
+            _one_of("target", self.target, (*GRADIENTS, *FIELDS))
+        if (self.factor is None) is (self.action == "scale"):
+            raise ValueError(f"a factor belongs to scale, and to nothing else, got {self}")
+        if self.factor is not None and not math.isfinite(self.factor):
+            raise ValueError(f"the factor of scale must be finite, got {self.factor}")
+        if self.seed < 0 or (self.seed and not self.control and self.action != "replace"):
+            raise ValueError(f"a seed, from 0, belongs to replace and to a control, got {self}")
+        if self.blocks is not None:
+            object.__setattr__(self, "blocks", tuple(self.blocks))  # a list, where it comes from JSON
+            ascending = all(first < second for first, second in itertools.pairwise(self.blocks))
+            if not self.blocks or self.blocks[0] < 1 or not ascending:
+                raise ValueError(f"blocks are numbered from 1, in ascending order, got {self.blocks}")
+
+    @classmethod
+    def parse(cls, text: str) -> "Intervention":
+        """The intervention of a textual form.
+
+        Raises:
+            ValueError: a text of another form, or one that names no intervention.
+        """
+        head, *options = text.split("@")
+        words = head.split(":")
+        control = words[0] == "control"
+        action, equals, factor = words[control].partition("=") if len(words) > control else ("", "", "")
+        _one_of("action", action, ACTIONS)
+        names = ("target",) if action == "freeze" else ("part", "target")
+        if len(words) != control + 1 + len(names):
+            form = "freeze:GROUP" if action == "freeze" else "[control:]ACTION[=FACTOR]:PART:TARGET"
+            raise ValueError(f"an intervention reads {form}[@blocks=1,4-8][@seed=N], got {text!r}")
+        fields: dict[str, Any] = dict(zip(names, words[control + 1 :], strict=True))
+        if equals:
+            fields["factor"] = _number(float, factor, text)
+        for option in options:
+            name, _, value = option.partition("=")
+            _one_of("option", name, ("blocks", "seed"))
+            fields[name] = _number(int, value, text) if name == "seed" else _parsed_blocks(value, text)
+        return cls(action=action, control=control, **fields)
+
+    def __str__(self) -> str:
+        factor = "" if self.factor is None else f"={self.factor!r}"
+        words = ("control" if self.control else None, f"{self.action}{factor}", self.part, self.target)
+        blocks = "" if self.blocks is None else f"@blocks={_written_blocks(self.blocks)}"
+        seed = f"@seed={self.seed}" if self.seed else ""
+        return ":".join(word for word in words if word is not None) + blocks + seed
+
+    def acts_on(self, block: int) -> bool:
+        """Whether the block of this number is among its blocks."""
+        return self.blocks is None or block in self.blocks
+
+
+def _number(kind: type[int] | type[float], word: str, text: str) -> Any:
+    try:
+        return kind(word)
+    except ValueError:
+        raise ValueError(f"{word!r} in {text!r} is no {'whole ' * (kind is int)}number") from None
+
+
+def _parsed_blocks(words: str, text: str) -> tuple[int, ...]:
+    """1,4-6 as (1, 4, 5, 6)."""
+    blocks: list[int] = []
+    for word in words.split(","):
+        first, dash, last = word.partition("-")
+        start = _number(int, first, text)
+        end = _number(int, last, text) if dash else start
+        if end < start:
+            raise ValueError(f"blocks are given in ascending order, got {word!r} in {text!r}")
+        blocks.extend(range(start, end + 1))
+    return tuple(blocks)
+
+
+def _written_blocks(blocks: Sequence[int]) -> str:
+    """(1, 4, 5, 6) as 1,4-6."""
+    starts = [block for block in blocks if block - 1 not in blocks]
+    ends = [block for block in blocks if block + 1 not in blocks]
+    return ",".join(
+        str(start) if start == end else f"{start}-{end}" for start, end in zip(starts, ends, strict=True)
+    )

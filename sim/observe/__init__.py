@@ -1,0 +1,1 @@
+"""What is measured? Observables, the probe that takes them, and the functional step."""

@@ -1,0 +1,31 @@
+"""Gains of a block's current weights, for the dynamic front."""
+
+# D width, H hidden width of the FFN
+
+from torch import Tensor
+
+from meanmode.sim.trunk.stack import Block
+from meanmode.theory.meanfield.dynamic_front import BlockGains
+
+
+def _energy(weight: Tensor) -> float:
+    """|W|_F^2 in double precision."""
+    return float(weight.detach().double().square().sum())
+
+
+def block_gains(block: Block) -> BlockGains:
+    """What a block multiplies energies by now, from the sizes of its weights and its merges' gains.
+
+    A token of unit energy per feature leaves W_V with |W_V|_F^2 / D of it, W_O with |W_O|_F^2 / D more; the
+    halves of W13 [2 H, D] and W2 [D, H] likewise. Queries and keys do not enter: QK-Norm fixes their size.
+    """
+    width = block.setting.width
+    gate, value = (_energy(part) for part in block.ffn.w13.weight.chunk(2))
+    hidden = block.setting.ffn_width
+    return BlockGains(
+        attention=_energy(block.operator.v_proj.weight) / width * _energy(block.operator.proj.weight) / width,
+        ffn=value / hidden * _energy(block.ffn.w2.weight) / width,
+        gate_std=(gate / hidden) ** 0.5,
+        merge_attn=block.merge_attn.gains(),
+        merge_ffn=block.merge_ffn.gains(),
+    )

@@ -1,0 +1,323 @@
+"""The probe of one block: hooks that measure it in its own forward and backward pass, and their order."""
+
+# B batch (behind a leading axis R of runs in an ensemble), T tokens, D width, M features written, N read
+
+import functools
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from meanmode.sim.observe import observables
+from meanmode.sim.observe.attention_statistics import attention_statistics
+from meanmode.sim.observe.layer_hooks import recomputing, watch_writer
+from meanmode.sim.observe.record import (
+    COHERENCE_OBSERVABLES,
+    GRADIENT_MODES,
+    GRADIENT_SIZES,
+    OPERATOR_OBSERVABLES,
+    Record,
+)
+from meanmode.sim.observe.step_record import StepRecord
+from meanmode.sim.observe.token_parts import TokenParts, measuring
+from meanmode.sim.observe.writer_gradients import (
+    centered_gradient,
+    coherence,
+    mean_coherent,
+    modes_from_gradient,
+    modes_of_parts,
+    writer_modes,
+)
+from meanmode.sim.trunk.segments import Segments
+from meanmode.sim.trunk.stack import Block
+
+HELD_BYTES = 2**25
+"""What measurements that are put off may hold."""
+
+
+def _version(x: Tensor) -> int:
+    """How often a tensor has been written to; those of inference mode do not count."""
+    return 0 if x.is_inference() else x._version
+
+
+def _directed_tokens(values: Tensor, *sides: Tensor) -> Tensor | None:
+    """How many tokens of every sample vanish on no side; None where every value is a number anyway.
+
+    A sample with too few has no value; one that is NaN for another reason is a result.
+    """
+    if not bool(values.isnan().any()):
+        return None
+    return torch.stack([side.abs().amax(-1) != 0 for side in sides]).all(0).sum(-1)
+
+
+class TrunkParts:
+    """Mean and centered part of the trunk seen last, computed once though several hooks see it."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[Tensor, int, dict[str, TokenParts]] | None = None
+
+    def remember(self, x: Tensor, parts: dict[str, TokenParts]) -> None:
+        self._seen = (x, _version(x), parts)
+
+    def parts(self, x: Tensor, segments: Segments) -> dict[str, TokenParts]:
+        if self._seen is None or self._seen[0] is not x or self._seen[1] != _version(x):
+            self.remember(x, observables.segment_parts(x, segments))
+        assert self._seen is not None
+        return self._seen[2]
+
+    def forget(self) -> None:
+        """Let the trunk go: its graph knows the probe, and no collector sees a circle through a graph."""
+        self._seen = None
+
+
+class Queue:
+    """Measurements put off until some have gathered: in a row they find their code and data in the cache.
+
+    On a CPU alone; what they hold is bounded.
+    """
+
+    def __init__(self) -> None:
+        self._work: list[tuple[Callable[[], None], tuple[tuple[Tensor, int], ...]]] = []
+        self._held = 0
+
+    def add(self, work: Callable[[], None], *held: Tensor, now: bool = False) -> None:
+        """Do the work now or later; it reads these tensors, which must stay as they are."""
+        self._work.append((work, tuple((tensor, _version(tensor)) for tensor in held)))
+        self._held += sum(tensor.numel() * tensor.itemsize for tensor in held)
+        if now or self._held > HELD_BYTES or held[0].device.type != "cpu":
+            self.flush()
+
+    def flush(self) -> None:
+        """Do all that is left.
+
+        Raises:
+            ValueError: a tensor has been written to in the meantime.
+        """
+        work, self._work, self._held = self._work, [], 0
+        for measure, held in work:
+            if any(_version(tensor) != version for tensor, version in held):
+                raise ValueError("an activation was changed in place before the probe had measured it")
+            with measuring(held[0][0].device):
+                measure()
+
+
+class BlockProbe:
+    """Measures one block while it is called and differentiated; `Probe` holds one for each block of a model.
+
+    Args:
+        block: whose hooks are set, until `remove`.
+        record: where the values go.
+        index: of the block, from 1.
+        trunk: shared with the probes of its neighbours.
+        queue: shared with the probes of its neighbours.
+
+    Attributes:
+        index: may be set anew, where one block takes the part of many.
+        forward: whether the forward pass is measured; the backward always is.
+        step: the record, where it is of a step of several passes or processes.
+    """
+
+    def __init__(
+        self,
+        block: Block,
+        record: Record,
+        index: int,
+        *,
+        trunk: TrunkParts | None = None,
+        queue: Queue | None = None,
+    ) -> None:
+        self.block = block
+        self.record = record
+        self.step = record if isinstance(record, StepRecord) else None
+        self.index = index
+        self.forward = True
+        self._trunk = trunk or TrunkParts()
+        self._queue = queue or Queue()
+        self._operands: tuple[Tensor, ...] = ()
+        self._pending: dict[int, list[tuple[Tensor, Tensor]]] = {0: [], 1: []}
+        self._adjoints: set[int] = set()
+        self._inputs: list[tuple[weakref.ref[Tensor], RemovableHandle]] = []
+        self._watched: set[int] = set()
+        self._handles = self._hooks()
+
+    def remove(self) -> None:
+        """Finish what is put off, and take all hooks off the block."""
+        try:
+            self.finish()
+        finally:
+            self.block.operator.seen = None
+            for handle in (*self._handles, *(handle for _, handle in self._inputs)):
+                handle.remove()
+            self._trunk.forget()
+            self._pending = {0: [], 1: []}
+
+    def finish(self) -> None:
+        """Finish what is put off."""
+        self._queue.flush()
+
+    def _hooks(self) -> list[RemovableHandle]:
+        block = self.block
+        if block.operator.seen is not None:
+            raise ValueError("a probe is on this model already: leave its `with` block first")
+        writers = (block.operator.proj, block.ffn.w2)
+        merges = (block.merge_attn, block.merge_ffn)
+        handles = [
+            block.register_forward_pre_hook(self._input),
+            block.register_forward_hook(self._output),
+        ]
+        if self.record.wants(*OPERATOR_OBSERVABLES):
+            block.operator.seen = self._keep_operands
+            handles.append(block.operator.register_forward_hook(self._operator))
+        for writer, (layer, merge) in enumerate(zip(writers, merges, strict=True)):
+            handles.append(merge.register_forward_pre_hook(functools.partial(self._branch, writer)))
+            if self.record.wants(*GRADIENT_MODES, *COHERENCE_OBSERVABLES):
+                handles.append(watch_writer(layer, functools.partial(self._writer, writer)))
+            if self.step is None and self.record.wants(*GRADIENT_MODES) and layer.weight.requires_grad:
+                self._watched.add(writer)
+                handles.append(layer.weight.register_hook(functools.partial(self._gradient, writer)))
+        for name, weight in self._compared().items():
+            if self.step is None and weight.requires_grad:
+                handles.append(weight.register_hook(functools.partial(self._root_mean_square, name)))
+        return handles
+
+    def _compared(self) -> dict[str, nn.Parameter]:
+        """The weights the root mean square of whose gradient is recorded."""
+        names = [name for name in GRADIENT_SIZES if self.record.wants(name)]
+        sources = {name: getattr(self.block.operator, GRADIENT_SIZES[name], None) for name in names}
+        return {name: source.weight for name, source in sources.items() if source is not None}
+
+    def read_gradients(self) -> None:
+        """Record what the passes of a step have left in its weights."""
+        for name, weight in self._compared().items():
+            if self.step is not None:
+                self.step.put_gradient(name, self.index, weight)
+
+    @property
+    def _measuring(self) -> bool:
+        return self.forward and not recomputing()
+
+    def _keep_operands(self, operands: tuple[Tensor, ...]) -> None:
+        if self._measuring:
+            self._operands = tuple(operand.detach() for operand in operands)
+
+    def _operator(self, mixer: nn.Module, given: tuple[Any, ...], written: Tensor) -> None:
+        if not self._measuring:
+            return
+        (x, _), operands, self._operands = given, self._operands, ()
+        measure = functools.partial(self._attention, self.index, operands, x.detach())
+        # the input of the model may be a buffer of its user, to be filled anew at any moment
+        self._queue.add(measure, x, *operands, now=self.index == 1)
+
+    def _attention(self, index: int, operands: tuple[Tensor, ...], x: Tensor) -> None:
+        singular_value = self.record.wants("mu_eff")
+        found = attention_statistics(self.block.operator, operands, x, singular_value=singular_value)
+        for name, values in zip(OPERATOR_OBSERVABLES, found, strict=True):
+            self.record.put(name, (index,), values)
+
+    def _branch(self, writer: int, _: nn.Module, given: tuple[Any, ...]) -> None:
+        if self._measuring:
+            with measuring(given[0].device):
+                self._measure_branch(writer, *given)
+
+    def _measure_branch(self, writer: int, trunk: Tensor, branch: Tensor, segments: Segments) -> None:
+        before, output = self._trunk.parts(trunk, segments), observables.segment_parts(branch, segments)
+        for suffix, parts in output.items():
+            place = (self.index, writer)
+            self.record.put(f"r_tr{suffix}", place, observables.parts_r_tr(before[suffix], parts))
+            self.record.put(f"var_gain{suffix}", place, observables.parts_var_gain(before[suffix], parts))
+
+    def state(self, index: int, x: Tensor, segments: Segments) -> None:
+        """Record the trunk after block `index`, 0 for the input."""
+        with measuring(x.device):
+            self._measure_state(index, x, segments)
+
+    def _measure_state(self, index: int, x: Tensor, segments: Segments) -> None:
+        found, cosines = observables.segment_state(x, segments)
+        self._trunk.remember(x, found)
+        for suffix, parts in found.items():
+            self.record.put(f"rho{suffix}", (index,), observables.parts_rho(parts))
+            self.record.put(f"tcs{suffix}", (index,), cosines[suffix])
+
+    def _input(self, _: nn.Module, given: tuple[Any, ...]) -> None:
+        if not recomputing():
+            self._pending = {0: [], 1: []}
+            if self.step is not None:
+                self.step.passed(self.index)
+        if self.index == 1:
+            x, segments = given
+            if self._measuring:
+                self.state(0, x, segments)
+            self._watch_adjoint(0, x)
+
+    def _output(self, _: nn.Module, given: tuple[Any, ...], x: Tensor) -> None:
+        if self._measuring:
+            self.state(self.index, x, given[1])
+        self._watch_adjoint(self.index, x)
+
+    def _watch_adjoint(self, index: int, x: Tensor) -> None:
+        """Once a pass: reentrant checkpointing has a graph only when it recomputes, the other has two."""
+        if not recomputing():
+            self._adjoints.discard(index)
+        if x.requires_grad and self.record.wants("adjoint_tcs") and index not in self._adjoints:
+            self._adjoints.add(index)
+            # what is given to the model may be given again, and its hooks outlive the pass
+            self._inputs = [known for known in self._inputs if known[0]() is not None]
+            if not any(given() is x for given, _ in self._inputs):
+                handle = x.register_hook(functools.partial(self.adjoint, index))
+                if index == 0:
+                    self._inputs.append((weakref.ref(x), handle))
+
+    def adjoint(self, index: int, adjoint: Tensor | None) -> None:
+        """Record the loss adjoint dL/dX after block `index`; None where a loss does not reach it."""
+        if adjoint is None:
+            return
+        with measuring(adjoint.device):
+            values = observables.adjoint_tcs(adjoint)
+            directed = _directed_tokens(values, adjoint)
+            self.record.put("adjoint_tcs", (index,), values, None if directed is None else directed > 1)
+
+    def _writer(self, writer: int, y: Tensor, delta: Tensor) -> None:
+        """The cotangent of a writer has come down; its weight's gradient follows at once, if there is one."""
+        place = (self.index, writer)
+        if self.record.wants(*COHERENCE_OBSERVABLES):
+            self._queue.add(functools.partial(self._coherence, place, y.detach(), delta), y, delta)
+        if not self.record.wants(*GRADIENT_MODES):
+            return
+        if self.step is not None:
+            self.step.put_writer(place, y, delta)
+            return
+        layer = (self.block.operator.proj, self.block.ffn.w2)[writer]
+        if writer in self._watched and layer.weight.requires_grad:
+            self._pending[writer].append((y, delta))
+            # not those of an earlier pass, where this one asks for no gradient of the weight
+            self._modes(place, [torch.full(y.shape[:-3], torch.nan, device=y.device)] * 3)
+        else:
+            self._modes(place, writer_modes(y, delta))
+
+    def _coherence(self, place: tuple[int, int], y: Tensor, delta: Tensor) -> None:
+        found = coherence(y, delta, absolute=self.record.wants("kappa_abs"))
+        directed = _directed_tokens(found.kappa, y, delta)
+        for name, values, least in zip(COHERENCE_OBSERVABLES, found, (1, 2, 2), strict=True):
+            self.record.put(name, place, values, None if directed is None else directed >= least)
+
+    def _gradient(self, writer: int, gradient: Tensor) -> None:
+        pairs, self._pending[writer] = self._pending[writer], []
+        with measuring(gradient.device):
+            if len(pairs) == 1:
+                modes = modes_from_gradient(gradient, *pairs[0])
+            else:  # the block was called several times on the way to this loss
+                coherent = sum(mean_coherent(*pair) for pair in pairs[1:]) + mean_coherent(*pairs[0])
+                centered = sum(centered_gradient(*pair) for pair in pairs[1:]) + centered_gradient(*pairs[0])
+                modes = modes_of_parts(coherent, centered)
+        self._modes((self.index, writer), modes)
+
+    def _modes(self, place: tuple[int, int], modes: Sequence[Tensor]) -> None:
+        for name, value in zip(GRADIENT_MODES, modes, strict=True):
+            self.record.put(name, place, value)
+
+    def _root_mean_square(self, name: str, gradient: Tensor) -> None:
+        size = gradient.shape[-2:].numel() ** 0.5
+        self.record.put(name, (self.index,), torch.linalg.vector_norm(gradient, dim=(-2, -1)) / size)

@@ -1,0 +1,195 @@
+"""What every observable starts from: mean and centered part of a set of tokens, and token directions."""
+
+# B batch (behind a leading axis of runs in an ensemble), T tokens, D width
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from meanmode.sim.trunk.precision import single
+
+EPS = 1e-12
+"""Keeps ratios finite where a centered part is zero; far below every norm of a normalised trunk."""
+
+
+TRUSTED_SHARE = 0.1
+"""Down to this share of the energy the spread is a difference of sums; below, rounding would show in it."""
+
+
+SAFE_NORMS = (1e-15, 1e15)
+"""Squares and fourth powers of norms between them stay clear of the limits of single precision."""
+
+
+def need_pair(x: Float[Tensor, "*B T D"]) -> None:
+    """Refuse a single token where pairs of tokens are compared.
+
+    Raises:
+        ValueError: fewer than two tokens.
+    """
+    if x.shape[-2] < 2:
+        raise ValueError(f"a token pair is needed: tokens must be at least 2, got {x.shape[-2]}")
+
+
+def centered(x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
+    """c(X) = P X: every token less the token mean (arXiv:2605.06169 Eq. 3).
+
+    The mean is taken twice, so that nearly equal tokens keep a centered part accurate to its own size.
+    """
+    x = single(x)
+    first = x - x.mean(-2, keepdim=True)
+    return first - first.mean(-2, keepdim=True)
+
+
+@contextlib.contextmanager
+def measuring(device: torch.device) -> Iterator[None]:
+    """No gradients, and no autocast, which would take the products of observables to half precision."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if torch.is_autocast_enabled(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
+
+
+def norm(x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B"]:
+    """|X|_F of every sample."""
+    return torch.linalg.vector_norm(single(x), dim=(-2, -1))
+
+
+class TokenParts(NamedTuple):
+    """Mean and centered part of a set of tokens, by their size.
+
+    Attributes:
+        tokens: how many, per sample or one number for all.
+        mean: token mean [*B, D].
+        spread: |c(X)|_F^2 [*B].
+    """
+
+    tokens: Tensor | int
+    mean: Tensor
+    spread: Tensor
+
+    @property
+    def mean_norm(self) -> Tensor:
+        """|mu(X)|_F = sqrt(T) |token mean|."""
+        return self.tokens**0.5 * torch.linalg.vector_norm(self.mean, dim=-1)
+
+    @property
+    def centered_norm(self) -> Tensor:
+        """|c(X)|_F."""
+        return self.spread.sqrt()
+
+    @property
+    def norm(self) -> Tensor:
+        """|X|_F; the two parts are orthogonal."""
+        return torch.hypot(self.mean_norm, self.centered_norm)
+
+    def joined(self, other: "TokenParts") -> "TokenParts":
+        """The parts of both sets together, with no large number subtracted."""
+        count = self.tokens + other.tokens
+        share = other.tokens / count
+        apart = other.mean - self.mean
+        step = apart * (share[..., None] if isinstance(share, Tensor) else share)
+        between = self.tokens * share * apart.square().sum(-1)
+        return TokenParts(count, self.mean + step, self.spread + other.spread + between)
+
+
+def token_parts(x: Float[Tensor, "*B T D"]) -> TokenParts:
+    """Mean and centered part of every sample.
+
+    The mean of the centered tokens, zero but for rounding, corrects both, so that nearly equal tokens keep a
+    spread accurate to its own size.
+    """
+    x = single(x)
+    mean = x.mean(-2, keepdim=True)
+    apart = x - mean
+    drift = apart.mean(-2)
+    energy = torch.linalg.vector_norm(apart, dim=(-2, -1)).square()
+    spread = (energy - x.shape[-2] * drift.square().sum(-1)).clamp_min(0.0)
+    return TokenParts(x.shape[-2], mean[..., 0, :] + drift, spread)
+
+
+def unit_parts(unit: Float[Tensor, "*B T D"], directed: Bool[Tensor, "*B T 1"] | None) -> TokenParts:
+    """Mean and centered part of the unit tokens that have a direction; None where all have one."""
+    if directed is None:
+        return token_parts(unit)
+    count = directed.sum((-2, -1)).to(unit.dtype)  # integers would divide in single precision
+    mean = unit.sum(-2, keepdim=True) / count[..., None, None]
+    apart = (unit - mean) * directed
+    drift = apart.sum(-2) / count[..., None]
+    energy = torch.linalg.vector_norm(apart, dim=(-2, -1)).square()
+    spread = (energy - count * drift.square().sum(-1)).clamp_min(0.0)
+    return TokenParts(count, mean[..., 0, :] + drift, spread)
+
+
+def directions(x: Float[Tensor, "*B T D"]) -> tuple[Float[Tensor, "*B T D"], Bool[Tensor, "*B T 1"] | None]:
+    """Unit tokens, and which tokens have a direction (None: all); zero tokens have none and stay zero.
+
+    Where a norm could overflow or underflow, tokens are first divided by their largest entry.
+    """
+    x = single(x)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    if within(length):
+        return x / length, None
+    largest = x.abs().amax(-1, keepdim=True)
+    directed = largest != 0  # true of NaN, which must not pass for a zero token
+    scaled = x / largest
+    unit = torch.where(directed, scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True), 0.0)
+    return unit, directed
+
+
+@functools.lru_cache(maxsize=16)
+def _membership(
+    segments: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Float[Tensor, " S"], Float[Tensor, "S T"]]:
+    """How many tokens every segment has, and which they are."""
+    with torch.inference_mode(False):
+        counts = torch.tensor(segments, dtype=dtype, device=device)
+        return counts, torch.block_diag(*(torch.ones(1, count) for count in segments)).to(counts)
+
+
+def spread_out_parts(
+    x: Float[Tensor, "*B T D"], segments: tuple[int, ...], *, unit: bool
+) -> tuple[list[TokenParts], list[TokenParts]] | None:
+    """Parts of the tokens of every segment, and of their unit tokens, where all are well spread; else None.
+
+    |c(X)|^2 = |X|^2 - T |mean|^2, in two passes over the tokens; None where that would subtract something
+    large, or a token has no safe direction.
+
+    Args:
+        x: tokens.
+        segments: lengths, none of them zero.
+        unit: the parts of the unit tokens too; else these are an empty list.
+    """
+    x = single(x)
+    length = torch.linalg.vector_norm(x, dim=-1)
+    counts, members = _membership(segments, x.dtype, x.device)
+    rows = (members / counts[:, None]).expand(*x.shape[:-2], *members.shape)
+    if unit:
+        rows = torch.cat([rows, rows / length[..., None, :]], dim=-2)
+    means = rows @ x
+    squares = means.square().sum(-1)
+    energy = length.square() @ members.mT
+    spread = energy - counts * squares[..., : len(segments)]
+    trusted = (spread > TRUSTED_SHARE * energy).all()
+    if unit:
+        unit_spread = counts * (1 - squares[..., len(segments) :])
+        trusted &= (unit_spread > TRUSTED_SHARE * counts).all()
+    if not (bool(trusted) and within(length)):
+        return None
+    found = [TokenParts(n, means[..., s, :], spread[..., s]) for s, n in enumerate(segments)]
+    if not unit:
+        return found, []
+    return found, [
+        TokenParts(n, means[..., len(segments) + s, :], unit_spread[..., s]) for s, n in enumerate(segments)
+    ]
+
+
+def within(lengths: Tensor) -> bool:
+    """Whether all norms lie where their squares are safe; false where one is zero or NaN."""
+    least, most = torch.aminmax(lengths)
+    return bool((least > SAFE_NORMS[0]) & (most < SAFE_NORMS[1]))

@@ -1,0 +1,259 @@
+"""The observables of a residual writer's gradient (G1, A1-A5), exact over the whole batch and by algebra."""
+
+# B batch (behind a leading axis R of runs in an ensemble), T tokens, M features written, N features read,
+# S samples at a time
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from meanmode.sim.observe.token_parts import SAFE_NORMS, centered, directions, need_pair, within
+from meanmode.sim.trunk.linear import dot_products, matrix_times
+from meanmode.sim.trunk.precision import single
+
+MATRIX_ENTRIES = {"cpu": 3 * 2**14, "cuda": 2**27}
+"""Entries of a token-pair matrix formed at a time: what stays in a processor's cache, what fills a GPU."""
+
+
+TRUSTED_SHARE = 0.01
+"""Down to this share of the energies |DW_c|^2 is a difference of them; below, rounding would show in it."""
+
+
+LEAST_BAND = 64
+"""Rows of it formed at a time at least: thinner products are slow."""
+
+
+SHORTEST = 1e-8
+"""Tokens this much shorter than the longest would lose their fourth powers to underflow."""
+
+
+class WriterModes(NamedTuple):
+    """The two parts of a writer's gradient over a batch (G1), each [] or one per run.
+
+    Attributes:
+        g_mean: |DW_mu|_F.
+        g_ctr: |DW_c|_F.
+        g_inner: <DW_mu, DW_c>.
+    """
+
+    g_mean: Tensor
+    g_ctr: Tensor
+    g_inner: Tensor
+
+
+class Coherence(NamedTuple):
+    """How coherent the tokens' gradients of a writer are, each [*B].
+
+    Attributes:
+        amplification: A (A2).
+        kappa: mean of cos(y) cos(delta) over token pairs (A4).
+        kappa_abs: khat, the mean of |cos(y)||cos(delta)| (A5); NaN where it was not asked for.
+    """
+
+    amplification: Tensor
+    kappa: Tensor
+    kappa_abs: Tensor
+
+
+def _scale(x: Tensor) -> Tensor:
+    """Largest magnitude of every run, 1 where all vanish; divide by it against underflow."""
+    largest = x.abs().amax((-3, -2, -1))
+    return torch.where(largest > 0, largest, 1.0)
+
+
+def mean_coherent(y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]) -> Float[Tensor, "*R M N"]:
+    """DW_mu = T sum_b dbar_b ybar_b^T, the mean-coherent part of a weight's gradient (G1, Eq. 13)."""
+    return y.shape[-2] * (single(delta).mean(-2).mT @ single(y).mean(-2))
+
+
+def centered_gradient(
+    y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]
+) -> Float[Tensor, "*R M N"]:
+    """DW_c = sum_t,b c(delta)_t c(y)_t^T, from the centered parts themselves (G1, Eq. 14)."""
+    return centered(delta).flatten(-3, -2).mT @ centered(y).flatten(-3, -2)
+
+
+def writer_modes(y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]) -> WriterModes:
+    """G_mean, G_ctr and <DW_mu, DW_c> of a writer gradient sum_t,b delta y^T over a batch (G1, Eq. 11-17).
+
+    DW_mu = T sum_b dbar_b ybar_b^T, DW_c = grad - DW_mu, and |grad|^2 = G_mean^2 + 2 <DW_mu, DW_c> + G_ctr^2.
+    G_mean^2 is the sum over a product of two B x B Gram matrices. DW_c is formed from the centered parts
+    themselves, as one M x N matrix: where the gradient is nearly coherent nothing large is subtracted.
+
+    Args:
+        y: inputs of the writer.
+        delta: cotangents of its outputs.
+    """
+    y, delta = single(y), single(delta)
+    y_scale, delta_scale = _scale(y), _scale(delta)
+    y, delta = y / y_scale[..., None, None, None], delta / delta_scale[..., None, None, None]
+    tokens, scale = y.shape[-2], y_scale * delta_scale
+    y_mean, delta_mean = y.mean(-2), delta.mean(-2)
+    part = centered_gradient(y, delta)
+    inner = tokens * ((delta_mean @ part) * y_mean).sum((-2, -1))
+    # in double precision, since samples can cancel
+    y_mean, delta_mean = y_mean.double(), delta_mean.double()
+    gram = (y_mean @ y_mean.mT) * (delta_mean @ delta_mean.mT)
+    g_mean = (tokens * gram.sum((-2, -1)).clamp_min(0.0).sqrt()).to(y.dtype)
+    g_ctr = torch.linalg.vector_norm(part, dim=(-2, -1))
+    return WriterModes(scale * g_mean, scale * g_ctr, scale.square() * inner)
+
+
+def modes_of_parts(coherent: Float[Tensor, "*R M N"], part: Float[Tensor, "*R M N"]) -> WriterModes:
+    """The modes of a gradient whose parts DW_mu and DW_c are at hand."""
+    g_mean, g_ctr = (torch.linalg.vector_norm(matrix, dim=(-2, -1)) for matrix in (coherent, part))
+    return WriterModes(g_mean, g_ctr, (coherent * part).sum((-2, -1)))
+
+
+def modes_from_gradient(
+    gradient: Float[Tensor, "*R M N"], y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]
+) -> WriterModes:
+    """`writer_modes` where the gradient sum_t,b delta y^T is at hand, without the cost of another.
+
+    From |DW_c|^2 = |grad|^2 - 2 <grad, DW_mu> + |DW_mu|^2 as long as that subtracts nothing large; else, and
+    in half precision, `writer_modes`.
+
+    Args:
+        gradient: of the weight, of this batch alone and not yet accumulated.
+        y: inputs of the writer.
+        delta: cotangents of its outputs.
+    """
+    if min(dtype.itemsize for dtype in (gradient.dtype, y.dtype, delta.dtype)) < 4:
+        return writer_modes(y, delta)
+    tokens, y_mean, delta_mean = y.shape[-2], y.mean(-2), delta.mean(-2)
+    shared = tokens * ((delta_mean @ gradient).double() * y_mean.double()).sum((-2, -1))
+    y_mean, delta_mean = y_mean.double(), delta_mean.double()
+    coherent = tokens**2 * ((y_mean @ y_mean.mT) * (delta_mean @ delta_mean.mT)).sum((-2, -1))
+    total = torch.linalg.vector_norm(gradient, dim=(-2, -1), dtype=torch.float64).square()
+    rest = total - 2 * shared + coherent
+    if not within(total) or not bool((rest > TRUSTED_SHARE * (total + coherent)).all()):
+        return writer_modes(y, delta)
+    modes = (coherent.clamp_min(0.0).sqrt(), rest.sqrt(), shared - coherent)
+    return WriterModes(*(mode.to(gradient.dtype) for mode in modes))
+
+
+def coherence(
+    y: Float[Tensor, "*B T N"], delta: Float[Tensor, "*B T M"], *, absolute: bool = True
+) -> Coherence:
+    """A, kappa and khat of every sample from one pair of T x T Gram matrices (A2, A4, A5, Eq. 21-32).
+
+    With unit tokens u, e and w_t = |d_t| |y_t|, M_ts = <u_t, u_s> <e_t, e_s>: A = w^T M w / |w|^2; kappa
+    is the mean of M_ts and khat that of |M_ts| over s != t, pairs with a zero token left out. A is NaN where
+    the gradient of every token vanishes, kappa and khat where fewer than two tokens have a direction.
+
+    M is symmetric: it is formed a band of rows at a time, from the diagonal on.
+
+    Args:
+        y: inputs of the writer.
+        delta: cotangents of its outputs.
+        absolute: compute khat; NaN without.
+    """
+    lead, tokens = y.shape[:-2], y.shape[-2]
+    read, written = (_scaled(single(x).reshape(-1, tokens, x.shape[-1])) for x in (y, delta))
+    weights, inverses = read.size * written.size, read.inverse * written.inverse
+    weights = weights / weights.amax(-1, keepdim=True)  # short tokens can meet long ones
+    entries = MATRIX_ENTRIES.get(y.device.type, MATRIX_ENTRIES["cuda"])
+    at_once = max(1, entries // tokens**2)
+    sums = [
+        _pair_sums(
+            *(part[start : start + at_once] for part in (read.x, written.x, weights, inverses)),
+            band=max(LEAST_BAND, -(-tokens // -(-(tokens**2) // entries))),
+            absolute=absolute,
+        )
+        for start in range(0, len(weights), at_once)
+    ]
+    weighted, plain, magnitudes = (torch.cat(parts) for parts in zip(*sums, strict=True))
+    own = (weights * read.length * written.length).square().sum(-1)
+    count = (inverses > 0).sum(-1)
+    pairs = torch.where(count > 1, count * (count - 1), torch.nan)
+    return Coherence(
+        *(values.reshape(lead) for values in (1 + weighted / own, plain / pairs, magnitudes / pairs))
+    )
+
+
+class _Scaled(NamedTuple):
+    """Tokens times a number each, fit for fourth powers: their true size per unit of x, their length as they
+    are now, and its inverse, 0 where a token has no direction."""
+
+    x: Tensor
+    size: Tensor
+    length: Tensor
+    inverse: Tensor
+
+
+def _scaled(x: Float[Tensor, "B T D"]) -> _Scaled:
+    """Tokens as they are where that is safe, else over the longest one; unit tokens where some are short."""
+    length = torch.linalg.vector_norm(x, dim=-1)
+    least, most = (float(bound.detach()) for bound in torch.aminmax(length))
+    if most * SHORTEST < least and SAFE_NORMS[0] < least and most < SAFE_NORMS[1]:
+        if least < 1e-4 or most > 1e4:
+            x, length = x / most, length / most
+        return _Scaled(x, torch.ones_like(length), length, 1 / length)
+    unit, directed = directions(x)
+    largest = x.abs().amax(-1, keepdim=True)  # of a token, since squares of short ones would underflow
+    apart = torch.where(largest > 0, x / largest, 0.0)
+    size = largest[..., 0] / largest.amax((-2, -1))[..., None] * torch.linalg.vector_norm(apart, dim=-1)
+    alive = torch.ones_like(size) if directed is None else directed[..., 0].to(x)
+    return _Scaled(unit, size, alive, alive)
+
+
+def _pair_sums(
+    y: Float[Tensor, "S T N"],
+    delta: Float[Tensor, "S T M"],
+    weights: Float[Tensor, "S T"],
+    inverses: Float[Tensor, "S T"],
+    *,
+    band: int,
+    absolute: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over s != t of w_t w_s K_ts, r_t r_s K_ts, r_t r_s |K_ts|, K the product of the Gram matrices."""
+    rows_of: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    for start in range(0, y.shape[1], band):
+        rows, rest = slice(start, start + band), slice(start, None)
+        products = dot_products(y[:, rows], y[:, rest]) * dot_products(delta[:, rows], delta[:, rest])
+        products[..., :band].triu_(1)  # every pair once
+        rows_of[0].append(matrix_times(products, weights[:, rest]))
+        rows_of[1].append(matrix_times(products, inverses[:, rest]))
+        if absolute:
+            rows_of[2].append(matrix_times(products.abs_(), inverses[:, rest]))
+    weighted, plain = (
+        2 * (vector * torch.cat(found, -1)).sum(-1)
+        for vector, found in zip((weights, inverses), rows_of[:2], strict=True)
+    )
+    if not absolute:
+        return weighted, plain, plain * torch.nan
+    return weighted, plain, 2 * (inverses * torch.cat(rows_of[2], -1)).sum(-1)
+
+
+def writer_amplification(y: Float[Tensor, "*B T N"], delta: Float[Tensor, "*B T M"]) -> Float[Tensor, "*B"]:
+    """A = |grad_W|_F^2 / sum_t |delta_t|^2 |y_t|^2 of every sample, between 0 and T (A2-A3, Eq. 21-26).
+
+    Exact, from the T x T Gram matrices. NaN where the gradient of every token vanishes.
+
+    Args:
+        y: inputs of the writer.
+        delta: cotangents of its outputs.
+    """
+    return coherence(y, delta, absolute=False).amplification
+
+
+def kappa(
+    y: Float[Tensor, "*B T N"], delta: Float[Tensor, "*B T M"], absolute: bool = False
+) -> Float[Tensor, "*B"]:
+    """Mean over s != t of cos(y_t, y_s) cos(delta_t, delta_s) of every sample (A4, Eq. 27-30).
+
+    Pairs with a zero token are left out; NaN where fewer than two tokens have a direction.
+
+    Args:
+        y: inputs of the writer.
+        delta: cotangents of its outputs.
+        absolute: khat, the mean of |cos||cos|, instead (A5, Eq. 31-32).
+
+    Raises:
+        ValueError: fewer than two tokens.
+    """
+    need_pair(y)
+    found = coherence(y, delta, absolute=absolute)
+    return found.kappa_abs if absolute else found.kappa

@@ -1,0 +1,25 @@
+"""Measured onset: the collapse front in depth."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from meanmode.theory.meanfield.predicted_front import crossing
+
+
+def collapse_front(tcs: ArrayLike | Sequence[float]) -> float | None:
+    """First block at which the batch-mean TCS reaches 0.9, interpolated linearly; None where it never does.
+
+    Args:
+        tcs: TCS after blocks 0, 1, ..., L; NaN (beyond a shorter stack) counts as not reached.
+
+    Raises:
+        ValueError: not one profile.
+    """
+    profile = np.asarray(tcs, dtype=np.float64)
+    if profile.ndim != 1 or not profile.size:
+        raise ValueError(f"a front is read off one profile of TCS over blocks, got shape {profile.shape}")
+    front = float(crossing(profile))
+    return front if math.isfinite(front) else None

@@ -1,0 +1,125 @@
+"""Reading a run store: the logged steps of a training run, and every loss or damage noticed."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+
+from meanmode.sim.store.files import (
+    UNREADABLE,
+    StoreError,
+    chunk_path,
+    find_arrays,
+    first_line,
+    json_attribute,
+    open_kind,
+)
+
+KIND = "mean-mode run"
+
+
+TELEMETRY = "telemetry.zarr"
+"""The run store in a run's folder."""
+
+
+def find_run(path: str | Path) -> Path:
+    """The run store at a path, or in the run's folder there."""
+    path = Path(path)
+    return path / TELEMETRY if (path / TELEMETRY).exists() else path
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether there is a run store at the path, or in the run's folder there."""
+    try:
+        open_kind(find_run(path), "r", KIND)
+    except StoreError:
+        return find_run(path) != Path(path)
+    return True
+
+
+def planned_steps(path: Path) -> int:
+    """The steps that the store at this path has room for.
+
+    Raises:
+        StoreError: no readable run.
+    """
+    arrays = run_arrays(open_logged(path, "r")[0], path).values()
+    return max(array.shape[0] for array in arrays if dims_of(array)[0] == "step")
+
+
+def open_logged(path: Path, mode: Any) -> tuple[zarr.Group, range]:
+    """The group of a run, its own attributes validated, and the steps that are logged.
+
+    Raises:
+        StoreError: no readable run.
+    """
+    group = open_kind(path, mode, KIND)
+    for name in ("variables", "events"):
+        json_attribute(group, path, name, list)
+    for name, least in (("interval", 1), ("first_step", 1), ("logged_steps", 0)):
+        value = group.attrs.get(name)
+        if not isinstance(value, int) or value < least:
+            raise StoreError(f"{path} is damaged: its attribute {name} is {value!r}")
+    first, last = (int(str(group.attrs[name])) for name in ("first_step", "logged_steps"))
+    return group, range(first, last + 1)
+
+
+def run_arrays(group: zarr.Group, path: Path) -> dict[str, zarr.Array[Any]]:
+    """The variables of a run, its steps, and the coordinates of all dimensions."""
+    found = find_arrays(group, path, json_attribute(group, path, "variables", list))
+    dims = dict.fromkeys(dim for array in found.values() for dim in dims_of(array))
+    return found | find_arrays(group, path, {"step": None, **dims})
+
+
+def dims_of(array: zarr.Array[Any]) -> tuple[str, ...]:
+    """The names of an array's dimensions, never none."""
+    names = getattr(array.metadata, "dimension_names", None) or ()
+    return tuple(str(name) for name in names) or ("",)
+
+
+def stored_rows(path: Path, array: zarr.Array[Any], first: int, stop: int) -> NDArray[Any]:
+    """Rows first, ..., stop - 1 of an array whose chunks were all written.
+
+    Raises:
+        StoreError: a missing or damaged chunk.
+    """
+    name, size = array.basename, array.chunks[0]
+    advice = "go on with a checkpoint from before it, or write another run"
+    for number in range(first // size, -(-stop // size)):
+        if not chunk_path(path, array, number).exists():
+            gone = f"{name} from row {number * size + 1} to {(number + 1) * size}"
+            raise StoreError(f"{path} is truncated: {gone} is gone; {advice}")
+    try:
+        rows = np.asarray(array[first:stop])
+    except UNREADABLE as error:
+        raise StoreError(
+            f"{path} is damaged: {name} cannot be read ({first_line(error)}); {advice}"
+        ) from error
+    return rows.astype(object) if rows.dtype.kind in "TU" else rows
+
+
+def open_run(path: str | Path) -> xr.Dataset:
+    """The logged steps of a run over consecutive `step`, loaded; its attribute `events` holds JSON.
+
+    Args:
+        path: the store, or a run's folder with a `telemetry.zarr`.
+
+    Raises:
+        StoreError: no run, or a logged chunk that is missing or damaged, naming its variable.
+    """
+    path = find_run(path)
+    group, steps = open_logged(path, "r")
+    loaded = {}
+    for name, array in run_arrays(group, path).items():
+        first, stop = (
+            (steps.start - 1, steps.stop - 1) if dims_of(array)[0] == "step" else (0, array.shape[0])
+        )
+        if array.shape[0] < stop:
+            raise StoreError(f"{path} is damaged: {name} has {array.shape[0]} of {stop} logged steps")
+        loaded[name] = (dims_of(array), stored_rows(path, array, first, stop), dict(array.attrs))
+    coords = {name: given for name, given in loaded.items() if given[0] == (name,)}
+    variables = {name: given for name, given in loaded.items() if name not in coords}
+    return xr.Dataset(variables, coords, dict(group.attrs))

@@ -1,0 +1,283 @@
+"""Attention as a token mixer: softmax, linear, uniform, blended, gated; QK-Norm and 2-D rotary positions."""
+
+# B batch (behind a leading axis of runs in an ensemble), T tokens, D width, H heads, F features of a head,
+# R rotary pairs
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import elu, rms_norm, scaled_dot_product_attention
+
+from meanmode.sim.trunk.constants import QK_EPS
+from meanmode.sim.trunk.linear import Linear, dot_products
+from meanmode.sim.trunk.precision import single
+from meanmode.sim.trunk.segments import Segments
+
+ROPE_THETA = 10000.0
+
+
+def rope_angles(
+    segments: Segments, head_width: int, device: torch.device | None = None
+) -> Float[Tensor, "T R"]:
+    """Rotation angles of every token: rows of the image square in the first half of the R pairs, columns in
+    the second.
+
+    With h = head_width / 2 pairs, the frequencies are theta^(-2 k / h), k < h / 2. Text tokens are not
+    rotated.
+
+    Raises:
+        ValueError: image tokens that form no square, or a head width that is not a multiple of 4.
+    """
+    image, side = segments[0], math.isqrt(segments[0])
+    if side * side != image:
+        raise ValueError(f"2-D rope needs a square number of image tokens, got {image}")
+    if head_width % 4:
+        raise ValueError(f"2-D rope needs a head width divisible by 4, got {head_width}")
+    pairs = head_width // 2
+    frequency = ROPE_THETA ** (-2.0 * torch.arange(pairs // 2, dtype=torch.float64, device=device) / pairs)
+    place = torch.arange(image, dtype=torch.float64, device=device)
+    rows, columns = torch.div(place, side, rounding_mode="floor"), place % side
+    angles = torch.cat([rows[:, None] * frequency, columns[:, None] * frequency], dim=1)
+    return torch.cat([angles, angles.new_zeros(sum(segments[1:]), pairs)])
+
+
+@functools.lru_cache(maxsize=16)
+def _rotation(
+    segments: Segments, copies: int, head_width: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Float[Tensor, "T R"], Float[Tensor, "T R"]]:
+    """Cosine and sine of the angles, the same for all heads and for all copies of a token."""
+    with torch.inference_mode(False):  # autograd saves no tensor made in inference mode
+        once = rope_angles(tuple(length // copies for length in segments), head_width, device)
+        angles = once.repeat_interleave(copies, dim=0)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Float[Tensor, "*B T F"], segments: Segments) -> Float[Tensor, "*B T F"]:
+    """Rotate each head's first half against its second half (the layout of the published checkpoint)."""
+    cos, sin = _rotation(segments, getattr(segments, "copies", 1), x.shape[-1], x.device, x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
+
+
+class Mixer(nn.Module):
+    """A token mixer per head: values, mixed by a matrix A of the tokens, written by `proj`.
+
+    What A is made of are the `operands`, a few features a token; A itself is formed only where it is asked
+    for, of as many heads at a time as fit. It is all that mixes tokens: what a mixer does token by token
+    behind it (`gated`) is no part of A.
+
+    Args:
+        width: features of a token.
+        heads: attention heads.
+
+    Attributes:
+        seen: called with the operands in every forward pass, where it is set (`meanmode.sim.observe.probe`).
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.seen: Callable[[tuple[Tensor, ...]], None] | None = None
+        self.v_proj = Linear(width, width)
+        self.proj = Linear(width, width)
+
+    @property
+    def sources(self) -> tuple[Linear, ...]:
+        """The projections of the trunk that the matrix is made of, in the order in which they are drawn."""
+        return ()
+
+    @property
+    def readers(self) -> tuple[Linear, ...]:
+        """The projections that read the trunk, in the order in which their weights are drawn."""
+        return (*self.sources, self.v_proj)
+
+    def _split(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+
+    def operands(
+        self, x: Float[Tensor, "*B T D"], segments: Segments
+    ) -> tuple[Float[Tensor, "*B H T _"], ...]:
+        """What A is made of, per head, as the mixer compares the tokens of a trunk."""
+        raise NotImplementedError
+
+    def matrix_of(self, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N T T"]:
+        """The mixing matrices A of any number of heads, from their operands; the caller may write on them."""
+        raise NotImplementedError
+
+    def mix(
+        self, values: Float[Tensor, "*B H T F"], *operands: Float[Tensor, "*B H T _"]
+    ) -> Float[Tensor, "*B H T F"]:
+        """A times the values, without forming A where there is a faster way."""
+        return self.matrix_of(*operands) @ values
+
+    def matrix(self, x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B H T T"]:
+        """The mixing matrices A of all heads at once."""
+        return self.matrix_of(*self.operands(x, segments))
+
+    def mixed(self, x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B H T F"]:
+        """The mixed values of every head."""
+        operands = self.operands(x, segments)
+        if self.seen is not None:
+            self.seen(operands)
+        return self.mix(self._split(self.v_proj(x)), *operands)
+
+    def forward(self, x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B T D"]:
+        """The branch output."""
+        return self.proj(self.mixed(x, segments).transpose(-3, -2).flatten(-2))
+
+
+class UniformAttention(Mixer):
+    """A = J: every token reads the mean of the values of all tokens; no queries, keys or positions."""
+
+    def operands(
+        self, x: Float[Tensor, "*B T D"], segments: Segments
+    ) -> tuple[Float[Tensor, "*B H T _"], ...]:
+        return (self._split(x)[..., :1],)
+
+    def matrix_of(self, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N T T"]:
+        (like,) = operands
+        tokens = like.shape[-2]
+        return like.new_full((*like.shape[:-1], tokens), 1 / tokens)
+
+    def mix(
+        self, values: Float[Tensor, "*B H T F"], *operands: Float[Tensor, "*B H T _"]
+    ) -> Float[Tensor, "*B H T F"]:
+        return values.mean(-2, keepdim=True).expand_as(values)
+
+
+class QueryKeyMixer(Mixer):
+    """A mixer that compares queries with keys: RoPE, then non-affine QK-Norm (arXiv:2605.06169).
+
+    Args:
+        width: features of a token.
+        heads: attention heads.
+        rope: rotate the queries and keys of image tokens.
+        eps: of QK-Norm.
+    """
+
+    def __init__(self, width: int, heads: int, *, rope: bool = False, eps: float = QK_EPS) -> None:
+        super().__init__(width, heads)
+        self.rope = rope
+        self.eps = eps
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, width)
+
+    @property
+    def sources(self) -> tuple[Linear, ...]:
+        return (self.q_proj, self.k_proj)
+
+    def _positioned(self, x_BTD: Tensor, segments: Segments) -> Tensor:
+        x_BHTF = self._split(single(x_BTD))  # autocast leaves norms in the precision of their input
+        if self.rope:
+            x_BHTF = rotate(x_BHTF, segments)
+        return rms_norm(x_BHTF, (x_BHTF.shape[-1],), eps=self.eps).to(x_BTD.dtype)
+
+    def operands(
+        self, x: Float[Tensor, "*B T D"], segments: Segments
+    ) -> tuple[Float[Tensor, "*B H T _"], ...]:
+        return self._positioned(self.q_proj(x), segments), self._positioned(self.k_proj(x), segments)
+
+
+class SoftmaxAttention(QueryKeyMixer):
+    """A = softmax(q k^T / sqrt(head width)), no biases (arXiv:2605.06169)."""
+
+    def matrix_of(self, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N T T"]:
+        queries, keys = operands
+        scores = dot_products(queries / math.sqrt(queries.shape[-1]), keys)
+        return torch.softmax(scores, dim=-1, out=None if scores.requires_grad else scores)
+
+    def mix(
+        self, values: Float[Tensor, "*B H T F"], *operands: Float[Tensor, "*B H T _"]
+    ) -> Float[Tensor, "*B H T F"]:
+        queries, keys = operands
+        if values.ndim == 4:
+            return scaled_dot_product_attention(queries, keys, values)
+        flat_queries, flat_keys, flat_values = (part.flatten(0, -4) for part in (queries, keys, values))
+        mixed = scaled_dot_product_attention(flat_queries, flat_keys, flat_values)
+        return mixed.unflatten(0, values.shape[:-3])
+
+
+class LinearAttention(QueryKeyMixer):
+    """A_ij = phi(q_i) . phi(k_j) / sum_j phi(q_i) . phi(k_j), phi = elu + 1, in O(T).
+
+    After QK-Norm an entry is at least -sqrt(head width), so that phi, and every entry of A, is positive.
+    """
+
+    def operands(
+        self, x: Float[Tensor, "*B T D"], segments: Segments
+    ) -> tuple[Float[Tensor, "*B H T _"], ...]:
+        queries, keys = super().operands(x, segments)
+        return elu(queries) + 1, elu(keys) + 1
+
+    def matrix_of(self, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N T T"]:
+        queries, keys = operands
+        products = dot_products(queries, keys)
+        return products / products.sum(-1, keepdim=True)
+
+    def mix(
+        self, values: Float[Tensor, "*B H T F"], *operands: Float[Tensor, "*B H T _"]
+    ) -> Float[Tensor, "*B H T F"]:
+        queries, keys = operands
+        weight = queries @ keys.sum(-2).unsqueeze(-1)
+        return queries @ (keys.transpose(-1, -2) @ values) / weight
+
+
+class BlendedAttention(SoftmaxAttention):
+    """B = e I + l A with A softmax attention: A - I, I - A and (1 - l) I + l A (N2, N3).
+
+    Args:
+        width: features of a token.
+        heads: attention heads.
+        identity: e.
+        share: l.
+        rope: rotate the queries and keys of image tokens.
+        eps: of QK-Norm.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        identity: float,
+        share: float,
+        rope: bool = False,
+        eps: float = QK_EPS,
+    ) -> None:
+        super().__init__(width, heads, rope=rope, eps=eps)
+        self.identity = identity
+        self.share = share
+
+    def matrix_of(self, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N T T"]:
+        attention = super().matrix_of(*operands)
+        one = torch.eye(attention.shape[-1], dtype=attention.dtype, device=attention.device)
+        return self.identity * one + self.share * attention
+
+    def mix(
+        self, values: Float[Tensor, "*B H T F"], *operands: Float[Tensor, "*B H T _"]
+    ) -> Float[Tensor, "*B H T F"]:
+        return self.identity * values + self.share * super().mix(values, *operands)
+
+
+class GatedAttention(SoftmaxAttention):
+    """Softmax attention whose output is gated token by token: sigmoid(W_g x_t) * (A V)_t (App. J, N4).
+
+    One gate a feature, between the heads and the residual writer: a gate a head is the case of equal rows of
+    W_g, so what these gates cannot prevent, those cannot. `matrix` is A, before the gate; the writer reads
+    the gated values.
+    """
+
+    def __init__(self, width: int, heads: int, *, rope: bool = False, eps: float = QK_EPS) -> None:
+        super().__init__(width, heads, rope=rope, eps=eps)
+        self.gate_proj = Linear(width, width)
+
+    @property
+    def readers(self) -> tuple[Linear, ...]:
+        return (*super().readers, self.gate_proj)
+
+    def mixed(self, x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B H T F"]:
+        return torch.sigmoid(self._split(self.gate_proj(x))) * super().mixed(x, segments)

@@ -1,0 +1,147 @@
+"""The trunk: Post-Norm blocks of attention and SwiGLU, each sub-layer joined by its own residual merge."""
+
+# B batch, T tokens, D width, H heads
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm, silu
+
+from meanmode.sim.trunk.constants import MERGE_EPS, QK_EPS
+from meanmode.sim.trunk.linear import Linear
+from meanmode.sim.trunk.merges import make_merge
+from meanmode.sim.trunk.mixers import make_mixer
+from meanmode.sim.trunk.segments import Segments
+from meanmode.theory.setting import Setting
+
+
+class SwiGLU(nn.Module):
+    """F = W2 (SiLU(g) * v) with [g, v] = W13 x, no biases (arXiv:2605.06169)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.w13 = Linear(width, 2 * hidden)
+        self.w2 = Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
+        """The branch output."""
+        gate, value = self.w13(x).chunk(2, dim=-1)
+        return self.w2(silu(gate) * value)
+
+
+class Block(nn.Module):
+    """One block: X <- merge(X, attention(X)), then X <- merge(X, SwiGLU(X)); each merge ends in an RMSNorm.
+
+    Every branch reads `merge.read(X)`: the trunk itself, but where the merge leaves it without a norm.
+
+    Sub-module names follow the published checkpoint (`operator.{q,k,v}_proj`, `operator.proj`, `ffn.w13`,
+    `ffn.w2`). The residual writers are `operator.proj` (label `attn`) and `ffn.w2` (label `ffn`).
+
+    Args:
+        setting: sizes, mixer and merge.
+        merge_eps: added to the mean square in the norms of the merges.
+        qk_eps: added to the mean square in QK-Norm.
+    """
+
+    def __init__(self, setting: Setting, *, merge_eps: float = MERGE_EPS, qk_eps: float = QK_EPS) -> None:
+        super().__init__()
+        self.setting = setting
+        self.operator = make_mixer(
+            setting.mixer,
+            setting.width,
+            setting.heads,
+            share=setting.mixer_share,
+            rope=setting.rope,
+            eps=qk_eps,
+        )
+        self.ffn = SwiGLU(setting.width, setting.ffn_width)
+        self.merge_attn, self.merge_ffn = (
+            make_merge(
+                merge,
+                setting.width,
+                residual_gain=setting.residual_gain,
+                alpha=setting.alpha,
+                beta=setting.beta,
+                eps=merge_eps,
+            )
+            for merge in setting.merges
+        )
+
+    def reset_parameters(
+        self, generator: torch.Generator, *, setting: Setting | None = None, run: int | None = None
+    ) -> None:
+        """Draw all weights afresh, in a fixed order: N(0, weight_std^2), the writers N(0, writer_std^2).
+
+        Args:
+            generator: where the draws come from, on any device.
+            setting: whose standard deviations; None takes the block's own.
+            run: in an ensemble, the member whose weights are drawn.
+        """
+        setting = self.setting if setting is None else setting
+        writer_std = setting.weight_std if setting.writer_std is None else setting.writer_std
+        readers = (*self.operator.readers, self.ffn.w13)
+        for layers, std in (
+            (readers, setting.weight_std),
+            ((self.operator.proj, self.ffn.w2), writer_std),
+        ):
+            for layer in layers:
+                weight = layer.weight.detach() if run is None else layer.weight.detach()[run]
+                drawn = torch.randn(weight.shape, generator=generator, device=generator.device)
+                weight.copy_(drawn.mul_(std))
+
+    def forward(self, x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B T D"]:
+        """The trunk after the block."""
+        x = self.merge_attn(x, self.operator(self.merge_attn.read(x), segments), segments)
+        return self.merge_ffn(x, self.ffn(self.merge_ffn.read(x)), segments)
+
+
+def blocks_of(model: nn.Module) -> list[Block]:
+    """The blocks of a model, in order.
+
+    Raises:
+        ValueError: it has none.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    if not blocks:
+        raise ValueError("the model holds no meanmode.sim.trunk.stack.Block")
+    return blocks
+
+
+class Stack(nn.Module):
+    """`depth` blocks in a row, all resident; `meanmode.sim.simulate` streams them instead."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.setting = setting
+        self.blocks = nn.ModuleList(Block(setting) for _ in range(setting.depth))
+
+    def forward(self, x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
+        """The final trunk; what comes behind it reads it as the branches do, by `Merge.read`."""
+        for block in self.blocks:
+            x = block(x, self.setting.segments)
+        return x
+
+
+def _aligned_tokens(setting: Setting, cosine: float, generator: torch.Generator) -> Tensor:
+    """sqrt(cosine) 1 u^T + sqrt(1 - cosine) E, u and E standard normal and fresh for every sample."""
+    tokens = sum(setting.segments)
+    common = torch.randn(setting.batch, 1, setting.width, generator=generator)
+    own = torch.randn(setting.batch, tokens, setting.width, generator=generator)
+    return cosine**0.5 * common + (1 - cosine) ** 0.5 * own
+
+
+def synthetic_input(setting: Setting, generator: torch.Generator) -> Float[Tensor, "*B T D"]:
+    """X_0 = RMSNorm(sqrt(c0) 1 u^T + sqrt(1 - c0) E), u and E standard normal and fresh for every sample.
+
+    c0 is `input_cosine`: the pair cosine of the tokens up to O(1 / width). Text tokens, if any, share u.
+    """
+    tokens = _aligned_tokens(setting, setting.input_cosine, generator)
+    return rms_norm(tokens, (setting.width,), eps=MERGE_EPS)
+
+
+def synthetic_adjoint(setting: Setting, generator: torch.Generator) -> Float[Tensor, "*B T D"]:
+    """dL/dX_L = sqrt(c_G) 1 u^T + sqrt(1 - c_G) E, as `synthetic_input` but without the norm.
+
+    c_G is `adjoint_cosine`. Drawn from a stream of its own, it is independent of the trunk.
+    """
+    return _aligned_tokens(setting, setting.adjoint_cosine, generator)

@@ -1,0 +1,94 @@
+"""`mms encode`: images and captions to a store of latents and text embeddings."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import click
+
+from meanmode.sweeps.cli.options import shard_option, show_json
+
+
+@click.command()
+@click.argument("images")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Store to write.")
+@click.option(
+    "--codec",
+    default="dct",
+    show_default=True,
+    metavar="CODEC",
+    help="pixels, dct, pca, flux2:PATH, the folder of a FLUX.2 VAE, or store:PATH, that of another store.",
+)
+@click.option(
+    "--text",
+    default="labels",
+    show_default=True,
+    metavar="ENCODER",
+    help="labels (frozen random tokens of every distinct caption), minilm, or qwen3:PATH_OR_ID.",
+)
+@click.option(
+    "--captions",
+    default="classes",
+    show_default=True,
+    metavar="CAPTIONS",
+    help='classes, none, or a file of JSON lines {"file_name": ..., "text": ...}.',
+)
+@click.option(
+    "--side",
+    type=click.IntRange(min=1),
+    help="Of the images, pixels.  [default: the source's own; photos 128, a folder 256]",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="So many images, evenly spaced.  [default: all]")
+@click.option("--device", default="cpu", show_default=True, help="Where to encode, as torch names it.")
+@shard_option
+@click.option("--resume", is_flag=True, help="Go on with the store where it stopped.")
+@click.option("-n", "--dry-run", is_flag=True, help="Print what would be encoded.")
+def encode(
+    images: str,
+    out: Path,
+    codec: str,
+    text: str,
+    captions: str,
+    side: int | None,
+    limit: int | None,
+    device: str,
+    shard: str | None,
+    resume: bool,
+    dry_run: bool,
+) -> None:
+    """Encode IMAGES once: digits, fashion-mnist:PATH, photos, or imagefolder:PATH.
+
+    Those held out (Fashion-MNIST's test set, the right of every photograph, every tenth image of the others)
+    are left for `mms evaluate`.
+    """
+    from tqdm import tqdm
+
+    from meanmode.dit.data.encoding import EncodingConfig
+    from meanmode.dit.data.encoding import encode as fill
+    from meanmode.dit.data.images import images_of
+    from meanmode.sweeps.cli.options import check_device
+    from meanmode.sweeps.engine.shards import Shard
+
+    check_device(device)
+    share = None if shard is None else Shard.parse(shard)
+    config = EncodingConfig(images=images, codec=codec, text=text, captions=captions, side=side, limit=limit)
+    if dry_run:
+        found = images_of(images, side=side)
+        sizes = {"samples": len(config.chosen(found)), "side": found.side, "colours": found.colours}
+        show_json({**dataclasses.asdict(config), **sizes, "out": str(out), "shard": shard})
+        return
+    with tqdm(desc=out.name, unit="shard", file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
+
+        def shard_done(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        fill(
+            config,
+            out,
+            resume=resume,
+            share=None if share is None else (share.index, share.count),
+            device=device,
+            shard_done=shard_done,
+        )
+    click.echo(out)

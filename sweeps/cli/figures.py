@@ -1,0 +1,59 @@
+"""`mms figures` and `mms demo`: draw stores, or run the whole chain small."""
+
+from pathlib import Path
+
+import click
+
+from meanmode.sweeps.cli.compare import show_comparison
+from meanmode.theory.laws.all_laws import LAWS
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=Path("paper_figs/data"),
+    show_default=True,
+    help="Folder of stores.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("figures"),
+    show_default=True,
+    help="Folder of PNG files.",
+)
+def figures(names: tuple[str, ...], data: Path, out: Path) -> None:
+    """Draw figures (all, or NAMES) from stores."""
+    from meanmode.paper_figs.all_figures import draw_figures
+
+    for path in draw_figures(names, data, out):
+        click.echo(path)
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="Folder for store and figures.",
+)
+@click.pass_context
+def demo(ctx: click.Context, out: Path) -> None:
+    """The whole chain, small, on a CPU: prove, sweep, compare, draw."""
+    from meanmode.paper_figs.all_figures import draw_figures
+    from meanmode.sweeps.engine.execution import run_sweep
+    from meanmode.sweeps.named.demo import DEMO_WORKERS, demo_sweep
+    from meanmode.sweeps.studies.comparison import compare as compare_stores
+
+    proofs = [stated.prove() for stated in LAWS.values()]
+    failed = [proof.tag for proof in proofs if not proof.proved]
+    click.echo(f"{len(proofs) - len(failed)} of {len(proofs)} laws proved for every size: {', '.join(LAWS)}")
+    store = out / "collapse_front.zarr"
+    run_sweep(demo_sweep(), store, resume=True, workers=DEMO_WORKERS)
+    show_comparison(compare_stores([store]))
+    for path in draw_figures((), out, out):
+        click.echo(f"drawn: {path}")
+    ctx.exit(1 if failed else 0)

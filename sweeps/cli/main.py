@@ -1,0 +1,85 @@
+"""The command line `mms`: its commands by section, and what becomes of an error."""
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+SECTIONS = {
+    "Prove and predict": {
+        "verify": ("laws:verify", "Prove the laws for every size."),
+        "law": ("laws:show_law", "Show a law with its assumptions and proof."),
+        "predict": ("predict:predict", "Predict the front, a profile or the onset."),
+    },
+    "Sweep": {
+        "sweep": ("sweep:sweep_group", "List, run and inspect sweeps and studies."),
+        "waiting": ("waiting:waiting", "Survival statistics of waiting times."),
+    },
+    "Train": {
+        "train": ("train:train", "Train the diffusion transformer."),
+        "export": ("train:export", "Write weights under the published names."),
+        "encode": ("encode:encode", "Encode images and captions, once."),
+        "sample": ("sample:sample", "Draw samples from a run or a checkpoint."),
+        "evaluate": ("evaluate:evaluate", "Judge samples beside real images."),
+    },
+    "Measure": {
+        "import": ("import_log:import_log", "Read telemetry logged elsewhere."),
+        "onset": ("compare:onset", "Measure when and where it collapsed."),
+        "detect": ("detect:detect", "Score the detector on labelled runs."),
+        "margin": ("detect:margin", "Follow the stability margin of runs."),
+        "compare": ("compare:compare", "Set predictions beside measurements."),
+    },
+    "Show": {
+        "figures": ("figures:figures", "Draw figures from stores."),
+        "demo": ("figures:demo", "Run the whole chain, small, on a CPU."),
+    },
+}
+"""Section of the help -> command -> where it is defined, and what it does in one line."""
+
+COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
+
+
+class Sections(click.Group):
+    """A group that imports a command when it is called, and lists all by section."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name][0].split(":")
+        command: click.Command = getattr(import_module(f"meanmode.sweeps.cli.{module}"), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, line) for name, (_, line) in commands.items()], col_max=12)
+
+
+@click.group(cls=Sections)
+@click.version_option(package_name="mean-mode-screaming")
+def cli() -> None:
+    """Will a very deep transformer collapse, when, and why: derive, predict, measure, compare."""
+
+
+def main() -> None:
+    """Entry point: whatever the user can put right becomes one line on stderr and exit 2."""
+    status: Any
+    try:
+        status = cli.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        status = 2
+    except click.ClickException as error:
+        click.echo(f"mms: {error.format_message()}", err=True)
+        status = 2
+    except (ValueError, OSError, ArithmeticError, MemoryError) as error:
+        click.echo(f"mms: {' '.join(str(error).split())}", err=True)
+        status = 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("mms: stopped; a sweep or a run goes on with --resume", err=True)
+        status = 130
+    sys.exit(status)

@@ -1,0 +1,136 @@
+"""`mms predict`: numbers from the theory."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from meanmode.sweeps.cli.options import json_option, show_json, show_table, stack_options
+from meanmode.theory.setting import Setting
+
+
+@click.group()
+def predict() -> None:
+    """Numbers from the theory."""
+
+
+@predict.command("front")
+@stack_options(lists=False)
+@json_option
+def predict_front_command(as_json: bool, **options: Any) -> None:
+    """The collapse front of an untrained stack, with its spread between seeds."""
+    from meanmode.theory.meanfield.predicted_front import predict_front
+
+    setting = Setting(**options)
+    prediction = predict_front(setting)
+    if as_json:
+        show_json(
+            {
+                "front": prediction.front,
+                "front_std": prediction.front_std,
+                "front_deterministic": prediction.front_deterministic,
+                "inputs": dataclasses.asdict(setting),
+            }
+        )
+    elif prediction.front is None:
+        click.echo("no collapse front is predicted")
+    else:
+        beyond = (
+            f" (beyond the {setting.depth} blocks of the stack)" if prediction.front > setting.depth else ""
+        )
+        place = f"{prediction.front:.1f} +- {prediction.front_std:.1f} between seeds"
+        click.echo(f"collapse front at block {place}{beyond}")
+
+
+@predict.command("profile")
+@stack_options(lists=False)
+@json_option
+def predict_profile_command(as_json: bool, **options: Any) -> None:
+    """Observables block by block: TCS, rho, adjoint cosine and amplification of both writers."""
+    from meanmode.theory.meanfield.profile import predict_profile
+
+    setting = Setting(**options)
+    profile = predict_profile(setting)
+    amplification, adjoint = profile["amplification"], profile["c_delta"]
+    blocks = {
+        "tcs": profile["tcs"].tolist(),
+        "rho": profile["rho"].tolist(),
+        "c_delta": adjoint.tolist(),
+        "amplification_attn": amplification[:, 0].tolist(),
+        "amplification_ffn": amplification[:, 1].tolist(),
+    }
+    if as_json:
+        show_json({**blocks, "inputs": dataclasses.asdict(setting)})
+        return
+    rows = [
+        {
+            "block": block + 1,
+            "tcs": blocks["tcs"][block + 1],
+            "rho": blocks["rho"][block + 1],
+            "c_delta_attn": adjoint[block, 0],
+            "c_delta_ffn": adjoint[block, 1],
+            "amplification_attn": amplification[block, 0],
+            "amplification_ffn": amplification[block, 1],
+        }
+        for block in range(setting.depth)
+    ]
+    if rows:
+        show_table(rows)
+
+
+@predict.command("onset")
+@click.argument("study")
+@click.option(
+    "--from",
+    "sources",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Store of a measured study of ramps; may be given several times.",
+)
+@click.option(
+    "--pilots",
+    type=click.Path(path_type=Path),
+    help="Store of the first steps of every case: the gains of the law are taken from them.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="File to write the forecast to, once.")
+@click.option("--note", default="", help="What was known when it was written.")
+@json_option
+def predict_onset_command(
+    study: str,
+    sources: tuple[Path, ...],
+    pilots: Path | None,
+    out: Path | None,
+    note: str,
+    as_json: bool,
+) -> None:
+    """The critical rate of every case of a STUDY, fitted on measured ones, with the rivals of law O1.
+
+    To be written down before the study is run: mms sweep run STUDY --forecast FILE. Of a study of waiting
+    times: the share of its runs that collapse, and their half rates, from ramps and from waiting times; read
+    by mms waiting as paper_figs/data/STUDY.forecast.json.
+    """
+    import datetime
+
+    from meanmode.sweeps.named.all_sweeps import named_study
+    from meanmode.sweeps.named.waiting_time import THRESHOLDS
+    from meanmode.sweeps.studies.critical_rate_forecast import forecast_document
+    from meanmode.sweeps.studies.forecast_files import write_forecast
+    from meanmode.sweeps.studies.half_rate_forecast import half_rate_document
+
+    today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    written = f"{today}; {note}".rstrip("; ")
+    if study in THRESHOLDS and pilots is not None:
+        raise ValueError(f"{study} is of runs at constant rates, forecast from ramps without pilots")
+    document = (
+        half_rate_document(named_study(study), sources, written=written)
+        if study in THRESHOLDS
+        else forecast_document(named_study(study), sources, written=written, pilots=pilots)
+    )
+    if out is not None:
+        write_forecast(document, out)
+    if as_json:
+        show_json(document)
+    else:
+        show_table(document["rows"])

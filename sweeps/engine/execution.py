@@ -1,0 +1,197 @@
+"""Running a sweep: the cells that are missing in its store, here, on workers, or a share of them."""
+
+import contextlib
+import functools
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from meanmode.sim.store.files import StoreError, StoreExistsError
+from meanmode.sim.store.sweep_store import FAILED
+from meanmode.sim.store.sweep_writer import SweepWriter
+from meanmode.sweeps.engine.cost import unit_cost
+from meanmode.sweeps.engine.executors import (
+    WorkerLost,
+    joined_scheduler,
+    local_cluster,
+    on_workers,
+    one_after_the_other,
+)
+from meanmode.sweeps.engine.plan import Measured, Plan, PlannedCell
+from meanmode.sweeps.engine.shards import Shard
+from meanmode.sweeps.engine.store_layout import check_same, lay_out
+
+Failures = list[tuple[int, str]]
+
+
+Cells = Sequence[tuple[int, PlannedCell]]
+
+
+def run_unit(cells: Cells, writer: SweepWriter, measure: Callable[[Cells], Measured]) -> Failures:
+    """Compute cells that share a run and write them all; returns (cell, error) of failures.
+
+    One thread computes a cell, so that its bits do not depend on how many workers there are. Whatever
+    exception the computation raises is the cells' result, and kept in the store.
+
+    Raises:
+        StoreError: the file system refused a write.
+    """
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    try:
+        measured = measure(cells)
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return record_failure(cells, writer, text, time.perf_counter() - start)
+    wall_seconds = time.perf_counter() - start
+    for (index, _), (values, status) in zip(cells, measured, strict=True):
+        writer.write(index, values, status, wall_seconds=wall_seconds)
+    return []
+
+
+def record_failure(cells: Cells, writer: SweepWriter, text: str, wall_seconds: float = np.nan) -> Failures:
+    """Mark all cells of a unit as failed, with the text of the exception.
+
+    Raises:
+        StoreError: the file system refused a write.
+    """
+    for index, _ in cells:
+        writer.write(index, {}, FAILED, wall_seconds=wall_seconds, failure=text)
+    return [(index, text) for index, _ in cells]
+
+
+@functools.lru_cache(maxsize=8)
+def _writer(path: Path, run: str) -> SweepWriter:
+    """The store, opened and validated once in every worker process for every run of a sweep."""
+    try:
+        return SweepWriter(path)
+    except StoreError as error:
+        raise StoreError(f"a worker on {socket.gethostname()} cannot use the store: {error}") from error
+
+
+def _run_on_worker(cells: Cells, path: Path, run: str, measure: Callable[[Cells], Measured]) -> Failures:
+    return run_unit(cells, _writer(path, run), measure)
+
+
+def check_executor(workers: int | None, scheduler: str | None, shard: Shard | None) -> None:
+    """Refuse what contradicts itself; workers may share out a shard.
+
+    Raises:
+        ValueError: a scheduler together with workers or a shard.
+    """
+    if scheduler is not None and workers is not None:
+        raise ValueError("a scheduler has workers of its own: give --scheduler or --workers")
+    if scheduler is not None and shard is not None:
+        raise ValueError("a scheduler shares the cells out itself: give --scheduler or --shard")
+
+
+def run_sweep(
+    sweep: Plan,
+    path: Path,
+    *,
+    resume: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    shard: Shard | None = None,
+) -> Failures:
+    """Compute every missing cell of a sweep into its store, creating it where needed, largest cells first.
+
+    Args:
+        sweep: what to run.
+        path: the store.
+        resume: go on with an existing store; without it, and without a shard, an existing path is refused.
+        workers: processes, one by default; more start a local dask cluster.
+        scheduler: address of a running dask scheduler whose workers compute instead.
+        shard: the share of this process. Any number of shards work on one store at once; whichever comes
+            first lays it out, and the others go on with it, as with `resume`.
+
+    Returns:
+        The cells that failed, with their errors.
+
+    Raises:
+        StoreError: the path holds something else, or the file system refused a write.
+        ValueError: a scheduler together with workers or a shard, or one that does not answer.
+    """
+    check_executor(workers, scheduler, shard)
+    with contextlib.ExitStack() as stack:
+        client = None if scheduler is None else stack.enter_context(joined_scheduler(scheduler))
+        _begin(sweep, path, go_on=resume or shard is not None)
+        writer = SweepWriter(path)
+        units = _missing_units(sweep, writer, shard or Shard(index=1, count=1))
+        if client is None and workers is not None and workers > 1 and units:
+            client = stack.enter_context(local_cluster(min(workers, len(units))))
+        work = [[(index, sweep.cells[index]) for index in unit] for unit in units]
+        if client is None:
+            here = functools.partial(run_unit, writer=writer, measure=sweep.measure())
+            results: Iterator[tuple[int, Failures | WorkerLost]] = one_after_the_other(here, work)
+        else:
+            there = functools.partial(
+                _run_on_worker,
+                path=path.absolute(),
+                run=uuid.uuid4().hex,
+                measure=sweep.measure(),
+            )
+            results = on_workers(client, there, work)
+        return _collect(sweep, units, work, results, writer)
+
+
+def _begin(sweep: Plan, path: Path, *, go_on: bool) -> None:
+    """Lay out the store, or go on with that of the same sweep."""
+    if not (go_on and path.exists()):
+        try:
+            lay_out(sweep, path)
+            return
+        except StoreExistsError:
+            if not go_on:
+                raise
+    check_same(sweep, path)
+
+
+def _missing_units(sweep: Plan, writer: SweepWriter, shard: Shard) -> list[tuple[int, ...]]:
+    """The units of a share that hold a cell to do, largest first."""
+    units = shard.units(sweep)
+    todo, lost = writer.remaining(index for unit in units for index in unit)
+    if lost:
+        print(
+            f"{writer.path}: {len(lost)} finished cells had lost their data and are computed again",
+            file=sys.stderr,
+        )
+    missing = set(todo)
+    return [unit for unit in units if missing & set(unit)]
+
+
+def _collect(
+    sweep: Plan,
+    units: list[tuple[int, ...]],
+    work: list[Cells],
+    results: Iterator[tuple[int, Failures | WorkerLost]],
+    writer: SweepWriter,
+) -> Failures:
+    """Follow the results on stderr, the bar by cost, and record the units whose workers were lost."""
+    costs = [unit_cost(sweep, unit) for unit in units]
+    failures: Failures = []
+    bar = tqdm(
+        total=sum(costs),
+        desc=sweep.name,
+        file=sys.stderr,
+        dynamic_ncols=True,
+        leave=False,
+        bar_format="{desc}: {percentage:3.0f}%|{bar}|{postfix} [{elapsed}<{remaining}]",
+    )
+    with bar:
+        for done, (position, result) in enumerate(results, start=1):
+            if isinstance(result, WorkerLost):
+                result = record_failure(work[position], writer, result.text)
+            for index, error in result:
+                tqdm.write(f"cell {index} failed: {error}", file=sys.stderr)
+            failures += result
+            bar.set_postfix_str(f"{done}/{len(units)} runs", refresh=False)
+            bar.update(costs[position])
+    return failures

@@ -1,0 +1,31 @@
+"""The fields of a setting that can be an axis, and their definitions."""
+
+import dataclasses
+
+from meanmode.theory.setting import MERGES, MIXERS, Setting
+
+FIELD_DEFINITIONS = {
+    "depth": "Blocks",
+    "tokens": "Image tokens",
+    "text_tokens": "Text tokens, a second segment",
+    "batch": "Samples; the front is read off their mean",
+    "width": "Features of a token",
+    "heads": "Attention heads",
+    "ffn_ratio": "SwiGLU hidden width over width",
+    "weight_std": "Standard deviation of all block weights",
+    "writer_std": "Standard deviation of the residual writers; that of the others where not given",
+    "input_cosine": "Pair cosine of the input tokens, in [0, 1)",
+    "adjoint_cosine": "Pair cosine of the loss adjoints at the last block, in [0, 1)",
+    "merge": f"Residual merge: {', '.join(MERGES)}",
+    "residual_gain": "lambda of layerscale, rezero and highway, a of deepnorm",
+    "alpha": "mv_split: gain on the mean",
+    "beta": "mv_split: gain on the centered part",
+    "mixer": f"Token mixer: {', '.join(MIXERS)}",
+    "mixer_share": "lazy: the share l of attention in (1 - l) I + l A",
+    "rope": "2-D rotary positions on image tokens",
+    "seed": "Seed of weights and input",
+}
+"""What every field of a setting means, in the stores and on the command line."""
+
+
+SETTING_FIELDS = tuple(entry.name for entry in dataclasses.fields(Setting))

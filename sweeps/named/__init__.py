@@ -1,0 +1,1 @@
+"""Which questions were asked? Frozen sweeps and studies, declarations only."""

@@ -1,0 +1,87 @@
+"""The named sweeps, one per claim."""
+
+from meanmode.sweeps.engine.committor_study import Committor
+from meanmode.sweeps.engine.study import Study
+from meanmode.sweeps.engine.sweep import Sweep
+from meanmode.sweeps.named.collapse_front import COLLAPSE_FRONT
+from meanmode.sweeps.named.committor import COMMITTOR
+from meanmode.sweeps.named.critical_rate import (
+    CRITICAL_RATE_DEEP,
+    CRITICAL_RATE_DEPTH,
+    CRITICAL_RATE_ENTRY,
+    CRITICAL_RATE_SLOPES,
+)
+from meanmode.sweeps.named.critical_rate_settings import CRITICAL_RATE_PILOTS, CRITICAL_RATE_SETTINGS
+from meanmode.sweeps.named.depth_profiles import DEPTH_PROFILES
+from meanmode.sweeps.named.front_settings import FRONT_SETTINGS, FRONT_SETTINGS_LARGE
+from meanmode.sweeps.named.interventions import INTERVENTION_TABLE, LADDER, LADDER_TOP
+from meanmode.sweeps.named.mixers_and_merges import MIXERS_AND_MERGES
+from meanmode.sweeps.named.stabilisers import STABILISERS, STABILISERS_DEEP
+from meanmode.sweeps.named.token_law import TOKEN_LAW
+from meanmode.sweeps.named.waiting_time import (
+    WAITING_TIME,
+    WAITING_TIME_400,
+    WAITING_TIME_400_LOW,
+    WAITING_TIME_1000,
+    WAITING_TIME_BETWEEN,
+    WAITING_TIME_DEEP,
+    WAITING_TIME_LOW,
+)
+from meanmode.sweeps.named.waiting_time_spectrum import WAITING_TIME_LOW_SPECTRUM, WAITING_TIME_SPECTRUM
+
+SWEEPS: dict[str, Sweep | Study | Committor] = {
+    sweep.name: sweep
+    for sweep in (
+        COLLAPSE_FRONT,
+        FRONT_SETTINGS,
+        FRONT_SETTINGS_LARGE,
+        DEPTH_PROFILES,
+        TOKEN_LAW,
+        MIXERS_AND_MERGES,
+        CRITICAL_RATE_SLOPES,
+        CRITICAL_RATE_DEPTH,
+        CRITICAL_RATE_DEEP,
+        CRITICAL_RATE_ENTRY,
+        CRITICAL_RATE_PILOTS,
+        CRITICAL_RATE_SETTINGS,
+        STABILISERS,
+        STABILISERS_DEEP,
+        INTERVENTION_TABLE,
+        LADDER,
+        LADDER_TOP,
+        WAITING_TIME,
+        WAITING_TIME_LOW,
+        WAITING_TIME_DEEP,
+        WAITING_TIME_400,
+        WAITING_TIME_400_LOW,
+        WAITING_TIME_1000,
+        WAITING_TIME_BETWEEN,
+        WAITING_TIME_SPECTRUM,
+        WAITING_TIME_LOW_SPECTRUM,
+        COMMITTOR,
+    )
+}
+
+
+def named_sweep(name: str) -> Sweep | Study | Committor:
+    """The sweep of a name.
+
+    Raises:
+        ValueError: no sweep has this name.
+    """
+    if name not in SWEEPS:
+        raise ValueError(f"unknown sweep {name!r}: choose one of {', '.join(SWEEPS)}")
+    return SWEEPS[name]
+
+
+def named_study(name: str) -> Study:
+    """The study of training runs of a name.
+
+    Raises:
+        ValueError: no study has this name.
+    """
+    found = SWEEPS.get(name)
+    if not isinstance(found, Study):
+        known = ", ".join(key for key, value in SWEEPS.items() if isinstance(value, Study))
+        raise ValueError(f"unknown study {name!r}: choose one of {known}")
+    return found

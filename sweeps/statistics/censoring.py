@@ -1,0 +1,113 @@
+"""Medians of runs of which some ended too early to know their number, and bootstrap intervals of them."""
+
+# R runs, K resamples
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+INTERVAL = 0.9
+"""Probability of an interval."""
+
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Samples:
+    """A number of every run, or where it is censored, what it is known to exceed.
+
+    Attributes:
+        low: the number, or what it exceeds [R].
+        high: the number, or infinity [R].
+    """
+
+    low: Array
+    high: Array
+
+    @classmethod
+    def of(cls, values: ArrayLike, ends: ArrayLike) -> "Samples":
+        """Numbers that are positive where they are known; NaN: censored.
+
+        Args:
+            values: the numbers [R].
+            ends: what a censored one exceeds [R]; NaN: nothing is known of it.
+        """
+        known, last = np.asarray(values, float), np.asarray(ends, float)
+        censored, exceeded = np.isnan(known), np.where(np.isnan(last), 0.0, last)
+        return cls(low=np.where(censored, exceeded, known), high=np.where(censored, np.inf, known))
+
+    def __len__(self) -> int:
+        return len(self.low)
+
+    def medians(self, draws: NDArray[np.int64]) -> tuple[Array, Array]:
+        """The least and the largest that the median of every resample [K, R] can be."""
+        return np.median(self.low[draws], axis=1), np.median(self.high[draws], axis=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A statistic of runs and its bootstrap `INTERVAL` over them.
+
+    Attributes:
+        value: of it; NaN where censored runs leave it open, or there are none.
+        at_least: what it is at least; equal to `value` where that is known.
+        low: end of the interval; NaN for fewer than two runs.
+        high: the other; infinite where censored runs leave it open.
+        error: standard deviation over resamples; NaN where a resample is open.
+    """
+
+    value: float
+    at_least: float
+    low: float
+    high: float
+    error: float
+
+
+def resamples(count: int) -> NDArray[np.int64]:
+    """Runs drawn with replacement [K, R], the same for every statistic of as many runs."""
+    return np.random.default_rng([count, RESAMPLES]).integers(count, size=(RESAMPLES, count))
+
+
+def estimated(samples: Samples) -> Estimate:
+    """The median over runs."""
+    return _estimate(len(samples), samples.medians)
+
+
+def estimated_ratio(samples: Samples, baseline: Samples) -> Estimate:
+    """The median over that of a baseline; run i of both shares what is random, so both are resampled alike.
+
+    Raises:
+        ValueError: other numbers of runs.
+    """
+    if len(samples) != len(baseline):
+        raise ValueError(
+            f"a paired ratio needs as many runs on both sides, got {len(samples)} and {len(baseline)}"
+        )
+
+    def ratios(draws: NDArray[np.int64]) -> tuple[Array, Array]:
+        (low, high), (low_base, high_base) = samples.medians(draws), baseline.medians(draws)
+        # nothing known of a baseline is a division by zero: the ratio is open
+        with np.errstate(divide="ignore"):
+            return low / high_base, high / low_base
+
+    return _estimate(len(samples), ratios)
+
+
+def _estimate(count: int, statistic: Callable[[NDArray[np.int64]], tuple[Array, Array]]) -> Estimate:
+    if not count:
+        return Estimate(value=np.nan, at_least=np.nan, low=np.nan, high=np.nan, error=np.nan)
+    (least,), (most,) = statistic(np.arange(count)[None])
+    value, low, high, error = float(least) if least == most else np.nan, np.nan, np.nan, np.nan
+    if count > 1:
+        lows, highs = statistic(resamples(count))
+        # a quantile between two samples may lie between a number and infinity
+        low = float(np.quantile(lows, (1 - INTERVAL) / 2, method="inverted_cdf"))
+        high = float(np.quantile(highs, (1 + INTERVAL) / 2, method="inverted_cdf"))
+        error = float(highs.std()) if np.isfinite(highs).all() and (lows == highs).all() else np.nan
+    return Estimate(value=value, at_least=float(least), low=low, high=high, error=error)

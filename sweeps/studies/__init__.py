@@ -1,0 +1,1 @@
+"""What do the stores say? Rows out of stores: forecasts, comparison, detection."""

@@ -1,0 +1,75 @@
+"""Rows of the committor study: how often forks of a state collapse, and which signal ranks the states."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from meanmode.sim.store.sweep_store import DONE, open_cells
+from meanmode.sweeps.engine.committor_study import OBSERVABLES, stored_committor
+from meanmode.sweeps.studies.rows import finite
+
+SOON = 20
+"""A shorter horizon, in steps: within the long one nearly every state at too high a rate collapses."""
+
+
+BOOTSTRAPS = 500
+
+
+def committor_rows(path: Path) -> list[dict[str, Any]]:
+    """The committor by distance to the onset, and how each observable ranks the states by it.
+
+    `committor`: P(collapse within `within` steps), mean over the states of a distance, one a parent; for the
+    horizon and for `SOON`. `rank_correlation`: Spearman's, of an observable with that P over all states, with
+    a 90 % bootstrap interval over parents.
+
+    Raises:
+        StoreError: no readable committor.
+    """
+    data = open_cells(path)
+    horizon = stored_committor(data.attrs).horizon
+    done = data.isel(cell=np.flatnonzero(data["status"].values == DONE))
+    frame = done[["parent", "offset", "fork_onset", *OBSERVABLES]].to_dataframe()
+    rows = [row for within in (min(SOON, horizon), horizon) for row in _rows(frame, within)]
+    empty = dict.fromkeys(("predicted", "predicted_std", "z", "relative_error"))
+    return [finite({**row, **empty}) for row in rows]
+
+
+def _rows(frame: pd.DataFrame, within: int) -> list[dict[str, Any]]:
+    states = (
+        frame.assign(collapsed=(frame["fork_onset"] <= within).astype(float))
+        .groupby(["parent", "offset"], as_index=False)
+        .mean()
+    )
+    rows: list[dict[str, Any]] = []
+    for offset, of in states.groupby("offset"):
+        shares = of["collapsed"].to_numpy()
+        error = shares.std(ddof=1) / len(shares) ** 0.5 if len(shares) > 1 else math.nan
+        about = {"quantity": "committor", "within": within, "offset": int(str(offset))}
+        rows.append(
+            {**about, "measured": float(shares.mean()), "measured_sem": float(error), "n": len(shares)}
+        )
+    parents = states["parent"].unique()
+    random = np.random.default_rng(0)
+    for name in OBSERVABLES:
+        found = [_rank(states, name, random.choice(parents, len(parents))) for _ in range(BOOTSTRAPS)]
+        known = [rank for rank in found if not math.isnan(rank)]
+        low, high = np.quantile(known, [0.05, 0.95]) if known else (math.nan, math.nan)
+        about = {"quantity": "rank_correlation", "within": within, "observable": name, "n": len(states)}
+        ends = {"measured_low": float(low), "measured_high": float(high)}
+        rows.append({**about, "measured": _rank(states, name, parents), **ends})
+    return rows
+
+
+def _rank(states: pd.DataFrame, name: str, parents: NDArray[Any]) -> float:
+    """Spearman's correlation of an observable with the committor over the states of some parents."""
+    own = states["parent"].to_numpy()
+    places = np.concatenate([np.flatnonzero(own == parent) for parent in parents])
+    values, shares = (states[column].to_numpy()[places] for column in (name, "collapsed"))
+    if np.ptp(values) == 0 or np.ptp(shares) == 0:
+        return math.nan  # nothing is ranked
+    return float(np.corrcoef(rankdata(values), rankdata(shares))[0, 1])

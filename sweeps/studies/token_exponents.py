@@ -1,0 +1,65 @@
+"""Exponents of the amplification in the number of tokens, predicted and measured."""
+
+import math
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+BLOCKS_FROM_LOSS = (2, 24)
+
+
+RESAMPLES = 1000
+
+
+def exponent_rows(data: xr.Dataset) -> list[dict[str, Any]]:
+    """Slope of ln(A - 1) in ln T of the attention writer, some blocks above the loss, by adjoint cosine.
+
+    Regimes: adjoints without a common part near the loss (about 0: the amplification does not know T), the
+    same far from it (about 1), and adjoints with a common part (1 anywhere). A least-squares slope over all
+    token counts of the seed means; its standard error is a bootstrap over seeds.
+
+    Args:
+        data: a finished grid over tokens, adjoint cosine and seeds, unstacked.
+    """
+    random = np.random.default_rng(0)
+    fixed = {
+        name: 0 for name in data.dims if name not in ("tokens", "adjoint_cosine", "seed", "block", "writer")
+    }
+    grid = data.isel(fixed).sel(writer="attn")
+    logs = np.log(grid["tokens"].values)
+    rows = []
+    for cosine in grid["adjoint_cosine"].values:
+        for distance in BLOCKS_FROM_LOSS:
+            here = grid.sel(adjoint_cosine=cosine).isel(block=grid.sizes["block"] - distance)
+            samples = here["amplification"].transpose("seed", "tokens").values.astype(float) - 1
+            draws = random.integers(len(samples), size=(RESAMPLES, len(samples)))
+            slopes = [_slope(logs, samples[draw].mean(0)) for draw in draws]
+            measured, predicted = _slope(logs, samples.mean(0)), _slope(logs, _expected(here))
+            error = float(np.nanstd(slopes)) if not np.isnan(slopes).all() else math.nan
+            rows.append(
+                {
+                    "adjoint_cosine": float(cosine),
+                    "blocks_from_loss": distance - 1,
+                    "quantity": "token_exponent_attn",
+                    "predicted": predicted,
+                    "predicted_std": None,
+                    "measured": measured,
+                    "measured_sem": error,
+                    "n": len(samples),
+                    "z": (measured - predicted) / error if error else math.nan,
+                    "relative_error": None,
+                }
+            )
+    return rows
+
+
+def _expected(here: xr.Dataset) -> np.ndarray:
+    return here["predicted_amplification"].isel(seed=0).values - 1
+
+
+def _slope(logs: np.ndarray, excess: np.ndarray) -> float:
+    """NaN where a mean A - 1 is not positive and has no logarithm."""
+    if not (excess > 0).all():
+        return math.nan
+    return float(np.polyfit(logs, np.log(excess), 1)[0])

@@ -1,0 +1,276 @@
+"""What a run is: the published presets, values that are refused, options from text, documents."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from meanmode.dit.config.architecture import DiTConfig
+from meanmode.dit.config.presets import PRESETS, PUBLISHED_RATE
+from meanmode.dit.config.run_config import RunConfig
+from meanmode.dit.config.training_config import TrainingConfig
+from meanmode.dit.model.network import DiT
+
+PUBLISHED = [name for name in PRESETS if name.startswith("dit-")]
+DIGITS = [name for name in PRESETS if name.startswith("digits-")]
+
+
+def built(model: DiTConfig) -> int:
+    """Parameters, counted on the meta device."""
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in DiT(model).parameters())
+
+
+def parameters(model: DiTConfig) -> int:
+    """Counted of one and of two blocks, of which there are more of the same."""
+    one, two = (built(dataclasses.replace(model, depth=depth)) for depth in (1, 2))
+    return one + (model.depth - 1) * (two - one)
+
+
+@pytest.mark.parametrize(
+    ("name", "stated", "counted"),
+    [
+        ("dit-400l-baseline", 5.45, 5.453),
+        ("dit-400l-baseline-half", 5.45, 5.453),
+        ("dit-400l-layerscale", 5.45, 5.454),
+        ("dit-400l-mvsplit", 5.45, 5.454),
+        ("dit-1000l-mvsplit", 13.64, 13.64),
+    ],
+)
+def test_published_networks_have_the_published_size(name: str, stated: float, counted: float) -> None:
+    """Billions of parameters (arXiv:2605.06169 Table 3)."""
+    billions = parameters(PRESETS[name].model) / 1e9
+    assert round(billions, 2) == stated
+    assert float(f"{billions:.4g}") == counted
+
+
+def test_the_deepest_network_is_built_in_no_memory() -> None:
+    model = PRESETS["dit-1000l-mvsplit"].model
+    assert built(model) == parameters(model) == 13_635_847_296
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_every_other_preset_is_a_network(name: str) -> None:
+    """On the meta device; L blocks of 4 D^2 + 3 D F weights, and the gains of MV-Split."""
+    model = PRESETS[name].model
+    width, hidden = model.width, model.setting().ffn_width
+    block = 4 * width**2 + 3 * width * hidden + (4 * width if model.merge == "mv_split" else 0)
+    ends = 2 * model.patch_features * width + width + model.patch_features
+    assert model.text_width == width
+    assert parameters(model) == model.depth * block + ends
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_runs_are_those_of_the_table(name: str) -> None:
+    """arXiv:2605.06169 Table 3 and section 3."""
+    model, training = PRESETS[name].model, PRESETS[name].training
+    assert (model.width, model.heads, model.setting().head_width, model.setting().ffn_width) == (
+        1024,
+        8,
+        128,
+        3072,
+    )
+    assert (model.image_tokens, model.channels, model.patch, model.text_tokens) == (256, 128, 1, 256)
+    assert (model.weight_std, model.head_std, model.rope, model.mixer) == (0.02, 0.02, True, "softmax")
+    assert (training.betas, training.eps, training.weight_decay, training.clip) == (
+        (0.9, 0.999),
+        1e-8,
+        0.1,
+        1.0,
+    )
+    assert (training.warmup, training.batch, training.null_text, training.time_shift) == (
+        1000,
+        1024,
+        0.1,
+        4.0,
+    )
+    rate = 1.5625e-4 / (2 if name.endswith("half") else 1)
+    schedule = training.learning_rate(model.depth)
+    assert [schedule.rate(step) for step in (500, 1000, 50_000)] == pytest.approx([rate / 2, rate, rate])
+    zero = model.writer_std == 0
+    assert zero == ("layerscale" not in name) and (zero or model.writer_std is None)
+    gains = {"dit-400l-mvsplit": (0.0, 1.0), "dit-1000l-mvsplit": (0.0, 0.03)}
+    assert (model.merge == "mv_split") == (name in gains)
+    assert (model.alpha, model.beta) == gains.get(name, (model.alpha, model.beta))
+
+
+def test_the_published_rate_is_of_mu_p() -> None:
+    assert PUBLISHED_RATE == pytest.approx(1.5625e-4, rel=1e-12)
+
+
+@pytest.mark.parametrize("width", [16, 64, 1024, 4096])
+def test_widths_are_matched_at_the_published_one(width: int) -> None:
+    """N(0, 0.02^2) at width 1024; at every width the same gain sqrt(D) std = 0.64."""
+    matched = DiTConfig(width=width, text_width=8)
+    assert matched.weight_std * math.sqrt(width) == pytest.approx(0.64)
+    assert dataclasses.replace(matched, initialisation="published").weight_std == 0.02
+    assert (matched.weight_std == 0.02) == (width == 1024)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 18, "heads": 4}, "heads must divide width: width 18"),
+        ({"heads": 0}, "heads must be at least 1, got 0"),
+        ({"heads": 8}, "2-D rope needs a head width divisible by 4, got 2"),
+        ({"depth": -1}, "depth must be at least 0, got -1"),
+        ({"side": 7}, "patches of side 2 do not tile a latent of side 7"),
+        ({"side": 2, "patch": 2}, "tokens must be at least 2, got 1"),
+        ({"patch": 0}, "patch must be at least 1, got 0"),
+        ({"channels": 0}, "channels must be at least 1, got 0"),
+        ({"text_width": 0}, "text_width must be at least 1, got 0"),
+        ({"text_tokens": -1}, "text_tokens must be at least 0, got -1"),
+        ({"ffn_ratio": 0.3}, "ffn_ratio 0.3 times width 16 must be a whole number"),
+        ({"merge": "sum"}, "unknown merge 'sum': choose one of plain"),
+        ({"mixer": "lstm"}, "unknown mixer 'lstm': choose one of softmax"),
+        ({"initialisation": "he"}, "unknown initialisation 'he': choose one of published, width_matched"),
+        ({"writer_std": -0.1}, r"writer_std must be in \[0, 1e\+12\], got -0.1"),
+        ({"head_std": math.nan}, "head_std must be at least 0, got nan"),
+        ({"merge_eps": -1e-6}, "merge_eps must be at least 0, got -1e-06"),
+        ({"beta": math.inf}, r"beta must be finite and at most 1e\+12, got inf"),
+        ({"mixer_share": 2.0}, r"mixer_share must be in \[0, 1\], got 2.0"),
+    ],
+)
+def test_networks_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DiTConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"warmup": 0}, "warmup must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"rate": 0.0}, "rate must be positive and finite, got 0.0"),
+        ({"rate": math.nan}, "rate must be positive and finite, got nan"),
+        ({"rate": None}, "a warm-up needs a rate to end at: set rate"),
+        ({"clip": math.inf}, "clip must be positive and finite, got inf"),
+        ({"slope": -1e-5}, "slope must be positive and finite, got -1e-05"),
+        ({"time_shift": 0.0}, "time_shift must be positive and finite, got 0.0"),
+        ({"ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
+        ({"null_text": math.nan}, r"null_text must be in \[0, 1\), got nan"),
+        ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\), got \(0.9, 1.0\)"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
+        ({"event_ratio": 0.5}, "event_ratio must be at least 1, got 0.5"),
+        ({"schedule": "cosine"}, "unknown schedule 'cosine': choose one of warmup, ramp, depth_ramp"),
+        ({"precision": "fp8"}, "unknown precision 'fp8': choose one of float32, bf16"),
+        ({"sharding": "half"}, "unknown sharding 'half': choose one of replicated, full"),
+        ({"stop_on": "success"}, "unknown stop_on 'success': choose one of never, divergence, collapse"),
+        ({"stop_on": "collapse", "telemetry_every": 0}, "set telemetry_every to stop on it"),
+        ({"batch": 4, "accumulation": 3}, "3 micro-batches do not divide a batch of 4"),
+        ({"recompute": 3, "recompute_of": 2}, "of 2 blocks not 3 can be recomputed"),
+        (
+            {"interventions": ((0, "freeze:queries-keys"),)},
+            r"an intervention is \[step from 1, text\], got \(0, .freeze:queries-keys.\)",
+        ),
+        ({"interventions": ((5, "thaw:queries-keys"),)}, "unknown action .thaw."),
+    ],
+)
+def test_trainings_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**options)
+
+
+def test_data_that_are_not_known_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown data 'imagenet': choose one of digits, none"):
+        RunConfig(data="imagenet")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("depth", "12", 12),
+        ("ffn_ratio", "2", 2.0),
+        ("merge", "mv_split", "mv_split"),
+        ("rope", "False", False),
+        ("compile", "true", True),
+        ("writer_std", "none", None),
+        ("writer_std", "0.1", 0.1),
+        ("rate", "1e-3", 1e-3),
+        ("clip", "None", None),
+        ("betas", "[0.8, 0.9]", (0.8, 0.9)),
+        ("interventions", '[[3, "freeze:queries-keys"]]', ((3, "freeze:queries-keys"),)),
+        ("data", "none", "none"),
+    ],
+)
+def test_options_are_read_from_text(name: str, text: str, value: Any) -> None:
+    """One field changes, in the part that has it, and nothing else."""
+    base = RunConfig()
+    changed = base.with_options({name: text})
+    part = next((part for part in ("model", "training") if hasattr(getattr(base, part), name)), None)
+    before, after = (run if part is None else getattr(run, part) for run in (base, changed))
+    assert getattr(after, name) == value and type(getattr(after, name)) is type(value)
+    assert after == dataclasses.replace(before, **{name: value})
+    others = {"model", "training", "data"} - {part or "data"}
+    assert all(getattr(changed, other) == getattr(base, other) for other in others)
+
+
+def test_options_that_go_together_are_checked_together() -> None:
+    """Either by itself would be refused."""
+    changed = RunConfig().with_options({"width": "24", "heads": "6", "steps": "7"})
+    assert (changed.model.width, changed.model.heads, changed.training.steps) == (24, 6, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("dept", "3", "unknown option 'dept': choose from depth, width"),
+        ("model", "3", "unknown option 'model'"),
+        ("depth", "3.5", "depth must be a whole number, got '3.5'"),
+        ("depth", "none", "depth must be a whole number, got 'none'"),
+        ("rate", "fast", "rate must be a number, got 'fast'"),
+        ("rope", "1", "rope must be true or false, got '1'"),
+        ("betas", "0.9", "betas must be a JSON list, got '0.9'"),
+        ("betas", "0.9, 0.99", "betas must be a JSON list, got '0.9, 0.99'"),
+        ("heads", "3", "heads must divide width: width 16"),
+        ("data", "imagenet", "unknown data 'imagenet'"),
+    ],
+)
+def test_options_that_cannot_be_read_are_named(name: str, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunConfig().with_options({name: text})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_run_comes_back_from_its_document(name: str) -> None:
+    """Through JSON text, with interventions and lists that were tuples."""
+    run = PRESETS[name].with_options({"interventions": '[[3, "freeze:queries-keys"]]', "betas": "[0.8, 0.9]"})
+    found = RunConfig.of_document(json.loads(json.dumps(run.document())))
+    assert found == run and hash(found) == hash(run)
+
+
+def other_field(document: dict[str, Any]) -> None:
+    document["model"]["colour"] = "red"
+
+
+@pytest.mark.parametrize(
+    "change", [other_field, lambda document: document.pop("training"), lambda document: document.pop("data")]
+)
+def test_a_document_of_another_version_is_named(change: Any) -> None:
+    document = RunConfig().document()
+    change(document)
+    with pytest.raises(ValueError, match="this configuration was written by another version: "):
+        RunConfig.of_document(document)
+
+
+@pytest.mark.parametrize(
+    ("options", "depth", "rates"),
+    [
+        ({"schedule": "warmup", "rate": 1e-3, "warmup": 10}, 64, (1e-4, 1e-3, 1e-3)),
+        ({"schedule": "ramp", "rate": None, "slope": 1e-5}, 64, (1e-5, 1e-4, 1e-2)),
+        ({"schedule": "ramp", "rate": 5e-5, "slope": 1e-5}, 64, (1e-5, 5e-5, 5e-5)),
+        ({"schedule": "depth_ramp", "rate": None, "slope": 1e-5}, 16, (1e-5, 1e-4, 1e-2)),
+        ({"schedule": "depth_ramp", "rate": None, "slope": 1e-5}, 64, (5e-6, 5e-5, 5e-3)),
+    ],
+)
+def test_schedules_have_the_stated_rates(
+    options: dict[str, Any], depth: int, rates: tuple[float, ...]
+) -> None:
+    """At steps 1, 10 and 1000."""
+    schedule = TrainingConfig(**options).learning_rate(depth)
+    assert [schedule.rate(step) for step in (1, 10, 1000)] == pytest.approx(rates)

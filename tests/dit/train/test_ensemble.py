@@ -1,0 +1,100 @@
+"""Ensembles of training runs: each is what the trainer makes of it; states, labels, replicated tokens."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from meanmode.dit.config.presets import PRESETS
+from meanmode.dit.config.run_config import RunConfig
+from meanmode.dit.train.ensemble_runs import TAIL, train_runs, watched_blocks
+from meanmode.dit.train.trainer import Trainer
+from meanmode.sim.store.run_reader import open_run
+
+SMALL = PRESETS["digits-16l"].with_fields(
+    {"depth": 3, "steps": 12, "slope": 1e-3, "writer_std": None, "telemetry_every": 1, "stop_on": "never"}
+)
+
+
+def run(seed: int = 0, **fields: Any) -> RunConfig:
+    return SMALL.with_fields({"seed": seed, "data_seed": seed, **fields})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"merge": "mv_split", "gain_rate": 0.1, "interventions": ((4, "freeze:queries-keys"),)},
+        {"reader_rate": 0.5, "clip": None, "data_steps": 2, "first_rate": 1e-4, "first_steps": 3},
+    ],
+    ids=["plain", "mv_split", "rates"],
+)
+def test_a_member_is_trained_as_by_the_trainer(fields: dict[str, Any], tmp_path: Path) -> None:
+    measured = train_runs([run(seed, **fields) for seed in (0, 7)], functional_every=4, signals_every=2)
+    Trainer(run(7, **fields), tmp_path / "run").train()
+    alone, series = open_run(tmp_path / "run"), measured[1].series
+    np.testing.assert_allclose(series["loss"], alone["loss"], rtol=1e-4)
+    np.testing.assert_allclose(series["grad_norm"], alone["grad_norm"], rtol=1e-3)
+    np.testing.assert_allclose(series["rate"], alone["lr"], rtol=1e-12)
+    deep = list(watched_blocks(3))
+    tcs = alone["tcs_image"].sel(block=deep).median("block")
+    np.testing.assert_allclose(series["tcs_image"], tcs, rtol=1e-3, atol=1e-4)
+    at = [4, 8, 12]
+    np.testing.assert_allclose(
+        series["functional_step"].sel(step=at), alone["functional_step"].sel(step=at), rtol=1e-3
+    )
+    modes = alone["g_mean"].sel(block=deep, step=at).median(("block", "writer"))
+    np.testing.assert_allclose(series["g_mean"].sel(step=at), modes, rtol=1e-3)
+    assert np.isnan(series["functional_step"].sel(step=3)) and np.isnan(series["g_mean"].sel(step=3))
+    assert measured[0].series["loss"][-1] != series["loss"][-1]
+
+
+def test_a_run_goes_on_from_a_state_of_another() -> None:
+    whole = train_runs([run(1), run(2)], keep_states=[5])
+    (again,) = train_runs([run(2)], begin=[whole[1].states[5]], behind=5, initial_loss=2.0)
+    assert again.series["step"].values.tolist() == list(range(6, 13))
+    assert again.series.attrs["initial_loss"] == 2.0
+    np.testing.assert_allclose(
+        again.series["loss"], whole[1].series["loss"].sel(step=slice(6, None)), rtol=1e-5
+    )
+    (other,) = train_runs([run(2, data_seed=9)], begin=[whole[1].states[5]], behind=5)
+    assert np.abs(other.series["loss"].values - again.series["loss"].values).max() > 1e-2
+
+
+def test_replicated_tokens_change_nothing_that_is_learned() -> None:
+    """Law X1; two tokens more of the text, as a control, do."""
+    once, twice = (train_runs([run(copies=copies)])[0].series["loss"] for copies in (1, 2))
+    np.testing.assert_allclose(twice, once, rtol=2e-4)
+    longer = train_runs([run(text_tokens=6)])[0].series["loss"]
+    assert np.abs(longer - once).max() > 1e-2
+
+
+def test_runs_end_behind_their_collapse() -> None:
+    fields = {"depth": 16, "schedule": "warmup", "rate": 0.03, "warmup": 20, "steps": 300, "writer_std": 0.0}
+    measured = train_runs([run(seed, **fields) for seed in range(3)])
+    assert [one.onset.kind for one in measured] == ["mean_mode"] * 3
+    for one in measured:
+        last = int(one.series["step"][-1])
+        assert one.onset.step is not None and one.onset.step + TAIL <= last < 300
+        assert float(one.series["tcs_image"][-1]) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("runs", "states", "message"),
+    [
+        ([], [], "an ensemble needs at least one run"),
+        ([run(), run(batch=2)], [], "run 1 differs from run 0 in more than seed, data_seed"),
+        ([run(), run(1)], [{}], "2 runs need as many states to begin with, got 1"),
+    ],
+)
+def test_what_is_no_ensemble_is_refused(runs: list[RunConfig], states: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_runs(runs, begin=states)
+
+
+@pytest.mark.parametrize(
+    ("depth", "blocks"), [(1, (1,)), (3, (2, 3)), (16, tuple(range(9, 17))), (64, tuple(range(36, 65, 4)))]
+)
+def test_deep_blocks_are_watched(depth: int, blocks: tuple[int, ...]) -> None:
+    assert watched_blocks(depth) == blocks

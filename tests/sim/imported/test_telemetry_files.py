@@ -1,0 +1,253 @@
+"""Telemetry logged elsewhere: the viewer's document, tables, event files, and whatever is wrong with them."""
+
+import base64
+import json
+import math
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+
+from meanmode.sim.imported.log_files import Log, read_log
+
+EXCERPT = Path(__file__).parents[4] / "shared" / "data" / "published_400l_excerpt.json"
+
+EVENTS = base64.b64decode(
+    "SAAAAAAAAAD+kkidCbgY/PybwNpBGg1icmFpbi5FdmVudDoyUi4KLHRlbnNvcmJvYXJkLnN1bW1hcnkud3JpdGVyLmV2ZW50X2Zp"
+    "bGVfd3JpdGVyPLoRiBEAAAAAAAAAnW21LhABKg0KCwoEbG9zcxUAAEA/Lr4yeCQAAAAAAAAAQiuATRAUKiAKHgoFdGNzLzNCCAgB"
+    "KgQAAAA/SgsKCQoHc2NhbGFyc6Xw+hYmAAAAAAAAAHNP4wAQrAIqIQofCgJsckIMCAIyCJqZmZmZmbk/SgsKCQoHc2NhbGFyc54r"
+    "YiIuAAAAAAAAAMXLV/oQrAIqKQonCg50L3RleHRfc3VtbWFyeUILCAcSBBICCAFCAXhKCAoGCgR0ZXh0e81Z5A=="
+)
+"""torch.utils.tensorboard.SummaryWriter of tensorboard 2.21.0, with walltime=0 everywhere:
+add_scalar("loss", 0.75, 1), add_scalar("tcs/3", 0.5, 20, new_style=True),
+add_scalar("lr", 0.1, 300, new_style=True, double_precision=True), add_text("t", "x", 300)"""
+
+SECOND_RECORD = 88
+
+Values = dict[str, tuple[list[int], list[float]]]
+
+
+def viewer(**changes: Any) -> dict[str, Any]:
+    """A document of the viewer's form."""
+    loss = {"s": [10, 20, 30], "v": [0.5, None, math.inf]}
+    layers = {"0": {"s": [10, 30], "v": [0.1, 0.2]}, "2": {"s": [20], "v": [0.3]}}
+    document = {
+        "config": {"N_LAYERS": 4, "anchor_layers": [0, 2]},
+        "scalars": {"loss": loss, "deep_Q": {"s": [20.0], "v": [7]}},
+        "layerwise": {"token_sim": layers},
+    }
+    return document | changes
+
+
+def page(document: Any) -> str:
+    data = json.dumps(document)
+    return f"<html>\n<script>\nwindow.TRAINING_DATA = {data};\n</script>\n{{not JSON}}\n</html>\n"
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., Log]:
+    """Read a file of this content."""
+
+    def run(content: str | bytes, name: str) -> Log:
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return read_log(path)
+
+    return run
+
+
+def values_of(log: Log) -> Values:
+    return {name: (of.steps.tolist(), of.values.tolist()) for name, of in log.series.items()}
+
+
+def record(message: bytes) -> bytes:
+    """A record of an event file."""
+
+    def checked(content: bytes) -> bytes:
+        check = google_crc32c.value(content)
+        return content + struct.pack("<I", ((check >> 15 | check << 17) + 0xA282EAD8) % 2**32)
+
+    return checked(struct.pack("<Q", len(message))) + checked(message)
+
+
+def event(step: int, name: str, value: float) -> bytes:
+    """The record of a scalar as torch writes it; every length is below 128, and so is the step."""
+    logged = bytes([0x0A, len(name)]) + name.encode() + b"\x15" + struct.pack("<f", value)
+    summary = bytes([0x0A, len(logged)]) + logged
+    return record(bytes([0x10, step, 0x2A, len(summary)]) + summary)
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("page.html", page), ("data.json", json.dumps), ("data", lambda of: json.dumps(of, indent=1))],
+)
+def test_the_document_of_the_viewer(read, name: str, written: Callable[[Any], str]) -> None:
+    log = read(written(viewer()), name)
+    assert log.form == "viewer" and log.layerwise == {"token_sim"} and log.notes == ()
+    assert log.config == {"N_LAYERS": 4, "anchor_layers": [0, 2]}
+    found = values_of(log)
+    assert found.pop("loss") == ([10, 20, 30], [0.5, pytest.approx(math.nan, nan_ok=True), math.inf])
+    assert found == {
+        "deep_Q": ([20], [7.0]),
+        "token_sim/0": ([10, 30], [0.1, 0.2]),
+        "token_sim/2": ([20], [0.3]),
+    }
+
+
+@pytest.mark.skipif(not EXCERPT.exists(), reason="the published excerpt is not here")
+def test_the_published_excerpt() -> None:
+    log = read_log(EXCERPT)
+    assert len(log.series) == 15 + 4 * 18 and log.notes == ()
+    assert {tuple(of.steps) for of in log.series.values()} == {tuple(range(25010, 25311, 10))}
+    g_mean, g_ctr, ratio, total = (
+        log.series[f"writer_{name}"].values for name in ("G_mean", "G_ctr", "ratio", "G_total")
+    )
+    assert np.abs(g_mean / g_ctr / ratio - 1).max() > 0.1
+    assert np.abs(np.hypot(g_mean, g_ctr) / total - 1).max() > 0.01
+
+
+LONG = {"loss": ([1, 3], [0.5, 0.25]), "train/tcs": ([3], [0.1])}
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("log.csv", ["step,name,value", "1,loss,0.5", "3,loss,0.25", '3,"train/tcs",1e-1']),
+        ("log.txt", ["value, step, name", "0.5, 1, loss", "", "0.25, 3, loss", "0.1, 3.0, train/tcs"]),
+        ("log.csv", ["step,loss,train/tcs,", "1,0.5,,", "3,0.25,0.1,"]),
+        ("log.jsonl", ['{"step": 1, "loss": 0.5}', "", '{"step": 3, "loss": 0.25, "train/tcs": 0.1}']),
+        (
+            "log",
+            [
+                '{"step": 1, "name": "loss", "value": "0.5"}',
+                '{"step": 3, "loss": 0.25}',
+                '{"step": 3.0, "name": "train/tcs", "value": 0.1, "time": "noon"}',
+            ],
+        ),
+    ],
+)
+def test_tables_in_their_forms(read, name: str, lines: list[str]) -> None:
+    log = read("\r\n".join(lines) + "\n", name)
+    assert log.form == "table" and values_of(log) == LONG and log.notes == ()
+
+
+def test_what_is_not_finite_is_kept_and_what_is_no_number_is_said(read) -> None:
+    rows = [
+        '{"step": 1, "loss": NaN, "run": "a", "deep": [1]}',
+        '{"step": 2, "loss": "-Infinity", "run": "b"}',
+    ]
+    log = read("\n".join([*rows, '{"step": 3, "loss": null, "ok": true}']), "log.jsonl")
+    assert log.series.keys() == {"loss"}
+    np.testing.assert_array_equal(log.series["loss"].values, [math.nan, -math.inf, math.nan])
+    assert log.notes == ("values of run, deep, ok are no numbers and were left out",)
+
+
+@pytest.mark.parametrize("form", ["viewer", "table", "events"])
+def test_of_two_values_the_later_counts(read, form: str) -> None:
+    """A restart from step 20, and step 40 twice; another quantity that begins anew is no restart."""
+    steps, values = [10, 20, 30, 20, 30, 40, 40], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    if form == "viewer":
+        scalars = {"loss": {"s": steps, "v": values}, "lr": {"s": [10], "v": [1]}}
+        log = read(json.dumps(viewer(scalars=scalars, layerwise={})), "x.json")
+    elif form == "table":
+        rows = [f"{step},loss,{value}" for step, value in zip(steps, values, strict=True)]
+        log = read("\n".join(["step,name,value", *rows, "10,lr,1"]), "x.csv")
+    else:
+        logged = [event(step, "loss", value) for step, value in zip(steps, values, strict=True)]
+        log = read(b"".join([*logged, event(10, "lr", 1.0)]), "events.out.tfevents.1")
+    assert values_of(log) == {"loss": ([10, 20, 30, 40], [1.0, 4.0, 5.0, 7.0]), "lr": ([10], [1.0])}
+    assert log.notes == (
+        "steps go back, first from 30 to 20 (loss)",
+        "3 values are given again at the same step, of which the later one counts",
+    )
+
+
+def test_a_file_that_tensorboard_wrote(read) -> None:
+    log = read(EVENTS, "events")
+    assert log.form == "events" and log.config == {}
+    assert values_of(log) == {"loss": ([1], [0.75]), "tcs/3": ([20], [0.5]), "lr": ([300], [0.1])}
+    assert log.notes == ("values of t/text_summary are no numbers and were left out",)
+
+
+def test_the_event_files_of_a_folder_in_the_order_of_their_times(tmp_path: Path) -> None:
+    for number, value in ((2, 0.25), (1, 0.5)):
+        content = event(5, "loss", value) + event(number, "loss", value)
+        (tmp_path / f"events.out.tfevents.{number}.host").write_bytes(content)
+    (tmp_path / "config.yaml").write_text("a: 1")
+    log = read_log(tmp_path)
+    assert values_of(log) == {"loss": ([1, 2, 5], [0.5, 0.25, 0.25])}
+    assert [file.name[-6:] for file in log.files] == ["1.host", "2.host"]
+
+
+@pytest.mark.parametrize("cut", [1, 4, 5, 50, 60])
+def test_a_last_record_cut_short_is_left_out_and_said(read, cut: int) -> None:
+    log = read(EVENTS[:-cut], "events")
+    assert log.series.keys() == {"loss", "tcs/3", "lr"}
+    assert "the last record of" in log.notes[0] and "at byte 227, is cut short" in log.notes[0]
+
+
+@pytest.mark.parametrize("place", [SECOND_RECORD, SECOND_RECORD + 9, SECOND_RECORD + 20, SECOND_RECORD + 30])
+def test_a_damaged_record_is_noticed(read, place: int) -> None:
+    """In the length, its checksum, the event, and its checksum."""
+    content = bytearray(EVENTS)
+    content[place] ^= 1
+    with pytest.raises(ValueError, match=r"damaged: the checksum of the record at byte 88 is wrong"):
+        read(bytes(content), "events")
+
+
+@pytest.mark.parametrize("message", [b"\x2a\x7f", b"\x10\xff", b"\x2b", b"\x2a\x04\x0a\x02\x15\x00"])
+def test_a_record_that_is_no_event(read, message: bytes) -> None:
+    with pytest.raises(ValueError, match="damaged: the record at byte 0 is no event"):
+        read(record(message), "events")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", "hello\nworld\n", "is no telemetry file: expected are"),
+        ("a.png", b"\x89PNG\r\n\x1a\n\x00\xff\xfe", "is no telemetry file: expected are"),
+        ("a.html", "<html>\n<body>a page</body>\n</html>", "is no telemetry file"),
+        ("a.json", "", "is no telemetry file"),
+        ("a.json", "[1, 2]", "is no telemetry file"),
+        ("a.json", '{\n"config": {}}', "it has no scalars"),
+        ("a.html", page(viewer())[:150], "breaks off or is damaged: .* at character"),
+        ("a.json", json.dumps(viewer())[:-1], "breaks off or is damaged"),
+        ("a.html", "window.TRAINING_DATA = ", "breaks off or is damaged"),
+        ("a.json", json.dumps(viewer(scalars={}, layerwise={})), "holds no values"),
+        ("a.json", json.dumps(viewer(config=[])), "its config is no object"),
+        ("a.json", json.dumps(viewer(layerwise={"mu_eff": {"deep": {}}})), "its keys must be layers"),
+        ("a.json", json.dumps(viewer(scalars={"a": {"s": [1, 2], "v": [1]}})), "a has 2 steps and 1 values"),
+        ("a.json", json.dumps(viewer(scalars={"a": {"s": [1, 2.5], "v": [1, 2]}})), "step 2.5, which is not"),
+        ("a.json", json.dumps(viewer(scalars={"a": {"s": [1, math.nan], "v": [1, 2]}})), "step nan, which"),
+        ("a.json", json.dumps(viewer(scalars={"a": {"s": [1], "v": ["x"]}})), "a must be"),
+        ("a.json", json.dumps(viewer(scalars={"a": [1, 2]})), "a must be"),
+        ("a.jsonl", '{"step": 1, "loss": 1}\n\n{"step": 2, "lo\n', "line 3 is no JSON"),
+        ("a.jsonl", '{"step": 1, "loss": 1}\n[2, 3]\n', "line 2 is no JSON object"),
+        ("a.jsonl", '{"loss": 1}\n', "line 1 has no step"),
+        ("a.jsonl", '{"step": 1, "loss": 1}\n{"step": 1.5, "loss": 1}\n', "line 2: the step must be a whole"),
+        ("a.jsonl", '{"step": "one", "loss": 1}\n', "line 1: the step must be a whole number, got 'one'"),
+        ("a.jsonl", '{"step": 1e300, "loss": 1}\n', "line 1: the step must be a whole"),
+        ("a.jsonl", '{"step": null, "loss": 1}\n', "line 1: the step must be a whole"),
+        ("a.jsonl", '{"step": 1, "name": "loss", "value": "high"}\n', "line 1: 'loss' must be a name"),
+        ("a.jsonl", '{"step": 1, "name": 3, "value": 1}\n', "line 1: 3 must be a name"),
+        ("a.jsonl", "\n", "holds no values"),
+        ("a.csv", "step,name,value\n1,loss,0.5\n2,loss\n", "line 3 has 2 fields, and the header 3"),
+        ("a.csv", "step,name,value\n1,loss,\n", "line 2: 'loss' must be a name and its value a number"),
+        ("a.csv", "epoch,loss\n1,2\n", "line 2 has no step"),
+        ("a.csv", "step,loss\n", "holds no values"),
+        ("a.csv", "step,loss,loss\n1,2,3\n", "line 1 has loss twice"),
+    ],
+)
+def test_bad_input_is_one_sentence(read, name: str, content: str | bytes, said: str) -> None:
+    with pytest.raises(ValueError, match=said) as raised:
+        read(content, name)
+    assert name in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_folder_without_event_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no TensorBoard event file"):
+        read_log(tmp_path)

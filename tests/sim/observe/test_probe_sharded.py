@@ -1,0 +1,235 @@
+"""The probe where a batch is shared out: two processes (DDP, FSDP2) measure what one does of the whole.
+
+Run as a script this file is one of the two processes.
+"""
+
+import contextlib
+import datetime
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from meanmode.sim.observe.probe import Probe
+from meanmode.sim.observe.record import Array
+from meanmode.sim.simulate import stream
+from meanmode.sim.trunk.stack import Stack, synthetic_input
+from meanmode.theory.setting import Setting
+
+GLOO = dist.is_available() and dist.is_gloo_available()
+pytestmark = pytest.mark.skipif(not GLOO, reason="torch was built without gloo")
+
+SETTING = Setting(
+    depth=3,
+    tokens=6,
+    text_tokens=2,
+    batch=4,
+    width=15,  # shards of unequal size
+    heads=3,
+    weight_std=0.25,
+    input_cosine=0.3,
+    merge="mv_split",
+    alpha=0.3,
+)
+PROCESSES = 2
+CASES = [
+    (wrap, memory, passes)
+    for wrap in ("ddp", "fsdp")
+    for memory in ("kept", "recomputed")
+    for passes in (1, 2)
+]
+REPORTS = ("missed", "alone", "bits", "forward")
+
+
+class Network(nn.Module):
+    """A stack whose blocks are recomputed in the backward pass, or not."""
+
+    def __init__(self, *, recomputed: bool) -> None:
+        super().__init__()
+        self.stack = Stack(SETTING).double()
+        self.recomputed = recomputed
+        for index, block in enumerate(self.stack.blocks, start=1):
+            block.reset_parameters(stream(SETTING, 0, index))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.stack.blocks:
+            if self.recomputed:
+                x = checkpoint(block, x, SETTING.segments, use_reentrant=False)
+            else:
+                x = block(x, SETTING.segments)
+        return x
+
+
+def wrapped(wrap: str, memory: str = "kept") -> nn.Module:
+    """The network, shared by the two processes."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    network = Network(recomputed=memory == "recomputed")
+    if wrap == "ddp":
+        return DistributedDataParallel(network)
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+    for block in network.stack.blocks:
+        fully_shard(block, mesh=mesh)
+    return fully_shard(network, mesh=mesh)
+
+
+def data() -> tuple[Tensor, Tensor]:
+    """Inputs and targets of the whole batch."""
+    x, targets = (synthetic_input(SETTING, stream(SETTING, 0, name)).double() for name in (0, 77))
+    return x, targets
+
+
+def step(network: nn.Module, x: Tensor, targets: Tensor, passes: int = 1) -> None:
+    """The passes of a step, whose losses add up to the mean loss; gradients are exchanged in the last."""
+    for index, (inputs, wanted) in enumerate(zip(x.chunk(passes), targets.chunk(passes), strict=True), 1):
+        exchanged = contextlib.nullcontext()
+        if isinstance(network, DistributedDataParallel) and index < passes:
+            exchanged = network.no_sync()
+        elif hasattr(network, "set_requires_gradient_sync"):
+            network.set_requires_gradient_sync(index == passes)
+        with exchanged:
+            loss = (network(inputs.detach().requires_grad_()) - wanted).square().mean()
+            (loss / passes).backward()
+
+
+def share(rank: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of one process."""
+    x, targets = data()
+    return x.chunk(PROCESSES)[rank], targets.chunk(PROCESSES)[rank]
+
+
+def refusal(probe: Probe) -> str:
+    """What is said where values are asked for."""
+    with pytest.raises(ValueError) as caught:
+        probe.values()
+    return str(caught.value)
+
+
+def reports(rank: int) -> dict[str, object]:
+    """What there is to say besides values."""
+    group, found = dist.group.WORLD, {}
+    bare = Network(recomputed=False)
+    with Probe(bare, passes=2, group=group) as probe:
+        step(bare, *share(rank), passes=2 - rank)
+    found["missed"] = refusal(probe)
+    network = wrapped("fsdp")
+    with pytest.raises(ValueError) as caught, Probe(network):
+        pass
+    found["alone"] = str(caught.value)
+    with Probe(network, names=["tcs"]) as probe, torch.no_grad():
+        network(share(rank)[0])
+    found["forward"] = probe.values()["tcs"]
+    gradients = []
+    for probed in (False, True):
+        with Probe(network, group=group) if probed else contextlib.nullcontext():
+            step(network, *share(rank))
+        gradients.append([weight.grad.to_local().clone() for weight in network.parameters()])
+        network.zero_grad()
+    found["bits"] = all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+    return found
+
+
+def process(rank: int, folder: Path) -> None:
+    """One of the two processes: the values of every case, and the reports, in files."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / 'meeting'}",
+        rank=rank,
+        world_size=PROCESSES,
+        timeout=datetime.timedelta(minutes=10),
+    )
+    for wrap, memory, passes in CASES:
+        network = wrapped(wrap, memory)
+        with Probe(network, passes=passes, group=dist.group.WORLD) as probe:
+            step(network, *share(rank), passes=passes)
+        network.zero_grad()
+        np.savez(folder / f"{wrap}-{memory}-{passes}-{rank}.npz", **probe.values())
+    np.savez(folder / f"reports-{rank}.npz", **reports(rank))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the two processes have written."""
+    path = tmp_path_factory.mktemp("processes")
+    command = [sys.executable, "-W", "error", __file__, str(path)]
+    running = [subprocess.Popen([*command, str(rank)]) for rank in range(PROCESSES)]
+    try:
+        assert [one.wait(timeout=900) for one in running] == [0] * PROCESSES
+    finally:
+        for one in running:
+            one.kill()
+            one.wait()
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, Array]:
+    """What one process measures of the whole batch, in one pass."""
+    network = Network(recomputed=False)
+    with Probe(network) as probe:
+        step(network, *data())
+    return probe.values()
+
+
+@pytest.mark.parametrize("rank", range(PROCESSES))
+@pytest.mark.parametrize(("wrap", "memory", "passes"), CASES)
+def test_processes_together_measure_what_one_does_of_the_whole_batch(
+    folder: Path, whole: dict[str, Array], wrap: str, memory: str, passes: int, rank: int
+) -> None:
+    with np.load(folder / f"{wrap}-{memory}-{passes}-{rank}.npz") as found:
+        assert set(found) == set(whole)
+        for name, expected in whole.items():
+            assert np.isfinite(expected[1:]).all(), name
+            np.testing.assert_allclose(found[name], expected, rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+def test_gradients_of_the_halves_do_not_average(whole: dict[str, Array]) -> None:
+    """Else the test above could not tell."""
+    halves = []
+    for rank in range(PROCESSES):
+        network = Network(recomputed=False)
+        with Probe(network) as probe:
+            step(network, *share(rank))
+        halves.append(probe.values())
+    for name in ("g_mean", "g_ctr", "g_inner", "grad_rms_q", "grad_rms_k"):
+        apart = np.abs(np.mean([half[name] for half in halves], axis=0) / whole[name] - 1)
+        assert apart[1:].min() > 1e-3, name
+
+
+@pytest.mark.parametrize(
+    ("rank", "message"),
+    [
+        (0, "another process has not made its 2 passes of this step"),
+        (1, "of the 2 passes of this step block 1 has made 1: ask for values after the last"),
+    ],
+)
+def test_a_pass_missed_by_one_process_is_an_error_in_all(folder: Path, rank: int, message: str) -> None:
+    with np.load(folder / f"reports-{rank}.npz") as found:
+        assert found["missed"] == message
+
+
+@pytest.mark.parametrize("rank", range(PROCESSES))
+def test_sharded_gradients_need_the_group(folder: Path, rank: int) -> None:
+    with np.load(folder / f"reports-{rank}.npz") as found:
+        assert "the weights of block 1 are sharded over processes: name their `group`" in str(found["alone"])
+        assert np.isfinite(found["forward"]).all()
+
+
+@pytest.mark.parametrize("rank", range(PROCESSES))
+def test_a_probe_changes_no_bit_of_a_sharded_step(folder: Path, rank: int) -> None:
+    with np.load(folder / f"reports-{rank}.npz") as found:
+        assert found["bits"]
+
+
+if __name__ == "__main__":
+    process(int(sys.argv[2]), Path(sys.argv[1]))

@@ -1,0 +1,125 @@
+"""Probe and interventions on networks that torch.compile has compiled, which would pass over their hooks.
+
+Run as a script this file measures them: the shapes that the test run checks cannot be compiled.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from meanmode.sim.intervene.grammar import Intervention
+from meanmode.sim.intervene.interventions import Interventions
+from meanmode.sim.observe.probe import Probe
+from meanmode.sim.simulate import stream
+from meanmode.sim.trunk.stack import Stack, synthetic_input
+from meanmode.theory.setting import Setting
+
+SETTING = Setting(depth=2, tokens=4, batch=2, width=8, heads=2, weight_std=0.3, input_cosine=0.3)
+KINDS = ("blocks", "regions", "whole")
+Report = dict[str, dict[str, object]]
+
+
+class Counting:
+    """A compiler that leaves the operations as they are, and counts how often what it made is run."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        def run(*given: object) -> object:
+            self.calls += 1
+            return graph.forward(*given)
+
+        return run
+
+    def since(self, calls: int) -> bool:
+        """Whether anything it made has been run since."""
+        return self.calls > calls
+
+
+def network(kind: str, backend: Counting) -> nn.Module:
+    """A compiled network, as it is called; of kind `written` it is not compiled."""
+    stack = Stack(SETTING)
+    for index, block in enumerate(stack.blocks, start=1):
+        block.reset_parameters(stream(SETTING, 0, index))
+    for index, block in enumerate(stack.blocks):
+        if kind == "blocks":
+            block.compile(backend=backend)
+        elif kind == "regions":  # as accelerate compiles them
+            stack.blocks[index] = torch.compile(block, backend=backend)
+    return torch.compile(stack, backend=backend) if kind == "whole" else stack
+
+
+def passed(model: nn.Module) -> None:
+    model.zero_grad()
+    x = synthetic_input(SETTING, stream(SETTING, 0, 0)).requires_grad_()
+    (model(x) - x.detach().flip(1)).square().mean().backward()
+
+
+def report(kind: str, warm: bool) -> dict[str, object]:
+    """What is measured, and what was run as compiled: inside the contexts, between and behind them."""
+    torch.compiler.reset()
+    backend = Counting()
+    model = network(kind, backend)
+    if warm:
+        passed(model)
+    before = backend.calls
+    with Probe(model) as probe:
+        passed(model)
+    with Interventions(model, [Intervention.parse("delete:mean:writer-gradient")]) as active:
+        with Probe(model, names=["tcs"]):
+            passed(model)
+        passed(model)
+    inside = backend.since(before)
+    gradients = [weight.grad.flatten().tolist() for weight in model.parameters()]
+    before = backend.calls
+    passed(model)
+    values = probe.values() | {f"handed_on_{name}": of for name, of in active.handed_on().items()}
+    return {
+        "inside": inside,
+        "behind": backend.since(before),
+        "gradients": gradients,
+        "values": {name: of.tolist() for name, of in values.items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def found() -> Report:
+    """The reports of all kinds, cold and warm."""
+    command = [sys.executable, "-W", "error", __file__]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=900).stdout)
+
+
+@pytest.mark.parametrize("start", ["cold", "warm"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_compiled_runs_as_written_inside_and_as_compiled_behind(
+    found: Report, kind: str, start: str
+) -> None:
+    case = found[f"{kind}-{start}"]
+    assert not case["inside"]
+    assert case["behind"]
+
+
+@pytest.mark.parametrize("start", ["cold", "warm"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_compiled_network_is_measured_and_changed_as_one_that_is_not(
+    found: Report, kind: str, start: str
+) -> None:
+    case, written = found[f"{kind}-{start}"], found["written-cold"]
+    assert case["gradients"] == written["gradients"]
+    for name, values in written["values"].items():
+        np.testing.assert_array_equal(case["values"][name], values, err_msg=name)
+        assert np.isfinite(values[-1]).all(), name
+    np.testing.assert_allclose(case["values"]["handed_on_g_mean"][1:], 0.0, atol=1e-8)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    cases = {f"{kind}-{start}": report(kind, start == "warm") for kind in KINDS for start in ("cold", "warm")}
+    print(json.dumps(cases | {"written-cold": report("written", False)}))

@@ -1,0 +1,183 @@
+"""Shards, workers and schedulers: whoever computes the cells, the store is the same to the bit."""
+
+import functools
+import json
+import operator
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dask.distributed import Client, LocalCluster
+
+import meanmode.sweeps.engine.execution
+import meanmode.sweeps.engine.simulated
+import meanmode.sweeps.engine.store_layout
+from meanmode.sim.store.files import StoreError
+from meanmode.sim.store.sweep_store import DONE, create_sweep, open_cells
+from meanmode.sweeps.engine.execution import run_sweep
+from meanmode.sweeps.engine.executors import ClusterError, joined_scheduler, local_cluster, on_workers
+from meanmode.sweeps.engine.shards import Shard, largest_first
+from meanmode.sweeps.engine.sweep import Sweep
+
+ROOT = Path(__file__).parents[3]
+SMALL = (
+    *("sweep", "run", "collapse_front", "--width", "32", "--heads", "2", "--tokens", "4,9", "--seeds", "6"),
+    *("--weight-std", "0.2", "--input-cosine", "0.1", "--depth", "10,40"),
+)
+
+
+def started(*arguments: str) -> "subprocess.Popen[str]":
+    """A command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "from meanmode.sweeps.cli.main import main; main()", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_shards_one_after_the_other_fill_the_store(
+    tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, result_files, count: int
+) -> None:
+    store = tmp_path / "s.zarr"
+    done: set[int] = set()
+    for index in range(1, count + 1):
+        shard = Shard(index=index, count=count)
+        run_sweep(tiny_sweep, store, shard=shard)
+        done |= {cell for unit in shard.units(tiny_sweep) for cell in unit}
+        assert set(np.flatnonzero(open_cells(store)["status"].values == DONE)) == done
+    assert len(done) == 32
+    assert result_files(store) == result_files(tiny_store)
+
+
+def test_shards_started_at_once_lay_out_one_store(mms, tmp_path: Path, result_files) -> None:
+    whole, shared = tmp_path / "whole.zarr", tmp_path / "shared.zarr"
+    processes = [started(*SMALL, "--out", str(shared), "--shard", f"{index}/2") for index in (1, 2)]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert all(f"24 cells of shard {index}/2" in error for index, error in enumerate(errors, start=1))
+    assert mms(*SMALL, "--out", whole)[0] == 0
+    assert result_files(shared) == result_files(whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shared.zarr", "whole.zarr"]
+
+
+@pytest.fixture
+def overtaken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process lays the store out between the forecast and the store of this one."""
+
+    def create(path: Path, **given: object) -> None:
+        create_sweep(path, **given)
+        create_sweep(path, **given)
+
+    monkeypatch.setattr(meanmode.sweeps.engine.store_layout, "create_sweep", create)
+
+
+@pytest.mark.parametrize(
+    "options", [{"shard": Shard(index=1, count=1)}, {"resume": True}], ids=["shard", "resume"]
+)
+def test_who_loses_the_race_goes_on_with_the_store(
+    tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, overtaken: None, result_files, options
+) -> None:
+    run_sweep(tiny_sweep, tmp_path / "s.zarr", **options)
+    assert result_files(tmp_path / "s.zarr") == result_files(tiny_store)
+
+
+def test_who_loses_the_race_without_a_shard_is_refused(
+    tiny_sweep: Sweep, tmp_path: Path, overtaken: None
+) -> None:
+    with pytest.raises(StoreError, match="already exists: pass --resume"):
+        run_sweep(tiny_sweep, tmp_path / "s.zarr")
+
+
+def test_a_shard_of_another_sweep_is_refused(tiny_sweep: Sweep, tiny_store: Path) -> None:
+    other = tiny_sweep.with_options({"tokens": (4, 16)})
+    with pytest.raises(StoreError, match="holds another sweep: its axes"):
+        run_sweep(other, tiny_store, shard=Shard(index=1, count=2))
+
+
+def test_a_dry_run_of_a_shard_tells_its_share(mms, tmp_path: Path) -> None:
+    plans = [
+        json.loads(mms(*SMALL, "-n", "--shard", f"{index}/5", "--out", tmp_path / "s.zarr")[1])
+        for index in range(1, 6)
+    ]
+    assert sum(plan["cells"] for plan in plans) == 48 and sum(plan["runs"] for plan in plans) == 24
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_the_largest_cells_are_run_first(
+    tiny_sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order, simulate = [], meanmode.sweeps.engine.simulated.simulate
+    monkeypatch.setattr(
+        meanmode.sweeps.engine.simulated,
+        "simulate",
+        lambda setting, seed, **named: order.append(setting) or simulate(setting, seed, **named),
+    )
+    run_sweep(tiny_sweep, tmp_path / "s.zarr")
+    expected = [tiny_sweep.cells[unit[-1]].setting for unit in largest_first(tiny_sweep)]
+    assert order == expected and [setting.tokens for setting in order] == [9] * 8 + [4] * 8
+
+
+def test_two_workers_write_the_same_store(
+    tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, result_files
+) -> None:
+    """One shard on two workers of its own, the other in this process."""
+    run_sweep(tiny_sweep, tmp_path / "two.zarr", workers=2, shard=Shard(index=1, count=2))
+    assert (open_cells(tmp_path / "two.zarr")["status"] == DONE).sum() == 16
+    run_sweep(tiny_sweep, tmp_path / "two.zarr", workers=1, shard=Shard(index=2, count=2))
+    assert result_files(tmp_path / "two.zarr") == result_files(tiny_store)
+
+
+def test_a_running_scheduler_is_joined(
+    tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, result_files
+) -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=":0", silence_logs=50) as cluster:
+        run_sweep(tiny_sweep, tmp_path / "s.zarr", scheduler=cluster.scheduler_address)
+        worker = cluster.workers[0].worker_address
+        with pytest.raises(ClusterError, match="is no dask scheduler but a Worker"), joined_scheduler(worker):
+            pass
+    assert result_files(tmp_path / "s.zarr") == result_files(tiny_store)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "tcp://127.0.0.1:9"])
+def test_an_unreachable_scheduler_is_one_line(
+    mms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr("meanmode.sweeps.engine.executors.CONNECT_SECONDS", 0.3)
+    status, out, err = mms("sweep", "run", "--scheduler", address, "--out", tmp_path / "s.zarr")
+    assert status == 2 and out == "" and err.count("\n") == 1
+    assert f"no dask scheduler answers at '{address}' (Timed out" in err
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_a_worker_without_the_store_says_so(tiny_sweep: Sweep, tmp_path: Path) -> None:
+    unit = [(0, tiny_sweep.cells[0])]
+    with pytest.raises(
+        StoreError, match=r"a worker on .* cannot use the store: .*absent\.zarr does not exist"
+    ):
+        meanmode.sweeps.engine.execution._run_on_worker(
+            unit, tmp_path / "absent.zarr", "run", tiny_sweep.measure()
+        )
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    """A local cluster of one worker."""
+    with local_cluster(1) as client:
+        yield client
+
+
+def test_workers_take_the_units_in_order(client: Client) -> None:
+    units = range(12)
+    assert list(on_workers(client, operator.neg, units)) == [(unit, -unit) for unit in units]
+
+
+def test_an_error_of_the_cluster_is_one_sentence(client: Client) -> None:
+    with pytest.raises(ClusterError, match="ZeroDivisionError: division by zero"):
+        list(on_workers(client, functools.partial(operator.truediv, 1), range(4)))

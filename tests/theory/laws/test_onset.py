@@ -1,0 +1,75 @@
+"""O1 and O2 on numbers: the edge of stability, exponents of the rivals, sums of changes, and controls."""
+
+import numpy as np
+import pytest
+
+from meanmode.theory.laws.rivals import RIVALS, edge_of_stability, sub_layer_sum
+
+
+def largest_excursion(product: float, beta1: float) -> float:
+    """|x| after many steps of Adam's momentum on a quadratic of curvature `product` over the rate."""
+    x, momentum = 1.0, 0.0
+    for _ in range(4000):
+        momentum = beta1 * momentum + (1 - beta1) * x
+        x -= product * momentum
+        if abs(x) > 1e6:
+            break
+    return abs(x)
+
+
+@pytest.mark.parametrize(("beta1", "edge"), [(0.0, 2.0), (0.5, 6.0), (0.9, 38.0)])
+def test_the_edge_parts_decay_from_growth(beta1: float, edge: float) -> None:
+    assert edge_of_stability(beta1) == pytest.approx(edge)
+    assert largest_excursion(0.98 * edge, beta1) < 1e-3
+    assert largest_excursion(1.02 * edge, beta1) > 1e3
+
+
+def test_a_beta1_without_an_edge_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"beta1 must be in \[0, 1\), got 1"):
+        edge_of_stability(1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "slope", "depth"),
+    [
+        ("coherent", 2, 0.5),
+        ("diffusive", 4 ** (1 / 3), 4 ** (-2 / 3)),
+        ("instantaneous", 1, 0.25),
+        ("independent", 1, 0.5),
+    ],
+)
+def test_rivals_scale_a_known_rate(name: str, slope: float, depth: float) -> None:
+    known = {"rate": 0.02, "at_slope": 5e-5, "at_depth": 16}
+    rival = RIVALS[name]
+    assert rival.critical_rate(5e-5, 16, **known) == pytest.approx(0.02)
+    assert rival.critical_rate(20e-5, 16, **known) == pytest.approx(0.02 * slope)
+    assert rival.critical_rate(5e-5, 64, **known) == pytest.approx(0.02 * depth)
+
+
+def test_the_edge_is_silent_about_the_depth() -> None:
+    known = {"rate": 0.02, "at_slope": 5e-5, "at_depth": 16}
+    assert RIVALS["edge"].critical_rate(1e-5, 16, **known) == 0.02
+    assert RIVALS["edge"].critical_rate(1e-5, 17, **known) is None
+
+
+@pytest.mark.parametrize("cosine", [0.0, 0.05, 0.5])
+def test_sums_of_correlated_changes_grow_as_the_law_says(cosine: float) -> None:
+    """Within 4 standard errors over 400 draws; independent ones as a control are far off."""
+    random = np.random.default_rng(3)
+    count, width, draws = 40, 64, 400
+    common, own = random.standard_normal((draws, 1, width)), random.standard_normal((draws, count, width))
+    changes = np.sqrt(cosine) * common + np.sqrt(1 - cosine) * own
+    squares = (changes.sum(1) ** 2).mean(-1)
+    error = squares.std(ddof=1) / draws**0.5
+    assert abs(squares.mean() - sub_layer_sum(count, cosine)) < 4 * error
+    if cosine:
+        assert abs(squares.mean() - sub_layer_sum(count, 0.0)) > 20 * error
+
+
+def test_exponents_of_the_depth_run_from_a_half_to_one() -> None:
+    def exponent(depth: float) -> float:
+        low, high = (sub_layer_sum(2 * depth * factor, 0.005) for factor in (0.99, 1.01))
+        return -np.log(high / low) / 2 / np.log(1.01 / 0.99)
+
+    assert exponent(1) == pytest.approx(-0.5, abs=0.01)
+    assert exponent(1e5) == pytest.approx(-1, abs=0.01)

@@ -1,0 +1,1 @@
+"""Which laws hold exactly? One file per family of tags; `all_laws` is the registry."""

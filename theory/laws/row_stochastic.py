@@ -1,0 +1,95 @@
+"""Laws P1 and P2: a row-stochastic mixer keeps the token mean and acts on the centered part through P A P."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sympy import Symbol
+
+from meanmode.theory.proof.law import Law, Premises, Relation, Sides, Step, frobenius
+from meanmode.theory.proof.token_projectors import MIXER, STATE, TokenProjectors
+
+
+def _mean_is_kept(premises: Premises) -> list[Step]:
+    tokens = TokenProjectors(premises)
+    mean, centered = tokens.mean, tokens.centered
+    return [
+        tokens.step("J^2 = J, from v^T v", mean * mean, mean),
+        tokens.step("A J = J, from A 1 = 1", MIXER * mean, mean),
+        tokens.step("A mu(X) = mu(X)", MIXER * mean * STATE, mean * STATE),
+        tokens.step(
+            "mu(A X) = J X + J A P X", mean * MIXER * STATE, mean * STATE + mean * MIXER * centered * STATE
+        ),
+    ]
+
+
+def _centered_part(premises: Premises) -> list[Step]:
+    tokens = TokenProjectors(premises)
+    mean, centered = tokens.mean, tokens.centered
+    return [
+        tokens.step("P^2 = P", centered * centered, centered),
+        tokens.step("P J = 0", centered * mean, 0 * mean),
+        tokens.step("P A J = 0, from A 1 = r 1", centered * MIXER * mean, 0 * mean),
+        tokens.step("P A X = P A P X", centered * MIXER * STATE, centered * MIXER * centered * STATE),
+        tokens.step(
+            "P A P X = (P A P)(P X)",
+            centered * MIXER * centered * STATE,
+            (centered * MIXER * centered) * (centered * STATE),
+        ),
+        Step(
+            name="|P A P X|_F <= |P A P|_2 |P X|_F",
+            left=Symbol("|P A P X|_F"),
+            right=Symbol("|P A P|_2 |P X|_F"),
+            relation=Relation.THEOREM,
+            normal_form=lambda words: words,
+            theorem="|M N|_F <= |M|_2 |N|_F, the definition of the spectral norm taken column by column",
+        ),
+    ]
+
+
+def _numeric(attention: NDArray[Any], x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    tokens = x.shape[0]
+    mean = np.full((tokens, tokens), x.flat[0] ** 0 / tokens)
+    return mean, np.eye(tokens, dtype=int) - mean
+
+
+def evaluate_mean_is_kept(attention: NDArray[Any], x: NDArray[Any]) -> dict[str, Sides]:
+    """Both sides of P1 for an attention matrix [T, T] and a state [T, D]."""
+    mean, centered = _numeric(attention, x)
+    return {
+        "mean_kept": (attention @ mean @ x, mean @ x),
+        "leakage": (mean @ attention @ x, mean @ x + mean @ attention @ centered @ x),
+    }
+
+
+def evaluate_centered_part(attention: NDArray[Any], x: NDArray[Any]) -> dict[str, Sides]:
+    """Both sides of P2 for an attention matrix [T, T] and a state [T, D]; the bound has left <= right."""
+    _, centered = _numeric(attention, x)
+    core = centered @ attention @ centered
+    sides = {"centered": (centered @ attention @ x, core @ x)}
+    if core.dtype != object:
+        bound = np.linalg.norm(core, 2) * frobenius(centered @ x)
+        sides["bound"] = (frobenius(centered @ attention @ x), bound)
+    return sides
+
+
+MEAN_IS_KEPT = Law(
+    tag="P1",
+    title="a row-stochastic mixer keeps the token mean",
+    statement="A J X = J X;  J A X = J X + J A P X",
+    assumes=("A 1 = 1", "J = 1 1^T / T", "P = I - J"),
+    source="arXiv:2605.06169 Prop. 1",
+    derive=_mean_is_kept,
+    evaluate=evaluate_mean_is_kept,
+)
+
+
+CENTERED_PART = Law(
+    tag="P2",
+    title="the centered part sees the mixer through P A P only",
+    statement="P A X = P A P X;  |P A X|_F <= mu_eff(A) |P X|_F,  mu_eff(A) = |P A P|_2",
+    assumes=("A 1 = r 1 for some r", "J = 1 1^T / T", "P = I - J", "|M N|_F <= |M|_2 |N|_F"),
+    source="arXiv:2605.06169 Prop. 2, Eq. 4",
+    derive=_centered_part,
+    evaluate=evaluate_centered_part,
+)

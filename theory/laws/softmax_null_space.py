@@ -1,0 +1,178 @@
+"""Law S1: homogeneous values silence the attention scores, and how far nearly homogeneous ones do."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sympy import Expr, Function, IndexedBase, Integer, Rational, Sum, Symbol, diff
+
+from meanmode.theory.proof.index_sums import off_diagonal, over
+from meanmode.theory.proof.law import Law, Premises, Relation, Sides, Step
+from meanmode.theory.proof.symbols import N, T, a, b, j, s, t
+from meanmode.theory.proof.token_sums import ATTENTION, TokenSums, average
+
+COTANGENT, READER = IndexedBase("d", real=True), IndexedBase("g", real=True)
+
+
+COMMON, DEVIATION = IndexedBase("vbar", real=True), IndexedBase("e", real=True)
+
+
+GAP, SLACK = IndexedBase("f", real=True), IndexedBase("q", nonnegative=True)
+
+
+EXPONENTIAL, VARIATION = IndexedBase("w", positive=True), IndexedBase("h", real=True)
+
+
+Values = Callable[[Expr], Expr]
+
+
+def softmax_derivative(premises: Premises, token: Expr) -> Expr:
+    """da_j along dS = h by the quotient rule, from a_j = w_j / z with w = exp(S), z = sum_k w_k."""
+    along = Symbol("x", real=True)
+    weight, total = Function("w")(along), Function("z")(along)
+    derivative = diff(weight / total**premises.softmax_exponent, along)
+    normaliser = Symbol("z", positive=True)
+    return (
+        derivative.subs(diff(weight, along), EXPONENTIAL[token] * VARIATION[token])
+        .subs(diff(total, along), Sum(EXPONENTIAL[s] * VARIATION[s], over(s, T)))
+        .subs({weight: EXPONENTIAL[token], total: normaliser})
+    )
+
+
+def score_gradient(value: Values, cotangent: IndexedBase = COTANGENT) -> Expr:
+    """dL/dS_tj = a_tj (<d_t, V_j> - sum_s a_ts <d_t, V_s>), the softmax Jacobian applied to dL/da_tj."""
+
+    def read(token: Expr) -> Expr:
+        return Sum(cotangent[t, b] * value(token), over(b, N))
+
+    return ATTENTION[t, j] * (read(j) - Sum(ATTENTION[t, s] * read(s), over(s, T)))
+
+
+def _null_space(premises: Premises) -> list[Step]:
+    tokens = TokenSums(premises)
+    normaliser = Symbol("z", positive=True)
+    share = EXPONENTIAL[j] / normaliser
+    mixed = Sum(EXPONENTIAL[s] / normaliser * VARIATION[s], over(s, T))
+
+    def output(token: Expr) -> Expr:
+        return Sum(ATTENTION[token, j] * COMMON[b], over(j, T))
+
+    def reader(token: Expr) -> Expr:
+        return READER[token, a]
+
+    read = Sum(COTANGENT[t, b] * GAP[j, b], over(b, N))
+    minor = COTANGENT[t, a] * GAP[j, b] - COTANGENT[t, b] * GAP[j, a]
+    energy = Sum(COTANGENT[t, a] ** 2, over(a, N)) * Sum(GAP[j, b] ** 2, over(b, N))
+    drift = Sum(ATTENTION[t, s] * DEVIATION[s, b], over(s, T))
+    spread = Sum(ATTENTION[t, j] * DEVIATION[j, b] ** 2, over(j, T), over(b, N))
+    radius = Symbol("R", real=True)
+    bounded = Sum(ATTENTION[t, j] * (radius**2 - SLACK[j]), over(j, T))
+    return [
+        tokens.step(
+            "softmax Jacobian, from the quotient rule: da_j = a_j h_j - a_j sum_k a_k h_k",
+            softmax_derivative(premises, j),
+            share * VARIATION[j] - share * mixed,
+        ),
+        tokens.step("V_j = vbar: dL/dS_tj = 0", score_gradient(lambda token: COMMON[b]), Integer(0)),
+        tokens.step("V_j = vbar: O_t = vbar", output(t), COMMON[b]),
+        tokens.step(
+            "V_j = vbar: the gradient of W_O is T dbar vbar^T",
+            Sum(reader(t) * output(t), over(t, T)),
+            T * average(reader) * COMMON[b],
+        ),
+        tokens.step(
+            "V_j = vbar: its centered part DW_c vanishes",
+            Sum(tokens.centered(reader, t) * tokens.centered(output, t), over(t, T)),
+            Integer(0),
+        ),
+        tokens.step(
+            "V_j = vbar + e_j: dL/dS_tj = a_tj <d_t, e_j - sum_s a_ts e_s>",
+            score_gradient(lambda token: COMMON[b] + DEVIATION[token, b]),
+            ATTENTION[t, j] * Sum(COTANGENT[t, b] * DEVIATION[j, b], over(b, N))
+            - ATTENTION[t, j] * Sum(COTANGENT[t, b] * drift, over(b, N)),
+        ),
+        tokens.step(
+            "|d_t|^2 sum_j a_tj^2 |f_j|^2 - sum_j a_tj^2 <d_t, f_j>^2 is a sum of squared minors",
+            Sum(ATTENTION[t, j] ** 2 * energy, over(j, T)),
+            Sum(ATTENTION[t, j] ** 2 * read**2, over(j, T)),
+            Relation.AT_LEAST,
+            Rational(1, 2) * Sum(ATTENTION[t, j] ** 2 * minor**2, over(j, T), over(a, N), over(b, N)),
+        ),
+        tokens.step(
+            "sum_j a_tj |f_j|^2 - sum_j a_tj^2 |f_j|^2 = sum_{j != s} a_tj a_ts |f_j|^2 >= 0",
+            Sum(ATTENTION[t, j] * GAP[j, b] ** 2, over(j, T), over(b, N)),
+            Sum(ATTENTION[t, j] ** 2 * GAP[j, b] ** 2, over(j, T), over(b, N)),
+            Relation.AT_LEAST,
+            Sum(
+                off_diagonal(j, s) * ATTENTION[t, j] * ATTENTION[t, s] * GAP[j, b] ** 2,
+                over(j, T),
+                over(s, T),
+                over(b, N),
+            ),
+        ),
+        tokens.step(
+            "sum_j a_tj |e_j|^2 - sum_j a_tj |e_j - sum_s a_ts e_s|^2 = |sum_s a_ts e_s|^2 >= 0",
+            spread,
+            Sum(ATTENTION[t, j] * (DEVIATION[j, b] - drift) ** 2, over(j, T), over(b, N)),
+            Relation.AT_LEAST,
+            Sum(drift**2, over(b, N)),
+        ),
+        tokens.step(
+            "|e_j|^2 = R^2 - q_j with q_j >= 0: sum_j a_tj |e_j|^2 <= R^2",
+            radius**2,
+            bounded,
+            Relation.AT_LEAST,
+            Sum(ATTENTION[t, j] * SLACK[j], over(j, T)),
+        ),
+    ]
+
+
+def evaluate_null_space(
+    attention: NDArray[Any], values: NDArray[Any], cotangent: NDArray[Any]
+) -> dict[str, Sides]:
+    """Both sides of S1 for attention [T, T], values [T, N], cotangents of its output [T, N].
+
+    `homogeneous` replaces the values by their mean; `bound` has left <= right.
+    """
+    common = values.sum(0) / len(values)
+    deviation = values - common
+    jacobians = [np.diag(row) - np.outer(row, row) for row in attention]
+
+    def scores(read: NDArray[Any]) -> NDArray[Any]:
+        return np.stack([jacobian @ row for jacobian, row in zip(jacobians, cotangent @ read.T, strict=True)])
+
+    exact = scores(values)
+    drift = attention @ deviation
+    gaps = cotangent @ deviation.T - (cotangent * drift).sum(1)[:, None]
+    spread = (attention * (deviation * deviation).sum(1)).sum(1)
+    energy = (cotangent * cotangent).sum(1)
+    output = attention @ np.stack([common] * len(values))
+    coherent = len(values) * np.outer(cotangent.sum(0) / len(values), common)
+    return {
+        "homogeneous": (scores(np.stack([common] * len(values))), 0 * exact),
+        "nearly_homogeneous": (exact, attention * gaps),
+        "writer": (cotangent.T @ output, coherent),
+        "bound": ((exact * exact).sum(1), energy * spread),
+        "radius_bound": ((exact * exact).sum(1), energy * (deviation * deviation).sum(1).max()),
+    }
+
+
+NULL_SPACE = Law(
+    tag="S1",
+    title="homogeneous values silence the scores and make the gradient of W_O mean-coherent",
+    statement=(
+        "V_j = vbar for all j => dL/dS_t = 0 and grad W_O = T dbar vbar^T;  "
+        "|dL/dS_t|^2 <= |d_t|^2 sum_j a_tj |V_j - vbar|^2 <= |d_t|^2 max_j |V_j - vbar|^2 for any vbar"
+    ),
+    assumes=(
+        "a_t = softmax(S_t), so a_tj >= 0 and sum_j a_tj = 1",
+        "O_t = sum_j a_tj V_j and d_t = dL/dO_t",
+        "W_O acts token by token",
+        "J = 1 1^T / T",
+        "P = I - J",
+    ),
+    source="arXiv:2605.06169 Lemma 1, Eq. 33-39; the bound is derived here",
+    derive=_null_space,
+    evaluate=evaluate_null_space,
+)

@@ -1,0 +1,97 @@
+"""Second moments of softmax attention rows with Gaussian logits, by exact quadrature (no fitted constant)."""
+
+# U outer quadrature points
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import CubicSpline
+from scipy.special import roots_gegenbauer, roots_hermitenorm
+
+Array = NDArray[np.float64]
+
+
+NODES = 64
+
+
+OUTER = 150
+
+
+TABLE_COSINES = 41
+
+
+def _normal_nodes(count: int) -> tuple[Array, Array]:
+    """Nodes and weights of the standard normal expectation."""
+    nodes, weights = roots_hermitenorm(count)
+    return nodes, weights / weights.sum()
+
+
+def _outer_points(tokens: int, std: float) -> tuple[Array, float]:
+    """Points u = e^tau and the step in tau; 1/S^2 = int u e^(-uS) du makes a softmax a Laplace transform."""
+    tau = np.linspace(-np.log(tokens) - 17, -np.log(tokens) + 5 + 3 * std, OUTER)
+    return np.exp(tau), tau[1] - tau[0]
+
+
+def _head_nodes(head_width: int | None) -> tuple[Array, Array]:
+    """Nodes and weights of one logit sqrt(d_h) cos(angle), the angle of random directions; None is Gaussian.
+
+    QK-Norm puts queries and keys on a sphere, so the logits of a finite head have this law of unit variance
+    exactly.
+    """
+    if head_width is None:
+        return _normal_nodes(NODES)
+    if head_width == 1:
+        return np.array([-1.0, 1.0]), np.array([0.5, 0.5])
+    nodes, weights = roots_gegenbauer(NODES, (head_width - 2) / 2)
+    return np.sqrt(head_width) * nodes, weights / weights.sum()
+
+
+def row_square(tokens: int, variance: float, head_width: int | None = None) -> float:
+    """E sum_j a_ij^2 of one softmax row over `tokens` independent logits of this variance (S_d)."""
+    std = np.sqrt(variance)
+    z, weight = _head_nodes(head_width)
+    w = np.exp(std * z - variance / 2)
+    u, step = _outer_points(tokens, std)
+    decay = np.exp(-np.outer(u, w))
+    inner = decay @ (weight * w**2)
+    laplace = decay @ weight
+    return float(tokens * step * np.sum(u**2 * inner * laplace ** (tokens - 1)))
+
+
+def row_overlap(tokens: int, variance: float, correlation: float) -> float:
+    """E sum_j a_ij a_i'j of two softmax rows whose logits N(0, variance) have this correlation (S_o)."""
+    std = np.sqrt(variance)
+    z, weight = _normal_nodes(NODES)
+    u, step = _outer_points(tokens, std)
+    first = np.exp(std * z - variance / 2)
+    partner = correlation * z[:, None] + np.sqrt(max(0.0, 1 - correlation**2)) * z[None, :]
+    second = np.exp(std * partner - variance / 2)
+    decay_first = np.exp(-np.outer(u, first))
+    decay_second = np.exp(-u[:, None, None] * second[None])
+    laplace = (decay_first * weight) @ (decay_second @ weight).T
+    inner = (decay_first * weight * first) @ ((decay_second * second[None]) @ weight).T
+    return float(tokens * step**2 * np.sum(np.outer(u, u) * inner * laplace ** (tokens - 1)))
+
+
+@lru_cache(maxsize=64)
+def softmax_table(tokens: int, head_width: int | None) -> CubicSpline:
+    """(S_d - 1/T) / (1 - c) and (S_d - S_o) / (1 - c)^2 as functions of the token cosine; once per process.
+
+    Both stay finite at c = 1, where the softmax is linear. With QK-Norm the softmax sees logits of variance 1
+    - c whose rows correlate by c, whatever the weights; the rest of a logit is constant along its row and
+    drops out. S_d keeps the law of a finite head, exact at c = 0 and scaled with the variance beyond
+    (heuristic); in S_o its terms of order 1/d_h cancel at c = 0 and do not matter beyond, so S_o is Gaussian.
+
+    Raises:
+        ValueError: fewer than two tokens.
+    """
+    if tokens < 2:
+        raise ValueError(f"tokens must be at least 2, got {tokens}")
+    cosines = np.linspace(-1 / (tokens - 1), 1.0, TABLE_COSINES)
+    rows = []
+    for c in cosines[:-1]:
+        square, overlap = row_square(tokens, 1 - c, head_width), row_overlap(tokens, 1 - c, c)
+        rows.append(((square - 1 / tokens) / (1 - c), (square - overlap) / (1 - c) ** 2))
+    rows.append(((1 - 1 / tokens) / tokens, 2 * rows[-1][1] - rows[-2][1]))
+    return CubicSpline(cosines, np.array(rows))

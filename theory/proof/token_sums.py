@@ -1,0 +1,82 @@
+"""J X and P X entry by entry, as index sums under given premises; laws about token entries start here."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sympy import Expr, IndexedBase, Integer, S, Sum, Symbol
+
+from meanmode.theory.proof.index_sums import IndexSums, over
+from meanmode.theory.proof.law import Premises, Relation, Step
+from meanmode.theory.proof.symbols import COLUMN, T, r
+
+WIDTH = Symbol("D", integer=True, positive=True)
+
+
+NESTED = Symbol("m", integer=True, positive=True)
+
+
+ATTENTION = IndexedBase("a", nonnegative=True)
+
+
+Entry = Callable[[Expr], Expr]
+"""One feature of a token, as a function of the token's index."""
+
+
+class TokenSums:
+    """Token projectors applied to entries; attention entries a[i, j] have the premises' row sums.
+
+    Args:
+        premises: the definitions of J, P and of a row-stochastic mixer.
+        unit: further unit vectors, base -> squared norm.
+    """
+
+    def __init__(self, premises: Premises, unit: dict[IndexedBase, Expr] | None = None) -> None:
+        self.premises = premises
+        self.ones = premises.mean_vector_is_ones
+        self.sums = IndexSums(
+            unit={**(unit or {}), **({} if self.ones else {COLUMN: S.One})},
+            rows={} if premises.row_sum is None else {ATTENTION: premises.row_sum},
+        )
+
+    def mean(self, entry: Entry, token: Expr) -> Expr:
+        """(J X)_t of the premises."""
+        # a mean of a mean is a sum within a sum: the inner index must not be the outer one
+        index = NESTED if token == r else r
+        column = Integer(1) if self.ones else COLUMN[token] * COLUMN[index]
+        return Sum(self.premises.mean_scale * column * entry(index), over(index, T))
+
+    def centered(self, entry: Entry, token: Expr) -> Expr:
+        """(P X)_t of the premises."""
+        return entry(token) + self.premises.centering_sign * self.mean(entry, token)
+
+    def step(
+        self,
+        name: str,
+        left: Expr,
+        right: Expr,
+        relation: Relation = Relation.EQUAL,
+        witness: Expr = S.Zero,
+    ) -> Step:
+        """A relation between index sums."""
+        return Step(
+            name=name,
+            left=left,
+            right=right,
+            relation=relation,
+            witness=witness,
+            normal_form=self.sums.normal_form,
+        )
+
+
+def average(entry: Entry) -> Expr:
+    """The token average, (1/T) sum_t."""
+    return Sum(entry(r), over(r, T)) / T
+
+
+def token_projectors(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """J and P for the tokens of x [T, ...], in its arithmetic."""
+    tokens = len(x)
+    mean = np.full((tokens, tokens), x.flat[0] ** 0 / tokens)
+    return mean, np.eye(tokens, dtype=int) - mean
