@@ -1,1 +1,1 @@
-"""What is claimed: laws with machine-checked proofs, the mean field, and the onset; no torch."""
+"""What does the theory claim? Laws with machine-checked proofs, the mean field and the onset; no torch."""

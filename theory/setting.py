@@ -1,4 +1,4 @@
-"""The setting of a synthetic stack: what the theory predicts from and the simulation is built from."""
+"""The setting of a synthetic stack: the input of both the predictions and the simulation."""
 
 import math
 from dataclasses import dataclass
@@ -7,24 +7,21 @@ MERGES = (
     *("plain", "layerscale", "rezero", "deepnorm", "mv_split"),
     *("mv_split_attn", "hard_centering", "highway", "pre_norm"),
 )
-"""The last four are controls: MV-Split behind attention only, a removed mean, and two other skip paths."""
-
+"""The last four are controls: MV-Split after attention only, a removed mean, and two other skip paths."""
 
 MIXERS = ("softmax", "uniform", "linear", "lazy", "a_minus_i", "i_minus_a", "gated", "state_space")
-"""From `lazy` on they are controls: blends of softmax attention and identity, a gate, and no attention."""
-
+"""`lazy` and later are controls: blends of softmax attention and identity, a gate, and no attention."""
 
 LARGEST_SIZE, LARGEST_GAIN = 2**24, 1e12
-"""Beyond them no stack is meant, and double precision would overflow."""
+"""Upper limits of the fields; double precision would overflow beyond them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gains:
-    """What a residual merge multiplies the mean and the centered part of trunk and branch by, before its
-    norm.
+    """Gains of a residual merge, before its norm, on the mean and the centered part of trunk and branch.
 
-    The merge maps (X, F) to Z with JZ = mean_skip JX + mean_write JF and PZ = centered_skip PX +
-    centered_write PF.
+    The merge maps (X, F) to Z with JZ = mean_skip JX + mean_write JF and
+    PZ = centered_skip PX + centered_write PF.
     """
 
     mean_skip: float
@@ -34,11 +31,11 @@ class Gains:
 
 
 def identity_blend(mixer: str, share: float) -> tuple[float, float]:
-    """(e, l) of a mixer e I + l A with A its attention (N2, N3); (0, 1) for attention by itself.
+    """(e, l) of a mixer e I + l A with attention A (laws N2, N3); (0, 1) for pure attention.
 
     Args:
         mixer: one of `MIXERS`.
-        share: l of `lazy`, (1 - l) I + l A.
+        share: the l of `lazy`, (1 - l) I + l A; ignored by the others.
     """
     blends = {"lazy": (1 - share, share), "a_minus_i": (-1.0, 1.0), "i_minus_a": (1.0, -1.0)}
     return blends.get(mixer, (0.0, 1.0))
@@ -46,35 +43,36 @@ def identity_blend(mixer: str, share: float) -> tuple[float, float]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """One synthetic Post-Norm stack at initialisation; one object is predicted, simulated and compared.
+    """One synthetic Post-Norm stack at initialisation; the same object is predicted, simulated and compared.
 
     All block weights are N(0, weight_std^2), the residual writers N(0, writer_std^2) (weight_std where None).
     The input is RMSNorm(sqrt(input_cosine) 1 u^T + sqrt(1 - input_cosine) E) with u and E standard normal;
-    the loss adjoint at the last block has the same form with adjoint_cosine, no norm, and draws of its own.
+    the loss adjoint at the last block has the same form with adjoint_cosine, no norm and independent draws.
 
     Attributes:
-        depth: blocks; each is an attention and a SwiGLU sub-layer with a merge of its own.
-        tokens: image tokens of a sample.
-        text_tokens: text tokens behind them, a second segment.
-        batch: samples, each with its own input; the collapse front is read off the batch mean.
-        width: features of a token.
-        heads: attention heads; they divide the width.
-        ffn_ratio: SwiGLU hidden width over width.
-        adjoint_cosine: pair cosine of the tokens' loss adjoints dL/dX_L; no forward result depends on it.
-        merge: of both sub-layers; `mv_split_attn` is `mv_split` behind attention and `plain` behind the FFN.
-        residual_gain: lambda of `layerscale` and `rezero`, a of `deepnorm`; 1 makes each the plain merge.
-            lambda of `highway`.
-        alpha: gain of `mv_split` on the mean (a leaky integrator).
+        depth: number of blocks; each is an attention and a SwiGLU sub-layer, each with its own merge.
+        tokens: image tokens per sample.
+        text_tokens: text tokens per sample; they follow the image tokens as a second segment.
+        batch: number of samples, each with its own input; the collapse front is that of the batch mean.
+        width: features per token.
+        heads: attention heads; must divide the width.
+        ffn_ratio: SwiGLU hidden width divided by the width.
+        adjoint_cosine: pair cosine of the tokens' loss adjoints dL/dX_L; forward results do not depend on it.
+        merge: residual merge of both sub-layers; `mv_split_attn` is `mv_split` after attention and `plain`
+            after the FFN.
+        residual_gain: lambda of `layerscale`, `rezero` and `highway`, a of `deepnorm`; at 1, `layerscale`,
+            `rezero` and `deepnorm` are the plain merge.
+        alpha: gain of `mv_split` on the mean, which becomes a leaky integrator.
         beta: gain of `mv_split` on the centered part.
         mixer: `softmax` attention, `uniform` (every token reads the mean), `linear` attention (elu + 1);
             `lazy`, (1 - l) I + l A, `a_minus_i`, `i_minus_a` of softmax attention A; `gated`, softmax
-            attention behind a gate; `state_space`, a scan of the tokens with gates, both ways.
+            attention followed by a token-local gate; `state_space`, a gated scan in both directions.
         mixer_share: l of `lazy`, the share of attention; 0 mixes no tokens, 1 is softmax attention.
-        rope: 2-D rotary positions on the image tokens, which then form a square; `uniform` and `state_space`
-            read none.
+        rope: 2-D rotary positions on the image tokens, which must form a square; `uniform` and
+            `state_space` ignore them.
 
     Raises:
-        ValueError: a value outside its range, or a combination that no stack has.
+        ValueError: a value outside its range, or fields that contradict each other.
     """
 
     depth: int = 64
@@ -111,7 +109,7 @@ class Setting:
                 raise ValueError(f"{name} must be at most {LARGEST_SIZE}, got {getattr(self, name)}")
         if self.width % self.heads:
             raise ValueError(
-                f"heads must divide width: width {self.width} is no multiple of {self.heads} heads"
+                f"heads must divide width: width {self.width} is not a multiple of {self.heads} heads"
             )
         for name in ("ffn_ratio", "weight_std", "residual_gain"):
             if not 0 < getattr(self, name) <= LARGEST_GAIN:
@@ -137,7 +135,7 @@ class Setting:
                 )
         if self.rope and math.isqrt(self.tokens) ** 2 != self.tokens:
             raise ValueError(
-                f"rope places the image tokens on a square: tokens must be a square, got {self.tokens}"
+                f"rope arranges the image tokens in a square: tokens must be a square, got {self.tokens}"
             )
         if self.rope and self.head_width % 4:
             raise ValueError(f"2-D rope needs a head width divisible by 4, got {self.head_width}")
@@ -154,34 +152,34 @@ class Setting:
 
     @property
     def segments(self) -> tuple[int, int]:
-        """Tokens of the image and of the text segment."""
+        """Number of tokens in the image and in the text segment."""
         return (self.tokens, self.text_tokens)
 
     @property
     def merges(self) -> tuple[str, str]:
-        """The merges behind attention and behind the FFN."""
+        """The merges after attention and after the FFN."""
         return ("mv_split", "plain") if self.merge == "mv_split_attn" else (self.merge, self.merge)
 
     @property
     def writer_gains(self) -> tuple[Gains, Gains]:
-        """The gains of both merges on mean and centered part (R1-R2, arXiv:2605.06169 Eq. 7-9 and App. D).
+        """Gains of both merges on mean and centered part (R1-R2, arXiv:2605.06169 Eq. 7-9 and App. D).
 
         Raises:
-            ValueError: a merge that is not linear in trunk and branch, or has no norm behind it.
+            ValueError: the merge is not linear in trunk and branch, or is not followed by a norm.
         """
         attention, ffn = self.merges
         return self._gains(attention), self._gains(ffn)
 
     @property
     def gains(self) -> Gains:
-        """The gains of the merge, where attention and FFN have the same.
+        """Gains of the merge that attention and FFN share.
 
         Raises:
-            ValueError: as `writer_gains`, or two different merges.
+            ValueError: as `writer_gains`, or attention and FFN have different merges.
         """
         attention, ffn = self.writer_gains
         if attention != ffn:
-            raise ValueError(f"{self.merge} merges attention and FFN differently: ask for writer_gains")
+            raise ValueError(f"{self.merge} merges attention and FFN differently: use writer_gains")
         return attention
 
     def _gains(self, merge: str) -> Gains:
@@ -195,6 +193,6 @@ class Setting:
             "hard_centering": (0.0, 0.0, 1.0, 1.0),
         }
         if merge not in known:
-            raise ValueError(f"no theory of the merge {merge!r}: it has no gains")
+            raise ValueError(f"no theory for the merge {merge!r}: it has no gains")
         mean_skip, mean_write, skip, write = known[merge]
         return Gains(mean_skip=mean_skip, mean_write=mean_write, centered_skip=skip, centered_write=write)

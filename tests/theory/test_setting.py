@@ -1,4 +1,4 @@
-"""A setting says in one sentence what is wrong with it."""
+"""Settings: range checks with clear messages, gains of the merges, blends of the mixers."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from meanmode.theory.setting import MERGES, Setting, identity_blend
         ({"tokens": 1}, "tokens must be at least 2, got 1"),
         ({"depth": -1}, "depth must be at least 0"),
         ({"batch": 0}, "batch must be at least 1"),
-        ({"width": 10, "heads": 4}, "heads must divide width: width 10 is no multiple of 4 heads"),
+        ({"width": 10, "heads": 4}, "heads must divide width: width 10 is not a multiple of 4 heads"),
         ({"input_cosine": 1.5}, r"input_cosine must be in \[0, 1\), got 1.5"),
         ({"input_cosine": float("nan")}, "input_cosine"),
         ({"merge": "sum"}, "unknown merge 'sum': choose one of plain, layerscale"),
@@ -50,20 +50,20 @@ def test_gains_of_the_merges(fields: dict[str, object], gains: tuple[float, ...]
     )
 
 
-def test_the_attention_only_split_has_gains_of_its_own_for_each_writer() -> None:
+def test_the_attention_only_split_has_separate_gains_for_each_writer() -> None:
     attention, ffn = Setting(merge="mv_split_attn", alpha=0.1, beta=0.5).writer_gains
     assert attention == Setting(merge="mv_split", alpha=0.1, beta=0.5).gains
     assert ffn == Setting().gains
 
 
 @pytest.mark.parametrize("merge", MERGES)
-def test_both_writers_have_a_merge_that_is_known(merge: str) -> None:
+def test_both_writers_have_a_known_merge(merge: str) -> None:
     assert set(Setting(merge=merge).merges) <= set(MERGES) - {"mv_split_attn"}
 
 
 @pytest.mark.parametrize("merge", ["highway", "pre_norm"])
-def test_merges_without_gains_are_named(merge: str) -> None:
-    with pytest.raises(ValueError, match=f"no theory of the merge '{merge}'"):
+def test_merges_without_gains_are_refused_by_name(merge: str) -> None:
+    with pytest.raises(ValueError, match=f"no theory for the merge '{merge}'"):
         Setting(merge=merge).gains  # noqa: B018
 
 

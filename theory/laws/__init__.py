@@ -1,1 +1,1 @@
-"""Which laws hold exactly? One file per family of tags; `all_laws` is the registry."""
+"""Which laws hold exactly? One module per family of tags; `all_laws` is the registry."""

@@ -1,4 +1,4 @@
-"""The registry: every law under its tag, in the order in which they build on each other."""
+"""The registry: every law by its tag, ordered so that laws build on earlier ones."""
 
 from meanmode.theory.laws.amplification import ABSOLUTE_BOUND, BOUNDED, EQUAL_MAGNITUDES, PAIR_SUM, RAYLEIGH
 from meanmode.theory.laws.controls import (
@@ -9,10 +9,12 @@ from meanmode.theory.laws.controls import (
     TOKEN_GATES,
 )
 from meanmode.theory.laws.critical_rate import COHERENT_LAYERS, RAMP
-from meanmode.theory.laws.energy_ratio import ENERGY_RATIO, FRONT_DEPTH, FRONT_ODDS, MIRROR, MOMENTS
+from meanmode.theory.laws.energy_ratio import ENERGY_RATIO, FRONT_ODDS, MOMENTS
 from meanmode.theory.laws.gradient_split import GRADIENT_SPLIT
+from meanmode.theory.laws.growth import FRONT_DEPTH, MIRROR
 from meanmode.theory.laws.merge_backward import BACKWARD
-from meanmode.theory.laws.merges import BRANCH_COTANGENT, GLOBAL_MEAN, MEAN_LEAKS, MERGE_PARTS, NOT_A_GATE
+from meanmode.theory.laws.merge_cotangents import BRANCH_COTANGENT, NOT_A_GATE
+from meanmode.theory.laws.merges import GLOBAL_MEAN, MEAN_LEAKS, MERGE_PARTS
 from meanmode.theory.laws.mixers import HOMOGENEOUS_VALUES, ROW_SUM_TABLE
 from meanmode.theory.laws.optimisers import CLIPPING, ORTHOGONALISED
 from meanmode.theory.laws.replication import REPLICATION
@@ -62,7 +64,7 @@ LAWS: dict[str, Law] = {
 
 
 def law(tag: str) -> Law:
-    """The law of a tag.
+    """Return the law with this tag.
 
     Raises:
         ValueError: no law has this tag.

@@ -1,4 +1,4 @@
-"""Laws A1 to A5: the amplification of a writer's gradient by coherence between tokens."""
+"""Laws A1 to A5: how coherence between tokens amplifies the gradient of a writer."""
 
 from typing import Any
 
@@ -12,20 +12,10 @@ from meanmode.theory.proof.law import Law, Premises, Relation, Sides, Step
 from meanmode.theory.proof.symbols import M, N, T, a, b, s, t
 
 ADJOINT_DIRECTION, INPUT_DIRECTION = IndexedBase("e", real=True), IndexedBase("u", real=True)
-
-
 ADJOINT_NORM, INPUT_NORM = IndexedBase("p", nonnegative=True), IndexedBase("q", nonnegative=True)
-
-
 WEIGHT = IndexedBase("w", nonnegative=True)
-
-
 POSITIVE_PART, NEGATIVE_PART = IndexedBase("M_+", nonnegative=True), IndexedBase("M_-", nonnegative=True)
-
-
 TEST_VECTOR = IndexedBase("x", real=True)
-
-
 PAIRS = (over(t, T), over(s, T))
 
 
@@ -211,7 +201,7 @@ class _Tokens:
 
 
 def evaluate_pair_sum(y: NDArray[Any], delta: NDArray[Any]) -> dict[str, Sides]:
-    """Both sides of A1."""
+    """Both sides of A1 for writer inputs y [T, N] and cotangents delta [T, M], as in A2 to A5."""
     tokens = _Tokens(y, delta)
     product = tokens.y_gram * tokens.delta_gram
     return {
@@ -224,7 +214,7 @@ def evaluate_pair_sum(y: NDArray[Any], delta: NDArray[Any]) -> dict[str, Sides]:
 
 
 def evaluate_rayleigh(y: NDArray[Any], delta: NDArray[Any]) -> dict[str, Sides]:
-    """Both sides of A2; no token may vanish."""
+    """Both sides of A2; no token of y or delta may be zero."""
     tokens = _Tokens(y, delta)
     cross = (tokens.pairs * tokens.coherence)[tokens.distinct].sum()
     return {
@@ -240,14 +230,14 @@ def evaluate_bounded(y: NDArray[Any], delta: NDArray[Any]) -> dict[str, Sides]:
 
 
 def evaluate_equal_magnitudes(y: NDArray[Any], delta: NDArray[Any]) -> dict[str, Sides]:
-    """Both sides of A4 for tokens whose |d_t| |y_t| are equal."""
+    """Both sides of A4 for tokens with equal |d_t| |y_t|."""
     tokens = _Tokens(y, delta)
     kappa = tokens.coherence[tokens.distinct].sum() / (tokens.tokens * (tokens.tokens - 1))
     return {"kappa": (tokens.amplification - 1, (tokens.tokens - 1) * kappa)}
 
 
 def evaluate_absolute_bound(y: NDArray[Any], delta: NDArray[Any]) -> dict[str, Sides]:
-    """A5 as (left, right) with left <= right."""
+    """A5 as a (left, right) pair with left <= right."""
     tokens = _Tokens(y, delta)
     absolute = (tokens.pairs * abs(tokens.coherence))[tokens.distinct].sum() / tokens.weight_square
     return {"absolute": (abs(tokens.amplification - 1), absolute)}
@@ -277,7 +267,7 @@ RAYLEIGH = Law(
 
 BOUNDED = Law(
     tag="A3",
-    title="the coherence matrix is positive semidefinite and the amplification at most T",
+    title="the coherence matrix is positive semidefinite and the amplification is at most T",
     statement="x^T M x >= 0;  0 <= A <= T",
     assumes=("w_t = |d_t| |y_t|", "M_ts = cos(y_t, y_s) cos(d_t, d_s)", "|w| > 0"),
     source="arXiv:2605.06169 App. C.2 (proved here by sums of squares)",
@@ -288,7 +278,7 @@ BOUNDED = Law(
 
 EQUAL_MAGNITUDES = Law(
     tag="A4",
-    title="at equal magnitudes the gradient norm goes from sqrt(T) to T",
+    title="at equal magnitudes, coherence raises the gradient norm from sqrt(T) w to T w",
     statement="A - 1 = (T - 1) kappa;  |grad|_F^2 = T w^2 (1 + (T - 1) kappa)",
     assumes=("w_t = w for all t", "kappa = mean of M_ts over s != t", "T > 1"),
     source="arXiv:2605.06169 Eq. 27-30",

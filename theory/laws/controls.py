@@ -1,4 +1,4 @@
-"""Laws N1 to N4 and N7: what each architectural negative control leaves of the mean mode.
+"""Laws N1 to N4 and N7: what remains of the mean mode under each architectural negative control.
 
 N5 (global-norm clipping) is law C1 and N6 (Muon) is law C2, in `meanmode.theory.laws.optimisers`.
 """
@@ -9,31 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 from sympy import Expr, IndexedBase, Integer, S, Sum, Symbol, cancel, sqrt
 
-from meanmode.theory.laws.merges import (
-    ALPHA,
-    BETA,
-    BRANCH,
-    GRADIENT,
-    MEAN_GAIN,
-    TANGENT,
-    TRUNK,
-    MergeSums,
-    MergeWords,
-    entry,
-    pairing,
-)
+from meanmode.theory.laws.merge_cotangents import ALPHA, BETA, GRADIENT, TANGENT, MergeSums
+from meanmode.theory.laws.merges import BRANCH, MEAN_GAIN, TRUNK, MergeWords
 from meanmode.theory.proof.index_sums import over
 from meanmode.theory.proof.law import Law, Premises, Relation, Sides, Step
 from meanmode.theory.proof.matrix_words import letter
 from meanmode.theory.proof.symbols import T, b, s, t
 from meanmode.theory.proof.token_projectors import MIXER, STATE, TokenProjectors
-from meanmode.theory.proof.token_sums import TokenSums, average, token_projectors
+from meanmode.theory.proof.token_sums import TokenSums, average, entry, pairing, token_projectors
 
 WRITER = letter("W")
 
 
 def _counterexample(name: str, left: Expr, right: Expr) -> Step:
-    """A claim about one number: a counterexample written out."""
+    """A counterexample: two numbers that must differ."""
     return Step(name=name, left=left, right=right, relation=Relation.UNEQUAL, normal_form=lambda form: form)
 
 
@@ -41,11 +30,11 @@ def _hard_centering(premises: Premises) -> list[Step]:
     words, sums = TokenProjectors(premises), TokenSums(premises)
     state, branch = entry(IndexedBase("X", real=True)), entry(IndexedBase("F", real=True))
     gradient = entry(GRADIENT)
-    # three tokens of width one, centered: 2, -1, -1; RMSNorm without eps sends them to 1, -1, -1
+    # three centered tokens of width one: 2, -1, -1; RMSNorm without eps maps them to 1, -1, -1
     centered = (Integer(2), Integer(-1), Integer(-1))
     normed = [value / sqrt(value**2) for value in centered]
     rectified = [max(value, S.Zero) for value in centered]
-    # every token attends to the first one
+    # every token attends to the first one only
     mixed = [centered[0]] * 3
 
     def merged(token: Expr) -> Expr:
@@ -252,9 +241,9 @@ def evaluate_lazy_mixer(attention: NDArray[Any], x: NDArray[Any], share: Any) ->
 def evaluate_token_gates(
     attention: NDArray[Any], token: NDArray[Any], gates: NDArray[Any], x: NDArray[Any]
 ) -> dict[str, Sides]:
-    """Both sides of N4: T copies of a token [D] under attention [T, T]; gates and outputs x [T, D].
+    """Both sides of N4 for copies of a token [D], attention [T, T], gates [T, D] and gated outputs x [T, D].
 
-    The gate of a token is its cube, one nonlinear token-local map for all.
+    The gate of the copies is the cube of the token, one nonlinear token-local map.
     """
     mean, centered = token_projectors(x)
     same = np.stack([token] * len(x))
@@ -272,7 +261,7 @@ def evaluate_token_gates(
 def evaluate_attention_only(
     x: NDArray[Any], attention: NDArray[Any], ffn: NDArray[Any], alpha: NDArray[Any], beta: NDArray[Any]
 ) -> dict[str, Sides]:
-    """Both sides of N7 for trunk and branch outputs [T, D] on one segment, r = 1 for the norm between."""
+    """Both sides of N7 for trunk and branch outputs [T, D] on one segment; r = 1 for the norm in between."""
     mean, centered = token_projectors(x)
     first = x + beta * (centered @ attention) + alpha * (mean @ (attention - x))
     kept = (1 - alpha) * (mean @ x) + alpha * (mean @ attention) + mean @ ffn
@@ -286,7 +275,7 @@ def evaluate_attention_only(
 
 HARD_CENTERING = Law(
     tag="N1",
-    title="hard centering removes the mean once; the norm, the branch and the mixer make it again",
+    title="hard centering removes the mean once; the norm, the branch and the mixer bring it back",
     statement=(
         "J P = 0, but J RMSNorm(P X) != 0, J f(P X) != 0, J A P X != 0 in general;  on a branch's input: "
         "J Z = J X + J f(P X);  Z = P(X + F): J dL/dF = J P G = 0"
@@ -300,7 +289,7 @@ HARD_CENTERING = Law(
 
 DIFFERENCE_MIXERS = Law(
     tag="N2",
-    title="A - I and I - A are blind to the mean, and so never remove the one in the trunk",
+    title="A - I and I - A do not see the mean and so cannot remove it from the trunk",
     statement=(
         "(A - I) J = (I - A) J = 0;  J(X + (A - I) X W) = J X + J A P X W;  "
         "J(X + (I - A) X W) = J X - J A P X W;  "
@@ -321,7 +310,7 @@ DIFFERENCE_MIXERS = Law(
 
 LAZY_MIXER = Law(
     tag="N3",
-    title="(1 - l) I + l A is row-stochastic and keeps the mean like A",
+    title="(1 - l) I + l A is row-stochastic and keeps the mean as A does",
     statement="B = (1 - l) I + l A: B J = J;  J B X = J X + l J A P X;  P B X = (1 - l) P X + l P A P X",
     assumes=("A 1 = 1", "J = 1 1^T / T", "P = I - J"),
     source="arXiv:2605.06169 App. J (why, derived here)",
@@ -332,7 +321,7 @@ LAZY_MIXER = Law(
 
 TOKEN_GATES = Law(
     tag="N4",
-    title="a token-local gate gives identical tokens identical gates: the collapsed state stays",
+    title="a token-local gate gives identical tokens identical gates, so the collapsed state persists",
     statement=(
         "X = 1 x^T: g(X)*(A X W) = 1 (g(x)*W^T x)^T, P of it 0;  mean(g*o) = gbar*obar + mean(gtilde*otilde)"
     ),
@@ -345,7 +334,7 @@ TOKEN_GATES = Law(
 
 ATTENTION_ONLY = Law(
     tag="N7",
-    title="MV-Split on the attention branch only leaves the FFN's mean write and its gradient at gain 1",
+    title="MV-Split on the attention branch alone leaves the FFN's mean write and its gradient at gain 1",
     statement=(
         "J Z = r((1 - alpha)*J X + alpha*J F_attn) + J F_ffn;  the mean of dL/dF is J G for the FFN, "
         "alpha*J G for attention;  a constant mean write f settles at f / alpha instead of f / (2 - alpha)"

@@ -1,4 +1,4 @@
-"""Laws O1 and O2: rival explanations of the critical learning rate, told apart by their exponents."""
+"""Laws O1 and O2: rival explanations of the critical learning rate, distinguished by their exponents."""
 
 from typing import Any
 
@@ -30,13 +30,11 @@ from meanmode.theory.proof.index_sums import IndexSums, off_diagonal, over
 from meanmode.theory.proof.law import Law, Premises, Sides, Step
 
 SLOPE, DEPTH, RATE, GAIN, THRESHOLD = symbols("k L eta gamma u", positive=True)
-
-
 MOMENTUM, CURVATURE = symbols("beta_1 lambda", positive=True)
 
 
 def _critical_rates() -> dict[str, Expr]:
-    """eta_c of every rival with a time law, for slopes far below it; the steps check them."""
+    """eta_c of every rival that has a law over time, for slopes far below eta_c; the proof checks them."""
     third = Rational(1, 3)
     return {
         "coherent": sqrt(2 * SLOPE * THRESHOLD / (DEPTH * GAIN)),
@@ -50,20 +48,15 @@ def _equal(name: str, left: Expr, right: Expr) -> Step:
     return Step(name=name, left=left, right=right, normal_form=lambda words: simplify(powdenest(words)))
 
 
-def _ramp(premises: Premises) -> list[Step]:
+LEADING = {1: RATE**2 / (2 * SLOPE), 2: RATE**3 / (3 * SLOPE)}
+"""Power -> sum of eta^power over the steps of a ramp up to eta, for slopes far below eta."""
+
+
+def _ramp_sums() -> list[Step]:
     step, last = symbols("s n", integer=True, positive=True)
-    sums = {power: summation((SLOPE * step) ** power, (step, 1, last)) for power in (1, 2)}
+    sums = {power: summation((SLOPE * step) ** power, (step, 1, last)) for power in LEADING}
     reached = {power: expand(total.subs(last, RATE / SLOPE)) for power, total in sums.items()}
-    leading = {1: RATE**2 / (2 * SLOPE), 2: RATE**3 / (3 * SLOPE)}
-    rates = _critical_rates()
-    displaced = {
-        "coherent": DEPTH * GAIN * leading[1],
-        "diffusive": (DEPTH * GAIN) ** 2 * leading[2],
-        "instantaneous": DEPTH * GAIN * RATE,
-        "independent": 2 * DEPTH * (GAIN * RATE) ** 2,
-    }
-    reaches = {**dict.fromkeys(displaced, THRESHOLD), "diffusive": THRESHOLD**2, "independent": THRESHOLD**2}
-    steps = [
+    return [
         _equal(
             "sum_{s <= n} k s at eta = k n is eta (eta + k) / (2 k)",
             reached[1],
@@ -77,13 +70,25 @@ def _ramp(premises: Premises) -> list[Step]:
         *(
             _equal(
                 f"for k << eta the sum of eta^{power} is eta^{power + 1} / ({power + 1} k)",
-                limit(reached[power] / leading[power], SLOPE, 0, "+"),
+                limit(reached[power] / leading, SLOPE, 0, "+"),
                 Integer(1),
             )
-            for power in (1, 2)
+            for power, leading in LEADING.items()
         ),
     ]
-    for name, rate in rates.items():
+
+
+def _exponents() -> list[Step]:
+    """The critical rate of every rival reaches its threshold and has the exponents it claims."""
+    displaced = {
+        "coherent": DEPTH * GAIN * LEADING[1],
+        "diffusive": (DEPTH * GAIN) ** 2 * LEADING[2],
+        "instantaneous": DEPTH * GAIN * RATE,
+        "independent": 2 * DEPTH * (GAIN * RATE) ** 2,
+    }
+    reaches = {**dict.fromkeys(displaced, THRESHOLD), "diffusive": THRESHOLD**2, "independent": THRESHOLD**2}
+    steps = []
+    for name, rate in _critical_rates().items():
         rival = RIVALS[name]
         steps += [
             _equal(f"{name}: {rival.says}, at eta_c", displaced[name].subs(RATE, rate), reaches[name]),
@@ -98,13 +103,16 @@ def _ramp(premises: Premises) -> list[Step]:
                 6 * nsimplify(rival.depth_exponent),
             ),
         ]
+    return steps
+
+
+def _edge() -> list[Step]:
     # m' = beta1 m + (1 - beta1) lambda x, x' = x - eta m'
     push = (1 - MOMENTUM) * CURVATURE
     update = Matrix([[MOMENTUM, push], [-RATE * MOMENTUM, 1 - RATE * push]])
     edge = 2 * (1 + MOMENTUM) / (1 - MOMENTUM)
     oscillates = (update + eye(2)).det()
     return [
-        *steps,
         _equal(
             "edge: -1 is an eigenvalue of (m, x) -> (m', x') at eta lambda = 2 (1 + beta1) / (1 - beta1)",
             cancel(oscillates.subs(CURVATURE, edge / RATE)),
@@ -116,8 +124,12 @@ def _ramp(premises: Premises) -> list[Step]:
     ]
 
 
+def _ramp(premises: Premises) -> list[Step]:
+    return [*_ramp_sums(), *_exponents(), *_edge()]
+
+
 def evaluate_ramp(slope: Any, steps: int, beta1: Any) -> dict[str, Sides]:
-    """Both sides of O1: the sums of a ramp over its steps, and the eigenvalue -1 at the edge."""
+    """Both sides of O1: sums over the steps of a ramp, and the eigenvalue -1 at the edge of stability."""
     rates = [slope * step for step in range(1, steps + 1)]
     eta, edge = rates[-1], 2 * (1 + beta1) / (1 - beta1)
     return {
@@ -129,7 +141,7 @@ def evaluate_ramp(slope: Any, steps: int, beta1: Any) -> dict[str, Sides]:
 
 RAMP = Law(
     tag="O1",
-    title="what a ramp of the learning rate tells: each rival has exponents of its own in slope and depth",
+    title="under a learning-rate ramp each rival has its own exponents in slope and depth",
     statement=(
         "eta = k t, eta_c = C k^a L^b: coherent (1/2, -1/2), diffusive (1/3, -2/3), instantaneous (0, -1), "
         "independent (0, -1/2);  edge of stability: eta lambda = 2 (1 + beta1) / (1 - beta1)"
@@ -146,8 +158,6 @@ RAMP = Law(
 
 
 CHANGE = IndexedBase("d", real=True)
-
-
 SUB_LAYERS, FEATURES = symbols("n M", integer=True, positive=True)
 
 
@@ -182,7 +192,7 @@ def _coherent_layers(premises: Premises) -> list[Step]:
 
 
 def evaluate_coherent_layers(changes: NDArray[Any]) -> dict[str, Sides]:
-    """Both sides of O2 for changes [n, M] of equal norm."""
+    """Both sides of O2 for n changes [n, M] of equal norm."""
     count = len(changes)
     norms = (changes * changes).sum(1)
     gram = changes @ changes.T
@@ -193,7 +203,7 @@ def evaluate_coherent_layers(changes: NDArray[Any]) -> dict[str, Sides]:
 
 COHERENT_LAYERS = Law(
     tag="O2",
-    title="the functional step of many sub-layers: independent ones add like sqrt(L), coherent ones like L",
+    title="the functional step of independent sub-layers grows like sqrt(L), that of coherent ones like L",
     statement=(
         "|sum_i d_i|^2 = s^2 n (1 + (n - 1) r), n = 2 L sub-layers, r their mean pair cosine;  "
         "Delta = eta gamma sqrt(n (1 + (n - 1) r)): eta_c ~ L^(-1/2) for n r << 1, L^(-1) for n r >> 1"

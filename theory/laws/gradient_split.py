@@ -1,4 +1,4 @@
-"""Law G1: a writer's gradient splits into a mean-coherent and a centered part, in general not orthogonal."""
+"""Law G1: a writer's gradient splits into a mean-coherent and a centered part, not orthogonal in general."""
 
 from typing import Any
 
@@ -22,21 +22,21 @@ class WriterModes:
         self.sums = IndexSums(unit={} if self.ones else {COLUMN: Integer(1)})
 
     def _mean_entry(self, token: Expr, other: Expr) -> Expr:
-        """J_ts of the premises."""
+        """J_ts under the premises."""
         column = Integer(1) if self.ones else COLUMN[token] * COLUMN[other]
         return self.premises.mean_scale * column
 
     def average(self, base: IndexedBase, sample: Expr, feature: Expr) -> Expr:
-        """The token average, (1/T) sum_t."""
+        """Token average (1/T) sum_t of one feature in one sample."""
         return Sum(base[sample, r, feature], over(r, T)) / T
 
     def centered(self, base: IndexedBase, sample: Expr, token: Expr, feature: Expr) -> Expr:
-        """Entry of P applied over tokens."""
+        """Entry of P X for one sample, token and feature."""
         projected = Sum(self._mean_entry(token, r) * base[sample, r, feature], over(r, T))
         return base[sample, token, feature] + self.premises.centering_sign * projected
 
     def gradient(self, sample: Expr) -> Expr:
-        """Entry (a, b) of the gradient of the writer."""
+        """Entry (a, b) of the writer's gradient."""
         return Sum(ADJOINT[sample, t, a] * INPUT[sample, t, b], over(t, T))
 
     def coherent(self, sample: Expr) -> Expr:
@@ -48,7 +48,7 @@ class WriterModes:
         return Sum(self.centered(ADJOINT, sample, t, a) * self.centered(INPUT, sample, t, b), over(t, T))
 
     def step(self, name: str, left: Expr, right: Expr, relation: Relation = Relation.EQUAL) -> Step:
-        """A relation between index sums."""
+        """Step that claims a relation between index sums."""
         return Step(name=name, left=left, right=right, relation=relation, normal_form=self.sums.normal_form)
 
 

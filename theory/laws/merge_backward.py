@@ -1,4 +1,4 @@
-"""Law R6: the closed-form backward of MV-Split followed by RMSNorm."""
+"""Law R6: the backward pass of MV-Split followed by RMSNorm in closed form."""
 
 from typing import Any
 
@@ -6,28 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 from sympy import Expr, IndexedBase, Sum, Symbol, diff
 
-from meanmode.theory.laws.merges import (
-    ALPHA,
-    BETA,
-    BRANCH_ENTRY,
-    GRADIENT,
-    TANGENT,
-    TRUNK_ENTRY,
-    MergeSums,
-    entry,
-    pairing,
-)
+from meanmode.theory.laws.merge_cotangents import ALPHA, BETA, GRADIENT, TANGENT, MergeSums
 from meanmode.theory.proof.index_sums import over
 from meanmode.theory.proof.law import Law, Premises, Sides, Step
 from meanmode.theory.proof.symbols import T, a, b, t
-from meanmode.theory.proof.token_sums import WIDTH, average
+from meanmode.theory.proof.token_sums import WIDTH, average, entry, pairing
 
+TRUNK_ENTRY, BRANCH_ENTRY = IndexedBase("X", real=True), IndexedBase("F", real=True)
 MERGED, DELTA = IndexedBase("Z", real=True), IndexedBase("Delta", real=True)
-
-
 INVERSE_RMS = Symbol("r", positive=True)
-
-
 ALONG = Symbol("x", real=True)
 
 
@@ -140,9 +127,9 @@ def evaluate_backward(
     gradient: NDArray[Any],
     tangents: tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]],
 ) -> dict[str, Sides]:
-    """Both sides of R6 along given tangents of X, F [T, D], alpha, beta [D]: <G, dY> against the closed form.
+    """Both sides of R6 along tangents of X, F [T, D], alpha, beta [D]: <G, dY> against the closed form.
 
-    dY is taken forward from the definition: the derivative of z n^(-1/2) with n the mean square plus eps.
+    dY comes from forward differentiation of z n^(-1/2), where n is the mean square plus eps.
     """
     dx, df, dalpha, dbeta = tangents
     z = _merged(x, f, alpha, beta)
@@ -165,7 +152,7 @@ def evaluate_backward(
 
 BACKWARD = Law(
     tag="R6",
-    title="the backward of MV-Split and RMSNorm in closed form",
+    title="the backward pass of MV-Split and RMSNorm in closed form",
     statement=(
         "Delta_t = r_t G_t - (r_t^3 / D) <G_t, Z_t> Z_t, r_t = (|Z_t|^2 / D + eps)^(-1/2);  "
         "dX_t = Delta_t - alpha*mean(Delta);  dF_t = beta*Delta_t + (alpha - beta)*mean(Delta);  "

@@ -1,4 +1,4 @@
-"""Laws N8 and N9: which of P1, P2 and S1 hold for the mixers other than softmax attention."""
+"""Laws N8 and N9: which of P1, P2 and S1 hold for mixers other than softmax attention."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,40 +7,31 @@ import numpy as np
 from numpy.typing import NDArray
 from sympy import Expr, Function, IndexedBase, Integer, Sum, Symbol, diff, exp
 
-from meanmode.theory.laws.merges import entry
 from meanmode.theory.laws.softmax_null_space import COMMON, COTANGENT, READER, score_gradient
 from meanmode.theory.proof.index_sums import IndexSums, over
 from meanmode.theory.proof.law import TOKENS, Law, Premises, Relation, Sides, Step
 from meanmode.theory.proof.matrix_words import letter, word_normal_form
 from meanmode.theory.proof.symbols import N, T, a, b, j, s, t
 from meanmode.theory.proof.token_projectors import COLUMN, MIXER, ROW, STATE, TokenProjectors
-from meanmode.theory.proof.token_sums import ATTENTION, TokenSums, average, token_projectors
+from meanmode.theory.proof.token_sums import ATTENTION, TokenSums, average, entry, token_projectors
 
 BLEND, ROW_SUMS = letter("B"), letter("r")
-
-
 IDENTITY, SHARE = Symbol("e", real=True), Symbol("l", real=True)
-
-
 WEIGHT, CHANGE = IndexedBase("w", positive=True), IndexedBase("h", real=True)
-
-
 TOTAL = Symbol("z", positive=True)
-
-
 GATE = IndexedBase("g", real=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MixerClaims:
-    """Which laws of row-stochastic attention a mixer keeps, for scores that are not homogeneous.
+    """Which laws of row-stochastic attention hold for a mixer, for scores that are not homogeneous.
 
     Attributes:
-        mean_kept: P1, row sums of 1.
-        no_leakage: P2, equal row sums: nothing leaks from the mean into the centered part.
-        silent_scores: S1, homogeneous values silence the gradient of all that the matrix is made of.
-        silent_gates: the same of whatever else but the values reads the trunk; True where nothing does.
-        laws: the tags that say so.
+        mean_kept: P1 holds: all row sums are 1.
+        no_leakage: P2 holds: the row sums are equal, so the mean does not leak into the centered part.
+        silent_scores: S1 holds: homogeneous values give no gradient to anything the matrix is computed from.
+        silent_gates: they give none to the gates either; True for a mixer without gates.
+        laws: tags of the laws that show it.
     """
 
     mean_kept: bool
@@ -62,7 +53,7 @@ MIXER_CLAIMS = {
     ),
     "state_space": MixerClaims(mean_kept=False, no_leakage=False, silent_scores=False, laws=("N8", "N10")),
 }
-"""Mixer -> what holds; measured in `tests/sim/test_mixer_laws.py`."""
+"""Mixer -> the laws that hold for it; measured in `tests/sim/observe/test_mixer_laws.py`."""
 
 
 def _row_sums(premises: Premises) -> list[Step]:
@@ -191,7 +182,7 @@ def evaluate_row_sums(
     x: NDArray[Any],
     blend: tuple[Any, Any],
 ) -> dict[str, Sides]:
-    """Both sides of N8: attention, positive weights [T, T], gates, a state x [T, D], and blend (e, l)."""
+    """Both sides of N8 for attention and positive weights [T, T], gates and state x [T, D], blend (e, l)."""
     mean, centered = token_projectors(x)
     rows, token_mean = weights.sum(1), x.sum(0) / len(x)
     average_sum = rows.sum() / len(x)
@@ -219,7 +210,7 @@ def evaluate_homogeneous_values(
 ) -> dict[str, Sides]:
     """Both sides of N9 for positive weights and their change [T, T], a value [N], cotangents, gates [T, N].
 
-    Cotangents are of what W_O reads, and stand for those of what it writes in its gradient.
+    `cotangent` is that of the input of W_O; in the gradient of W_O it stands for that of its output.
     """
     tokens = len(weights)
     values, totals = np.stack([value] * tokens), weights.sum(1)[:, None]
@@ -247,7 +238,7 @@ def evaluate_homogeneous_values(
 
 ROW_SUM_TABLE = Law(
     tag="N8",
-    title="a mixer does to the mean what its row sums say: P1 needs them to be 1, P2 to be equal",
+    title="the row sums of a mixer decide what it does to the mean: P1 needs them to be 1, P2 to be equal",
     statement=(
         "B 1 = r: B J X = r xbar^T, J B J X = rbar J X, P B J X = (r - rbar 1) xbar^T;  "
         "r = 1: softmax, linear and uniform attention, (1 - l) I + l A;  r = 0: A - I and I - A;  "
@@ -262,7 +253,7 @@ ROW_SUM_TABLE = Law(
 
 HOMOGENEOUS_VALUES = Law(
     tag="N9",
-    title="homogeneous values silence the scores of every normalised mixer, but not a gate behind it",
+    title="homogeneous values give the scores of a normalised mixer no gradient; a gate after it gets one",
     statement=(
         "V_j = vbar for all j, A = w / sum w: dO = 0 for every dw;  "
         "B = e I + l A: O_t = (e + l) vbar, dL/dS = 0, grad W_O = (e + l) T dbar vbar^T;  "

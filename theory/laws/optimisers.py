@@ -14,8 +14,6 @@ from meanmode.theory.proof.symbols import M, N, T, a, b, k, t
 from meanmode.theory.proof.token_sums import token_projectors
 
 CLIP, BOUND, NORM = (Symbol(name, positive=True) for name in ("c", "tau", "n"))
-
-
 COHERENT, CENTERED = IndexedBase("U", real=True), IndexedBase("V", real=True)
 
 
@@ -46,8 +44,6 @@ def _clipping(premises: Premises) -> list[Step]:
 
 
 LEFT, LEFT_ROW, RIGHT, RIGHT_ROW = letter("u"), letter("u^T"), letter("v"), letter("v^T")
-
-
 REST, REST_ROW = letter("E"), letter("E^T")
 
 
@@ -92,7 +88,7 @@ def _orthogonalised(premises: Premises) -> list[Step]:
 
 
 def evaluate_clipping(y: NDArray[Any], delta: NDArray[Any], bound: Any) -> dict[str, Sides]:
-    """Both sides of C1 for one sample y [T, N], delta [T, M] whose gradient is clipped to norm `bound`."""
+    """Both sides of C1 for one sample y [T, N], delta [T, M], with its gradient clipped to norm `bound`."""
     mean, centered = token_projectors(y)
     gradient = delta.T @ y
     scale = bound / (gradient * gradient).sum() ** 0.5
@@ -131,7 +127,7 @@ def evaluate_orthogonalised(
 
 CLIPPING = Law(
     tag="C1",
-    title="clipping by global norm rescales both parts of every gradient alike",
+    title="clipping by global norm rescales both parts of every gradient equally",
     statement="grad -> c grad: DW_mu -> c DW_mu, DW_c -> c DW_c, so G_mean / G_ctr is unchanged",
     assumes=("c = tau / |grad| > 0 is one number for all parameters", "G_ctr > 0", "G1"),
     source="arXiv:2605.06169 App. J",

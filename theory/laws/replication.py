@@ -1,6 +1,6 @@
 """Law X1: repeating every token k times changes no output and no gradient, but multiplies the amplification.
 
-Replica q of token s has index (s, q); sums over the replicated sequence run over s = 1..T and q = 1..k.
+Replica q of token s has the index (s, q); sums over the replicated sequence run over s = 1..T and q = 1..k.
 """
 
 from typing import Any
@@ -16,33 +16,24 @@ from meanmode.theory.proof.symbols import M, N, T, a, b, j, s, t
 from meanmode.theory.proof.token_sums import ATTENTION, TokenSums
 
 COPIES = Symbol("k", integer=True, positive=True)
-
-
 q, p = (Symbol(name, integer=True, positive=True) for name in "qp")
-
-
 EXPONENTIAL = IndexedBase("w", positive=True)
-
-
 VALUE, COTANGENT, KEY, QUERY = (IndexedBase(name, real=True) for name in ("V", "d", "K", "Q"))
-
-
 TOKEN_LOSS, TOKEN_SLOPE = IndexedBase("l", real=True), IndexedBase("dl/dX", real=True)
-
-
 INPUT, ADJOINT = IndexedBase("y", real=True), IndexedBase("d", real=True)
-
-
 SCORE = IndexedBase("S", real=True)
 
 
 def everywhere(body: Expr, token: Expr, copy: Expr) -> Expr:
-    """The sum over the replicated sequence."""
+    """Sum over the replicated sequence."""
     return Sum(body, over(token, T), over(copy, COPIES))
 
 
 def _score_cotangent(token: Expr, source: Expr, share: Expr, copies: bool) -> Expr:
-    """dL/dS through softmax; attention a share/1 and cotangent share of the original, over all replicas."""
+    """dL/dS through softmax, with attention and cotangent `share` times the original ones.
+
+    `copies` sums over all replicas of the source tokens.
+    """
     read = Sum(COTANGENT[token, b] * VALUE[source, b], over(b, N))
     back = Sum(COTANGENT[token, b] * VALUE[j, b], over(b, N))
     mixed = share * ATTENTION[token, j] * share * back
@@ -87,7 +78,7 @@ def _forward(premises: Premises) -> list[Step]:
 
 
 def _backward(premises: Premises) -> list[Step]:
-    """d' = d / k at a layer's output gives d' = d / k at its input: values, queries and keys."""
+    """If d' = d / k at the output of a layer, then also at its input, through values, queries and keys."""
     tokens = TokenSums(premises)
     share = 1 / COPIES
     replica, single = _score_cotangent(t, s, share, True), _score_cotangent(t, s, Integer(1), False)
@@ -123,7 +114,7 @@ def _statistics(premises: Premises) -> list[Step]:
     weights = Sum(ADJOINT[t, a] ** 2 * INPUT[t, b] ** 2, over(t, T), over(a, M), over(b, N))
     coherent = Sum(ADJOINT[t, a], over(t, T)) * Sum(INPUT[s, b], over(s, T)) / T
     kappa = Symbol("kappa", real=True)
-    # k^2 copies of every ordered pair of tokens, less the k T pairs of a replica with itself
+    # k^2 copies of every ordered pair of tokens, minus the k T pairs of a replica with itself
     pairs = COPIES**2 * (T + T * (T - 1) * kappa) - COPIES * T
     replicated_kappa = pairs / (COPIES * T * (COPIES * T - 1))
     shift = (COPIES - 1) * (1 - kappa) / (COPIES * T - 1)
@@ -177,9 +168,9 @@ def _replication(premises: Premises) -> list[Step]:
 def evaluate_replication(
     weights: NDArray[Any], values: NDArray[Any], y: NDArray[Any], delta: NDArray[Any], copies: int
 ) -> dict[str, Sides]:
-    """Both sides of X1: positive softmax exponentials [T, T], values [T, N], and a writer's y, delta [T, .].
+    """Both sides of X1 for softmax exponentials [T, T], values [T, N] and a writer's y [T, N], delta [T, M].
 
-    The replicated cotangents are delta / copies; `kappa` normalises y and delta first, as A4 asks.
+    The replicated cotangents are delta / copies; `kappa` normalises y and delta first, as A4 requires.
     """
     tokens = len(y)
 
@@ -216,7 +207,7 @@ def evaluate_replication(
 
 REPLICATION = Law(
     tag="X1",
-    title="replicated tokens: nothing the optimiser sees changes, A is multiplied by k",
+    title="replicating every token k times changes no gradient and multiplies the amplification by k",
     statement=(
         "every token k times: states, mean loss, all parameter gradients unchanged, d' = d / k;  A' = k A;  "
         "G_mean' = G_mean, G_ctr' = G_ctr;  kappa' = kappa + (k - 1)(1 - kappa) / (k T - 1);  "

@@ -1,4 +1,4 @@
-"""Rival explanations of the critical rate: their exponents in slope and depth, and how sub-layers add up."""
+"""Rival explanations of the critical rate: exponents in slope and depth, and how sub-layers add up."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rival:
-    """An explanation of the critical rate eta_c = C k^a L^b of a ramp eta = k t.
+    """One explanation of the critical rate eta_c = C k^a L^b of a ramp eta = k t.
 
     Attributes:
-        name: of it.
-        says: what makes the collapse, in one line.
-        slope_exponent: a.
-        depth_exponent: b, at a common slope; None where it is silent.
+        name: its key in `RIVALS`.
+        says: the condition for collapse, in one line.
+        slope_exponent: the exponent a of the slope.
+        depth_exponent: the exponent b of the depth at a fixed slope; None if it makes no claim.
     """
 
     name: str
@@ -24,14 +24,14 @@ class Rival:
     def critical_rate(
         self, slope: float, depth: float, *, rate: float, at_slope: float, at_depth: float
     ) -> float | None:
-        """The critical rate, given that of one slope and depth; None where it is silent.
+        """Extrapolate a known critical rate to another slope and depth; None if it makes no claim.
 
         Args:
-            slope: learning rate gained a step.
-            depth: blocks.
-            rate: the critical rate known.
-            at_slope: the slope it is known at.
-            at_depth: the depth it is known at.
+            slope: learning rate gained per step.
+            depth: number of blocks.
+            rate: the known critical rate.
+            at_slope: slope at which it is known.
+            at_depth: depth at which it is known.
         """
         if self.depth_exponent is None:
             if depth != at_depth:
@@ -81,7 +81,7 @@ RIVALS: Mapping[str, Rival] = {
 def edge_of_stability(beta1: float) -> float:
     """eta lambda at which a quadratic of preconditioned curvature lambda oscillates under Adam's momentum.
 
-    Law O1: 2 (1 + beta1) / (1 - beta1), 38 at beta1 = 0.9 and 2 without momentum; the preconditioner frozen.
+    Law O1, with a frozen preconditioner: 2 (1 + beta1) / (1 - beta1), 38 at beta1 = 0.9, 2 without momentum.
 
     Raises:
         ValueError: beta1 outside [0, 1).
@@ -92,5 +92,5 @@ def edge_of_stability(beta1: float) -> float:
 
 
 def sub_layer_sum(count: Any, coherence: Any) -> Any:
-    """|sum of n changes|^2 over that of one, n (1 + (n - 1) r) for the mean pair cosine r (law O2)."""
+    """|sum of n changes|^2 / |one change|^2 = n (1 + (n - 1) r) at mean pair cosine r (law O2)."""
     return count * (1 + (count - 1) * coherence)

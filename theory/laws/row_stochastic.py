@@ -8,6 +8,7 @@ from sympy import Symbol
 
 from meanmode.theory.proof.law import Law, Premises, Relation, Sides, Step, frobenius
 from meanmode.theory.proof.token_projectors import MIXER, STATE, TokenProjectors
+from meanmode.theory.proof.token_sums import token_projectors
 
 
 def _mean_is_kept(premises: Premises) -> list[Step]:
@@ -47,15 +48,9 @@ def _centered_part(premises: Premises) -> list[Step]:
     ]
 
 
-def _numeric(attention: NDArray[Any], x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    tokens = x.shape[0]
-    mean = np.full((tokens, tokens), x.flat[0] ** 0 / tokens)
-    return mean, np.eye(tokens, dtype=int) - mean
-
-
 def evaluate_mean_is_kept(attention: NDArray[Any], x: NDArray[Any]) -> dict[str, Sides]:
     """Both sides of P1 for an attention matrix [T, T] and a state [T, D]."""
-    mean, centered = _numeric(attention, x)
+    mean, centered = token_projectors(x)
     return {
         "mean_kept": (attention @ mean @ x, mean @ x),
         "leakage": (mean @ attention @ x, mean @ x + mean @ attention @ centered @ x),
@@ -64,7 +59,7 @@ def evaluate_mean_is_kept(attention: NDArray[Any], x: NDArray[Any]) -> dict[str,
 
 def evaluate_centered_part(attention: NDArray[Any], x: NDArray[Any]) -> dict[str, Sides]:
     """Both sides of P2 for an attention matrix [T, T] and a state [T, D]; the bound has left <= right."""
-    _, centered = _numeric(attention, x)
+    _, centered = token_projectors(x)
     core = centered @ attention @ centered
     sides = {"centered": (centered @ attention @ x, core @ x)}
     if core.dtype != object:
@@ -86,7 +81,7 @@ MEAN_IS_KEPT = Law(
 
 CENTERED_PART = Law(
     tag="P2",
-    title="the centered part sees the mixer through P A P only",
+    title="the mixer acts on the centered part through P A P only",
     statement="P A X = P A P X;  |P A X|_F <= mu_eff(A) |P X|_F,  mu_eff(A) = |P A P|_2",
     assumes=("A 1 = r 1 for some r", "J = 1 1^T / T", "P = I - J", "|M N|_F <= |M|_2 |N|_F"),
     source="arXiv:2605.06169 Prop. 2, Eq. 4",

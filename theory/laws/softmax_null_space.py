@@ -1,4 +1,4 @@
-"""Law S1: homogeneous values silence the attention scores, and how far nearly homogeneous ones do."""
+"""Law S1: homogeneous values give the scores no gradient; a bound for nearly homogeneous values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,17 +13,9 @@ from meanmode.theory.proof.symbols import N, T, a, b, j, s, t
 from meanmode.theory.proof.token_sums import ATTENTION, TokenSums, average
 
 COTANGENT, READER = IndexedBase("d", real=True), IndexedBase("g", real=True)
-
-
 COMMON, DEVIATION = IndexedBase("vbar", real=True), IndexedBase("e", real=True)
-
-
 GAP, SLACK = IndexedBase("f", real=True), IndexedBase("q", nonnegative=True)
-
-
 EXPONENTIAL, VARIATION = IndexedBase("w", positive=True), IndexedBase("h", real=True)
-
-
 Values = Callable[[Expr], Expr]
 
 
@@ -49,7 +41,8 @@ def score_gradient(value: Values, cotangent: IndexedBase = COTANGENT) -> Expr:
     return ATTENTION[t, j] * (read(j) - Sum(ATTENTION[t, s] * read(s), over(s, T)))
 
 
-def _null_space(premises: Premises) -> list[Step]:
+def _homogeneous(premises: Premises) -> list[Step]:
+    """The softmax Jacobian, and the gradients that remain if all values are equal."""
     tokens = TokenSums(premises)
     normaliser = Symbol("z", positive=True)
     share = EXPONENTIAL[j] / normaliser
@@ -61,13 +54,6 @@ def _null_space(premises: Premises) -> list[Step]:
     def reader(token: Expr) -> Expr:
         return READER[token, a]
 
-    read = Sum(COTANGENT[t, b] * GAP[j, b], over(b, N))
-    minor = COTANGENT[t, a] * GAP[j, b] - COTANGENT[t, b] * GAP[j, a]
-    energy = Sum(COTANGENT[t, a] ** 2, over(a, N)) * Sum(GAP[j, b] ** 2, over(b, N))
-    drift = Sum(ATTENTION[t, s] * DEVIATION[s, b], over(s, T))
-    spread = Sum(ATTENTION[t, j] * DEVIATION[j, b] ** 2, over(j, T), over(b, N))
-    radius = Symbol("R", real=True)
-    bounded = Sum(ATTENTION[t, j] * (radius**2 - SLACK[j]), over(j, T))
     return [
         tokens.step(
             "softmax Jacobian, from the quotient rule: da_j = a_j h_j - a_j sum_k a_k h_k",
@@ -86,6 +72,20 @@ def _null_space(premises: Premises) -> list[Step]:
             Sum(tokens.centered(reader, t) * tokens.centered(output, t), over(t, T)),
             Integer(0),
         ),
+    ]
+
+
+def _nearly_homogeneous(premises: Premises) -> list[Step]:
+    """The bound on the score gradient for values vbar + e_j, where f_j = e_j - sum_s a_ts e_s."""
+    tokens = TokenSums(premises)
+    read = Sum(COTANGENT[t, b] * GAP[j, b], over(b, N))
+    minor = COTANGENT[t, a] * GAP[j, b] - COTANGENT[t, b] * GAP[j, a]
+    energy = Sum(COTANGENT[t, a] ** 2, over(a, N)) * Sum(GAP[j, b] ** 2, over(b, N))
+    drift = Sum(ATTENTION[t, s] * DEVIATION[s, b], over(s, T))
+    spread = Sum(ATTENTION[t, j] * DEVIATION[j, b] ** 2, over(j, T), over(b, N))
+    radius = Symbol("R", real=True)
+    bounded = Sum(ATTENTION[t, j] * (radius**2 - SLACK[j]), over(j, T))
+    return [
         tokens.step(
             "V_j = vbar + e_j: dL/dS_tj = a_tj <d_t, e_j - sum_s a_ts e_s>",
             score_gradient(lambda token: COMMON[b] + DEVIATION[token, b]),
@@ -128,10 +128,14 @@ def _null_space(premises: Premises) -> list[Step]:
     ]
 
 
+def _null_space(premises: Premises) -> list[Step]:
+    return [*_homogeneous(premises), *_nearly_homogeneous(premises)]
+
+
 def evaluate_null_space(
     attention: NDArray[Any], values: NDArray[Any], cotangent: NDArray[Any]
 ) -> dict[str, Sides]:
-    """Both sides of S1 for attention [T, T], values [T, N], cotangents of its output [T, N].
+    """Both sides of S1 for attention [T, T], values [T, N] and cotangents of the attention output [T, N].
 
     `homogeneous` replaces the values by their mean; `bound` has left <= right.
     """
@@ -160,7 +164,7 @@ def evaluate_null_space(
 
 NULL_SPACE = Law(
     tag="S1",
-    title="homogeneous values silence the scores and make the gradient of W_O mean-coherent",
+    title="homogeneous values give the scores no gradient and make that of W_O mean-coherent",
     statement=(
         "V_j = vbar for all j => dL/dS_t = 0 and grad W_O = T dbar vbar^T;  "
         "|dL/dS_t|^2 <= |d_t|^2 sum_j a_tj |V_j - vbar|^2 <= |d_t|^2 max_j |V_j - vbar|^2 for any vbar"

@@ -1,1 +1,1 @@
-"""Where does a stack at initialisation collapse? The recursion forward and backward, and its front."""
+"""Where does a stack at initialisation collapse? The forward and backward recursion and its front."""

@@ -1,6 +1,6 @@
-"""The backward mean-field recursion: the adjoint's mean mode and the writer gradients it makes."""
+"""The backward mean-field recursion: the mean mode of the adjoint and the writer gradients it causes."""
 
-# W realisations, B batch, L blocks; arrays of one sub-layer are [W, B], writers are attn and ffn
+# W realisations, B batch, L blocks; the arrays of one sub-layer are [W, B]
 
 from dataclasses import dataclass
 
@@ -15,18 +15,19 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WriterInput:
-    """What a writer's gradient needs of the forward pass at one sub-layer.
+    """What the gradient of a writer needs from the forward pass through its sub-layer.
 
     Attributes:
-        cosine: c of the sub-layer's input.
-        after: c of the norm's output behind its merge.
+        cosine: pair cosine c of the sub-layer's input.
+        after: pair cosine after the sub-layer's merge and norm.
         divisor: squared divisor of that norm.
-        token, pair: second moments of the writer's input y, up to a common factor.
-        centered: token - pair, with the pair spread instead of the closure.
-        slope: response of y's pair product to the pair product of its input.
+        token: second moment of one token of the writer's input y, up to a factor common with `pair`.
+        pair: second moment of a pair of distinct tokens of y.
+        centered: token - pair, computed from the pair spread V instead of the closure.
+        slope: response of the pair product of y to that of the sub-layer's input.
         pair_spread: V, the double-centred variance of the input's pair cosines.
-        carried: share of the pair spread that passes the merge.
-        gains: of the merge.
+        carried: share of the pair spread that survives the merge.
+        gains: gains of the merge.
     """
 
     cosine: Array
@@ -42,19 +43,19 @@ class WriterInput:
 
 
 def writer_inputs(field: MeanField, steps: list[Step]) -> list[WriterInput]:
-    """The forward pass as the backward pass sees it, one entry a sub-layer.
+    """The forward pass as the backward pass needs it, one entry per sub-layer.
 
-    Follows V, the part of the pair cosines' variance that no token average removes: fresh weights add to it,
-    the merge carries it on. It orients the centered Gram matrices of trunk and adjoint alike (heuristic: mu =
-    3 for attention).
+    Follows V, the part of the variance of the pair cosines that no token average removes: fresh weights add
+    to it, the merge passes it on. It aligns the centered Gram matrices of trunk and adjoint (heuristic:
+    mu = 3 for attention).
     """
     width = field.width
     spread = np.broadcast_to((1 - field.input_cosine) ** 2 / width, steps[0].before.mean_energy.shape)
     inputs = []
-    for place, step in enumerate(steps):
+    for index, step in enumerate(steps):
         cosine, gains = field.cosine(step.before.mean_energy), step.branch.gains
         open_cosine, divisor = np.maximum(1 - cosine, TINY), step.merged.divisor
-        if place % 2 == 0:
+        if index % 2 == 0:
             rows, token, pair = field.mixed(step.before)
             gain, excess = field.attention_gain, np.full_like(cosine, 3.0)
             centered = open_cosine * (rows.square - rows.overlap + rows.square_response * spread)
@@ -84,18 +85,18 @@ def writer_inputs(field: MeanField, steps: list[Step]) -> list[WriterInput]:
         fresh = 2 * gains.centered_skip**2 * gains.centered_write**2 * open_cosine * written
         fresh = fresh + gains.centered_write**4 * written**2 * (1 + excess)
         spread = carried**2 * spread + fresh / (width * divisor**2)
-        spread = np.minimum(spread, (1 - inputs[-1].after) ** 2)  # one direction left, at most
+        spread = np.minimum(spread, (1 - inputs[-1].after) ** 2)  # reached when one direction is left
     return inputs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WriterGradient:
-    """The gradient of one writer.
+    """Statistics of the gradient of one writer.
 
     Attributes:
         adjoint_cosine: pair cosine of the cotangents of the writer's output.
         amplification: A = 1 + (T - 1) kappa (A2 at equal magnitudes).
-        kappa: mean coherence of distinct tokens.
+        kappa: mean coherence of pairs of distinct tokens (A4).
         mode_ratio: G_mean / G_ctr (G1).
     """
 
@@ -106,17 +107,16 @@ class WriterGradient:
 
 
 class Adjoint:
-    """The adjoint dL/dX going down through the sub-layers: mean and centered energy and its orientation.
+    """The adjoint dL/dX on its way down through the sub-layers: mean and centered energy, and orientation.
 
-    The loss adjoint has pair cosine `adjoint_cosine`, no norm, and is independent of X. Exact in expectation
-    over fresh
-    weights: the value, query and key paths of attention and the two gates of SwiGLU. Heuristic: the share of
-        the adjoint that the next norm's Jacobian can still remove, and independence of the forward and
-        backward fluctuations.
+    The loss adjoint has pair cosine `adjoint_cosine` and no norm, and is independent of X. Exact in
+    expectation over fresh weights: the value, query and key paths of attention and the two factors of SwiGLU.
+    Heuristic: the share of the adjoint that the next norm's Jacobian can still remove, and independent
+    fluctuations forward and backward.
 
     Args:
         field: the recursion.
-        walkers: the forward walkers, whose realisations and random stream are used on.
+        walkers: the forward walkers; their realisations and random stream are reused.
     """
 
     def __init__(self, field: MeanField, walkers: Walkers) -> None:
@@ -133,7 +133,7 @@ class Adjoint:
         (self.slope_energy,) = field.tables(np.ones_like(field.tokens), "gate_slope")
 
     def cosine(self) -> Array:
-        """Pair cosine of the adjoint now."""
+        """Current pair cosine of the adjoint [W, B]."""
         return (self.field.tokens * self.mean / (self.mean + self.centered) - 1) / (self.field.tokens - 1)
 
     def _through_norm(self, given: WriterInput) -> None:
@@ -147,7 +147,7 @@ class Adjoint:
         self.orientation = self.orientation * given.carried / given.divisor
 
     def descend(self, given: WriterInput, attention: bool) -> WriterGradient:
-        """Pass one merge and its branch; returns the gradient of the writer between them."""
+        """Pass the adjoint through a merge and its branch; return the gradient of the writer between them."""
         self._through_norm(given)
         gains, field, tokens = given.gains, self.field, self.field.tokens
         mean, centered = gains.mean_write**2 * self.mean, gains.centered_write**2 * self.centered
@@ -176,7 +176,7 @@ class Adjoint:
         return gradient
 
     def _gradient(self, given: WriterInput, mean: Array, centered: Array, cosine: Array) -> WriterGradient:
-        """A and G_mean / G_ctr from the moments of y and cotangent and their Gram matrices' alignment."""
+        """A and G_mean / G_ctr from the moments of y and its cotangent and their Gram matrices' alignment."""
         tokens = self.field.tokens
         part = (tokens - 1) / tokens * given.centered
         common = (given.token + (tokens - 1) * given.pair) / tokens
@@ -196,7 +196,7 @@ class Adjoint:
     def _jacobian(
         self, given: WriterInput, cosine: Array, energy: Array, attention: bool
     ) -> tuple[Array, Array, Array, Array, Array]:
-        """Second moments of the transposed Jacobian: token, pair, seeded and passed orientation, noise."""
+        """Second moments of the transposed Jacobian: token, pair, created and passed orientation, noise."""
         field, c, others = self.field, given.cosine, self.field.tokens - 1
         if attention:
             gain, open_cosine = field.attention_gain, 1 - given.cosine
@@ -206,7 +206,7 @@ class Adjoint:
             key: Array | float = 0.0
             query: Array | float = 0.0
             crossed: Array | float = 0.0
-            if field.attentions == {"softmax"}:  # the others' rows move with their logits at order 1/d_h only
+            if field.attentions == {"softmax"}:  # other rows depend on their logits only at order 1/d_h
                 key = square + c * cosine * others * overlap
                 query = open_cosine**2 * square + (1 - square) * given.pair_spread
                 crossed = open_cosine**2 * overlap + (1 - overlap) * given.pair_spread

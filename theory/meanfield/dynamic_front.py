@@ -1,4 +1,4 @@
-"""The dynamic front: the recursion fed with gains measured block by block from current weights."""
+"""The dynamic front: the recursion run with gains measured block by block on the current weights."""
 
 import copy
 import dataclasses
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from meanmode.theory.meanfield.cosine_tables import Tables
 from meanmode.theory.meanfield.forward import MeanField, MergeGains
 from meanmode.theory.meanfield.predicted_front import REALISATIONS, FrontPrediction, Walkers, crossing
-from meanmode.theory.meanfield.tables import Tables
 from meanmode.theory.setting import Gains, Setting
 
 Array = NDArray[np.float64]
@@ -18,15 +18,16 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockGains:
-    """What one block multiplies energies by now.
+    """Factors by which one block multiplies energies, measured on its current weights.
 
     Attributes:
-        attention: energy per feature of W_O W_V x for a token of unit energy; weight_std^2 D writer_std^2 D
-            at the initialisation.
-        ffn: the same of W2 W_value over hidden units, without the gate's factor; r times `attention` there.
-        gate_std: standard deviation of the gates of a token of unit energy.
-        merge_attn: gains of the merge behind attention.
-        merge_ffn: gains of the merge behind the FFN.
+        attention: energy per feature of W_O W_V x for a token of unit energy; at initialisation
+            weight_std^2 D writer_std^2 D.
+        ffn: the same for W2 W_value over the hidden units, without the gate; at initialisation r times
+            `attention`.
+        gate_std: standard deviation of the gates for a token of unit energy.
+        merge_attn: gains of the merge after attention.
+        merge_ffn: gains of the merge after the FFN.
     """
 
     attention: float
@@ -42,14 +43,14 @@ def _merge_gains(gains: Gains) -> MergeGains:
 
 
 class _MeasuredBlocks:
-    """One recursion per distinct block; the tables depend on the gate's standard deviation alone."""
+    """One recursion per sub-layer; the tables depend only on the standard deviation of the gates."""
 
     def __init__(self, setting: Setting, blocks: Sequence[BlockGains]) -> None:
         self.start = MeanField(setting)
         self.fields = [field for gains in blocks for field in self._fields(setting, gains)]
 
     def _fields(self, setting: Setting, gains: BlockGains) -> Iterator[MeanField]:
-        # nearby gate deviations share a table, in steps of 0.1 %
+        # gate deviations are rounded to 0.1 %, so that similar blocks share a table
         rounded = float(np.exp(np.round(np.log(max(gains.gate_std, 1e-6)), 3)))
         gated = dataclasses.replace(setting, weight_std=rounded / setting.width**0.5)
         for merge in (gains.merge_attn, gains.merge_ffn):
@@ -66,10 +67,10 @@ class _MeasuredBlocks:
         """Pair cosines after every block [L + 1, W, B]."""
         walkers = Walkers(self.start, realisations)
         states = [walkers.cosine()]
-        for place, field in enumerate(self.fields):
+        for index, field in enumerate(self.fields):
             walkers.field = field
-            walkers.step(field.ffn if place % 2 else field.attention)
-            if place % 2:
+            walkers.step(field.ffn if index % 2 else field.attention)
+            if index % 2:
                 states.append(walkers.cosine())
         return np.stack(states)
 
@@ -77,11 +78,11 @@ class _MeasuredBlocks:
 def dynamic_front(
     setting: Setting, blocks: Sequence[BlockGains], realisations: int = REALISATIONS
 ) -> FrontPrediction:
-    """The collapse front of a stack whose blocks have these gains, within its blocks.
+    """Predict the collapse front of a stack whose blocks have these gains, up to its last block.
 
-    Tokens, width, mixer, batch and input cosine are the setting's; weight and writer std, depth and merge
-    give way to the measured gains. Heuristic beyond initialisation: trained weights are correlated with each
-    other and with the tokens, and the recursion sees their size only.
+    Tokens, width, mixer, batch and input cosine come from the setting; the measured gains replace its weight
+    and writer std, depth and merge. Heuristic for trained weights: they are correlated with each other and
+    with the tokens, while the recursion sees only their size.
 
     Raises:
         ValueError: no blocks.

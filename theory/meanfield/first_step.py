@@ -1,4 +1,4 @@
-"""The first AdamW step of zero writers: how far it moves the final trunk, mean and centered part apart."""
+"""The first AdamW step of zero writers: how far it moves mean and centered part of the last trunk."""
 
 # X nodes of the adjoint mean's projection, C classes of writer columns
 
@@ -15,20 +15,18 @@ from meanmode.theory.meanfield.row_moments import ATTENTIONS
 from meanmode.theory.setting import Setting
 
 Array = NDArray[np.float64]
-
-
 PROJECTION_NODES, GATE_NODES = 80, 48
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FunctionalStep:
-    """Root mean square over tokens and features of x_L(theta + step) - x_L(theta), per unit learning rate.
+    """RMS over tokens and features of x_L(theta + step) - x_L(theta), per unit learning rate.
 
     Attributes:
-        mean_coherent: of the token mean, the part all layers write alike; grows like L.
-        mean_independent: of the token mean, the part that differs between layers; grows like sqrt(L).
-        centered_coherent: of the centered part, alike in all layers.
-        centered_independent: of the centered part, different between layers.
+        mean_coherent: displacement of the token mean that all layers share; grows like L.
+        mean_independent: displacement of the token mean that differs between layers; grows like sqrt(L).
+        centered_coherent: displacement of the centered part that all layers share.
+        centered_independent: displacement of the centered part that differs between layers.
     """
 
     mean_coherent: float
@@ -38,23 +36,31 @@ class FunctionalStep:
 
     @property
     def mean(self) -> float:
-        """Displacement of the token mean."""
+        """Displacement of the token mean, both parts together."""
         return float(np.hypot(self.mean_coherent, self.mean_independent))
 
     @property
     def centered(self) -> float:
-        """Displacement of the centered part."""
+        """Displacement of the centered part, both parts together."""
         return float(np.hypot(self.centered_coherent, self.centered_independent))
 
     @property
     def total(self) -> float:
-        """Displacement of all tokens: Delta per unit rate."""
+        """Displacement of the tokens: Delta per unit learning rate."""
         return float(np.hypot(self.mean, self.centered))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Columns:
-    """Columns of a writer, Gaussian given their class: energies of a token and a pair, and responses."""
+    """One class of writer columns, Gaussian within the class.
+
+    Attributes:
+        weight: share of the columns in this class.
+        token: second moment of the writer's input for one token.
+        pair: second moment of the writer's input for a pair of distinct tokens.
+        slope: response of that pair product to the pair product of the trunk.
+        row: 1 if the spread of the row means of the pair cosines contributes, 0 if not.
+    """
 
     weight: float
     token: float
@@ -82,7 +88,7 @@ def _attention_columns(field: MeanField, cosine: float, pair_spread: float) -> I
 def _ffn_columns(
     field: MeanField, cosine: float, pair_spread: float, row_spread: float
 ) -> Iterator[_Columns]:
-    """Given the gate's common part alpha a hidden unit is Gaussian over the tokens."""
+    """Yield one class per common part alpha of a gate, given which hidden units are Gaussian over tokens."""
     read = float(field.gate_variance[0, 0])
     nodes, weights = _normal(GATE_NODES)
     for alpha, weight in zip(nodes, weights, strict=True):
@@ -104,7 +110,7 @@ def _ffn_columns(
 
 
 class _Writer:
-    """Displacements by one writer per unit rate: sums over its columns of E[sign(d_a . y_b) y_tb]."""
+    """Displacement by one writer per unit rate: sums over its columns of E[sign(d_a . y_b) y_tb]."""
 
     def __init__(
         self, setting: Setting, columns: Iterator[_Columns], count: float, spreads: tuple[float, float]
@@ -144,13 +150,13 @@ def predict_functional_step(setting: Setting) -> FunctionalStep:
     """Displacement of the final trunk by the first AdamW step of zero writers, -rate sign(grad); plain merge.
 
     At step 0 the trunk is the identity: every layer has the same cotangent and the same statistics of writer
-    inputs. The mean over the readers of a column's sign write is common to all layers and adds up like L;
-    what is left adds up like sqrt(L). Linear in the rate: saturation is not treated. Heuristic: the pair
-    cosines' spread enters to first order; measured, the mean part holds to 6 %, the centered part is 1-13 %
-    too large.
+    inputs. The mean over the readers of a column's sign write is common to all layers and adds up like L; the
+    rest adds up like sqrt(L). Linear in the rate: saturation is not modelled. Heuristic: the spread of the
+    pair cosines enters to first order. Against simulation the mean part is right to 6 %, the centered part
+    1-13 % too large.
 
     Raises:
-        ValueError: a merge other than plain, or a mixer that is no attention by itself.
+        ValueError: a merge other than plain, or a mixer that is not pure attention.
     """
     if setting.mixer not in ATTENTIONS:
         raise ValueError(

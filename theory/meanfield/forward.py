@@ -1,6 +1,6 @@
-"""The forward mean-field recursion: mean energy and spread of the pair cosines, sub-layer by sub-layer."""
+"""The forward mean-field recursion: mean energy and spread of the pair cosines after every sub-layer."""
 
-# W realisations (seeds), or as many settings, B batch; every array of a state is [W, B]
+# W realisations (seeds) of one setting, or one row per setting; B batch; every array of a state is [W, B]
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -8,14 +8,12 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from meanmode.theory.meanfield.coverage import silence
+from meanmode.theory.meanfield.cosine_tables import Tables
+from meanmode.theory.meanfield.coverage import why_not_covered
 from meanmode.theory.meanfield.row_moments import RowMoments, attention_of
-from meanmode.theory.meanfield.tables import Tables
 from meanmode.theory.setting import Gains, Setting, identity_blend
 
 Array = NDArray[np.float64]
-
-
 TINY = 1e-12
 
 
@@ -24,8 +22,8 @@ class State:
     """The trunk after an RMSNorm, |x|^2 = D for every token.
 
     Attributes:
-        mean_energy: m = |JX|^2 / (T D); the centered part has 1 - m.
-        spread: v, the variance of c_ij over the pairs of a sample.
+        mean_energy: m = |JX|^2 / (T D); the energy of the centered part is 1 - m.
+        spread: v, the variance of the pair cosines c_ij within a sample.
     """
 
     mean_energy: Array
@@ -34,7 +32,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class MergeGains:
-    """The gains of a merge (`Gains`), one row a setting."""
+    """The gains of a merge (`Gains`), one row per setting."""
 
     mean_skip: Array
     mean_write: Array
@@ -47,20 +45,20 @@ class Branch:
     """Moments of a sub-layer's output per feature, and fluctuations of the writer's input over the readers.
 
     Attributes:
-        gains: of the merge that the output goes into.
+        gains: gains of the merge that the output enters.
         token: second moment of one token.
-        pair: second moment of a pair of distinct tokens, mean over pairs.
-        slope: derivative of `pair` in the pair's own cosine: of the FFN, and of the identity in a mixer.
-        curvature: second derivative of `pair`.
+        pair: second moment of a pair of distinct tokens, averaged over pairs.
+        slope: derivative of `pair` in the cosine of that pair, from the FFN or the identity in a mixer.
+        curvature: second derivative of `pair` in the cosine of that pair.
         fresh: D times the relative variance that fresh weights add to a pair product.
-        mean: D times the relative variance of the energy of the branch mean over the readers.
-        mean_centered: the same, covariance with the energy of the centered part.
-        centered: the same, variance of the energy of the centered part.
-        pair_token: D times the relative covariance of a pair product and a token's energy, readers only.
-        own: of one token's energy.
-        crossed: of two tokens' energies.
-        crossed_by_pair: whether `crossed` multiplies the squared pair product (attention) or token energy
-            (FFN).
+        mean: D times the relative variance, over the readers, of the energy of the branch mean.
+        mean_centered: the same for the covariance of the energies of branch mean and centered part.
+        centered: the same for the variance of the energy of the centered part.
+        pair_token: the same for the covariance of a pair product and the energy of one of its tokens.
+        own: the same for the variance of the energy of one token.
+        crossed: the same for the covariance of the energies of two tokens.
+        crossed_by_pair: whether `crossed` multiplies the squared pair product (attention) or the squared
+            energy of a token (FFN).
     """
 
     gains: MergeGains
@@ -80,41 +78,40 @@ class Branch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Merged:
-    """A merge: the state after it and the square of the RMSNorm's divisor."""
+    """Result of a merge: the state after its RMSNorm, and the squared divisor of that norm."""
 
     state: State
     divisor: Array
 
 
 def _lognormal(normal: Array, variance: Array) -> Array:
-    """A positive factor of mean 1 and, to leading order, this variance."""
+    """A positive factor with mean 1 and, to leading order, this variance."""
     return np.exp(np.sqrt(variance) * normal - 0.5 * variance)
 
 
 class MeanField:
-    """The recursion of one setting.
+    """The recursion of one setting, or of several at once.
 
     With fresh Gaussian weights the moments of a branch follow from the trunk's mean pair cosine
-    c = (T m - 1) / (T - 1) (TCS, arXiv:2605.06169 App. A) and the spread of the pair cosines around it. Exact
-    to the order kept, 1/D:
-    the drift of E cos(z_i, z_j) through a merge and its RMSNorm, the tilt and the energy of the branch mean,
-    the start. Heuristic: one pair cosine for all pairs of a sample, log-normal energies, and the third moment
-    and the saturation of the spread. With text tokens the two segments carry the same statistics, so T counts
-    both; only the merges that project each segment by itself tell them apart. A mixer e I + l A has the rows
-    of A blended with those of the identity, exactly: E a_ij = 1 / T for every pair, a token and itself
-    included.
+    c = (T m - 1) / (T - 1) (TCS, arXiv:2605.06169 App. A) and the spread of the pair cosines around it.
+    Exact to order 1/D: the start, the drift of E cos(z_i, z_j) through a merge and its RMSNorm, and the tilt
+    and energy of the branch mean. Heuristic: one pair cosine for all pairs of a sample, log-normal energies,
+    and the third moment and saturation of the spread. Text and image tokens have the same statistics, so T
+    counts both; only merges that project each segment separately distinguish them. The rows of a mixer
+    e I + l A are those of A blended with the identity, exactly: E a_ij = 1 / T for every pair, including
+    i = j.
 
     Args:
-        settings: the stack; `rope` is ignored (positions are not part of the one-cosine ansatz). Several
-            stacks are followed at once, one in each row of the state.
+        settings: the stacks, one per row of the state; `rope` is ignored, since positions are not part of the
+            one-cosine ansatz.
 
     Raises:
-        ValueError: a setting on which the theory is silent (`meanmode.theory.meanfield.coverage`).
+        ValueError: a setting that the theory does not cover (`meanmode.theory.meanfield.coverage`).
     """
 
     def __init__(self, *settings: Setting) -> None:
         for setting in settings:
-            reason = silence(setting)
+            reason = why_not_covered(setting)
             if reason is not None:
                 raise ValueError(reason)
 
@@ -145,15 +142,15 @@ class MeanField:
         (self.silu_energy,) = self.tables(np.ones_like(read), "kernel")
 
     def cosine(self, mean_energy: Array) -> Array:
-        """Pair cosine of tokens of unit energy: c = (T m - 1) / (T - 1), exact."""
+        """Pair cosine of tokens of unit energy, c = (T m - 1) / (T - 1); exact."""
         return (self.tokens * mean_energy - 1) / (self.tokens - 1)
 
     def mean_energy(self, token: Array, pair: Array) -> Array:
-        """Energy of the token mean from the second moments of one token and of a pair, exact."""
+        """Energy of the token mean from the second moments of one token and of a pair; exact."""
         return (token + (self.tokens - 1) * pair) / self.tokens
 
     def start(self, shape: tuple[int, int], random: np.random.Generator | None) -> State:
-        """The synthetic input: c0 less its bias c0 (1 - c0^2) / (2 D), with the spread of Gaussian tokens."""
+        """The synthetic input: c0 minus its bias c0 (1 - c0^2) / (2 D), and the spread of Gaussian tokens."""
         cosine, tokens = self.input_cosine, self.tokens
         biased = cosine - 0.5 * cosine * (1 - cosine**2) / self.width
         mean = np.broadcast_to((1 + (tokens - 1) * biased) / tokens, shape)
@@ -188,7 +185,7 @@ class MeanField:
         )
 
     def mixed(self, state: State) -> tuple[RowMoments, Array, Array]:
-        """Row moments, and the second moments of mixed tokens (one and a pair) per unit of attention gain."""
+        """Row moments, and the second moments of one and of two mixed tokens per unit of attention gain."""
         cosine, common = self.cosine(state.mean_energy), (self.identity + self.share) ** 2
         rows = self.rows(cosine)
         token = common * cosine + (1 - cosine) * rows.square + rows.square_response * state.spread
@@ -196,7 +193,7 @@ class MeanField:
         return rows, token, pair
 
     def attention(self, state: State) -> Branch:
-        """Moments of the attention output; W_V is a second Gaussian matrix in front of the writer."""
+        """Moments of the attention output; W_V is a second Gaussian matrix before the writer."""
         _, token, pair = self.mixed(state)
         none, wishart = np.zeros_like(token), np.full_like(token, 2.0)
         return Branch(
@@ -216,7 +213,7 @@ class MeanField:
         )
 
     def ffn(self, state: State) -> Branch:
-        """Moments of the SwiGLU output, the spread of the pair cosines kept to second order."""
+        """Moments of the SwiGLU output, to second order in the deviations of the pair cosines."""
         cosine, gain, ratio = self.cosine(state.mean_energy), self.ffn_gain, self.ratio
         pair, slope, curvature = self.tables(cosine, "swiglu", "slope", "curvature")
         names = ("mean", "mean_centered", "centered", "pair_token", "own", "crossed")
@@ -233,17 +230,19 @@ class MeanField:
         )
 
     def merge(self, state: State, branch: Branch, random: np.random.Generator | None = None) -> Merged:
-        """The residual merge and its RMSNorm; without `random` the recursion of the means."""
+        """Apply the residual merge and its RMSNorm; without `random`, the mean recursion without noise."""
         return _Merge(self, state, branch).pass_on(random)
 
 
 class _Merge:
-    """One merge, in units of the squared divisor: energies of skip and write, on mean and centered part."""
+    """One merge: energies of skip and write in the mean and the centered part, over the squared divisor."""
 
     def __init__(self, field: MeanField, state: State, branch: Branch) -> None:
         self.field, self.state, self.branch = field, state, branch
         gains, tokens = branch.gains, field.tokens
-        write = np.maximum(field.mean_energy(branch.token, branch.pair), 0)  # an energy, to order 1/D
+        write = np.maximum(
+            field.mean_energy(branch.token, branch.pair), 0
+        )  # an energy; the expansion in 1/D may make it negative
         energies = (
             gains.mean_skip**2 * state.mean_energy,
             gains.mean_write**2 * write,
@@ -266,7 +265,7 @@ class _Merge:
         self.cosine = self.skip_pair + self.pair
 
     def drift(self) -> Array:
-        """E cos(z_i, z_j) less the cosine of the mean energies, to order 1/D.
+        """E cos(z_i, z_j) minus the cosine of the mean energies, to order 1/D.
 
         The features of F = y W are independent given y, so the fourth moments of Z = X + F are sums over
         pairings; the ratio z_i . z_j / (|z_i| |z_j|) is expanded to second order.
@@ -293,10 +292,10 @@ class _Merge:
         return np.maximum(linear + 0.5 * self.branch.fresh * square, 0)
 
     def spread(self, after: Array) -> Array:
-        """v after the merge; v / (1 - c)^2 is free of fluctuations that rescale 1 - c for all pairs alike.
+        """v after the merge; v / (1 - c)^2 ignores fluctuations that rescale 1 - c for all pairs equally.
 
-        Heuristic: the skewness of the pair cosines (exact for Gaussian tokens, a gamma law at c = 1), and the
-            depletion of the fresh part by the purity of the centered Gram matrix.
+        Heuristic: the skewness of the pair cosines (exact for Gaussian tokens, a gamma distribution at
+        c = 1), and the depletion of the fresh part by the purity of the centered Gram matrix.
         """
         cosine, v = self.field.cosine(self.state.mean_energy), self.state.spread
         open_cosine = np.maximum(1 - cosine, TINY)
@@ -309,7 +308,7 @@ class _Merge:
         return (kept + fresh) / np.maximum(1 - self.cosine, TINY) ** 2 * (1 - after) ** 2
 
     def pass_on(self, random: np.random.Generator | None) -> Merged:
-        """State after the merge and the norm."""
+        """State and divisor after the merge and its norm."""
         tokens = self.field.tokens
         mean = self.mean_skip + self.mean_write
         drift = (tokens - 1) / tokens * self.drift()
@@ -323,7 +322,7 @@ class _Merge:
         return Merged(state=state, divisor=divisor)
 
     def _walk(self, mean: Array, random: np.random.Generator) -> tuple[Array, Array, Array]:
-        """One random step: mean energy, stretch of the divisor, and the drift the ratio adds by itself."""
+        """One random step: mean energy, factor on the divisor, and the drift caused by the ratio alone."""
         branch, width, tokens = self.branch, self.field.width, self.field.tokens
         tilt, part, mean_unit, part_unit, writer = random.standard_normal((5, *mean.shape))
         mean_variance = branch.mean / width

@@ -12,20 +12,10 @@ from meanmode.theory.meanfield.forward import Branch, MeanField, Merged, State
 from meanmode.theory.setting import Setting
 
 Array = NDArray[np.float64]
-
-
 FRONT_COSINE = 0.9
-
-
 HORIZON = 4096
-
-
 REALISATIONS = 600
-
-
 SETTLED = 1e-12
-
-
 SubLayer = Callable[[State], Branch]
 
 
@@ -39,7 +29,7 @@ class Step:
 
 
 def crossing(cosines: Array) -> Array:
-    """First depth at which each profile reaches `FRONT_COSINE`, interpolated linearly; inf where never.
+    """First depth at which each profile reaches `FRONT_COSINE`, interpolated linearly; inf if it never does.
 
     Args:
         cosines: pair cosines [L + 1, ...], block 0 first; NaN counts as not reached.
@@ -54,15 +44,15 @@ def crossing(cosines: Array) -> Array:
 
 
 class Walkers:
-    """Realisations of the stack at finite width: random walks around the mean recursion, no fitted constant.
+    """Realisations of a stack of finite width: random walks around the mean recursion, no fitted constant.
 
-    Samples of a batch are independent walkers: their means are nearly orthogonal, so shared weights act on
-    them apart.
+    The samples of a batch are independent walkers: their means are nearly orthogonal, so the shared weights
+    act on each independently.
 
     Args:
         field: the recursion.
-        realisations: how many seeds of one setting; 0 gives the mean recursions of all settings, without
-            noise.
+        realisations: number of seeds of one setting; 0 follows the mean recursions of all settings of the
+            field, without noise.
     """
 
     def __init__(self, field: MeanField, realisations: int) -> None:
@@ -72,18 +62,18 @@ class Walkers:
         self.state = field.start(shape, self.random)
 
     def cosine(self) -> Array:
-        """The pair cosine of every sample now [W, B]."""
+        """Current pair cosine of every sample [W, B]."""
         return self.field.cosine(self.state.mean_energy)
 
     def step(self, sub_layer: SubLayer) -> Step:
-        """Pass one sub-layer."""
+        """Move all walkers through one sub-layer."""
         before, branch = self.state, sub_layer(self.state)
         merged = self.field.merge(before, branch, self.random)
         self.state = merged.state
         return Step(before=before, branch=branch, merged=merged)
 
     def blocks(self, depth: int) -> Iterator[Array]:
-        """The cosines after blocks 0, 1, ..., depth, each [W, B]."""
+        """Yield the cosines after blocks 0, 1, ..., depth, each [W, B]."""
         yield self.cosine()
         for _ in range(depth):
             self.step(self.field.attention)
@@ -93,13 +83,13 @@ class Walkers:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrontPrediction:
-    """The front's distribution over seeds.
+    """Distribution of the collapse front over seeds, in blocks.
 
     Attributes:
-        front: mean over realisations in blocks; None where fewer than half of them reach the front.
+        front: mean over realisations; None if fewer than half of them reach the front.
         front_std: standard deviation over realisations (one seed of `batch` samples each); None with `front`.
-        front_deterministic: of the mean recursion; None where it has none within `HORIZON` blocks.
-        samples: the front of every realisation, inf where it has none within the blocks that were followed.
+        front_deterministic: front of the mean recursion; None if it has none within `HORIZON` blocks.
+        samples: front of every realisation; inf if it was not reached within the blocks that were followed.
     """
 
     front: float | None
@@ -108,15 +98,15 @@ class FrontPrediction:
     samples: Array = field(repr=False)
 
     def within(self, depth: int) -> tuple[float, float, float]:
-        """At a finite depth: the fraction of seeds that collapse, mean and std of min(front, depth)."""
+        """Fraction of seeds that collapse within `depth` blocks, and mean and std of min(front, depth)."""
         seen = np.minimum(self.samples, depth)
         return float(np.mean(self.samples <= depth)), float(seen.mean()), float(seen.std())
 
 
 def deterministic_fronts(settings: Sequence[Setting], horizon: int = HORIZON) -> list[float | None]:
-    """Fronts of the mean recursions of many settings, followed at once, in blocks.
+    """Fronts of the mean recursions of many settings, followed together, in blocks.
 
-    None where the cosine settles below the front, or reaches it beyond `horizon` blocks.
+    None if the cosine settles below the front or does not reach it within `horizon` blocks.
     """
     fronts = np.full(len(settings), np.inf)
     finished = np.zeros(len(settings), dtype=bool)
@@ -137,14 +127,14 @@ def deterministic_fronts(settings: Sequence[Setting], horizon: int = HORIZON) ->
 
 
 def deterministic_front(setting: Setting) -> float | None:
-    """The front of one mean recursion; None as in `deterministic_fronts`."""
+    """Front of the mean recursion of one setting, as in `deterministic_fronts`."""
     return deterministic_fronts([setting])[0]
 
 
 def predict_front(setting: Setting, realisations: int = REALISATIONS) -> FrontPrediction:
-    """The collapse front at initialisation with its spread over seeds (recursion without a fitted constant).
+    """Predict the collapse front at initialisation and its spread over seeds, without a fitted constant.
 
-    Where the mean recursion has no front, the realisations are followed to the setting's depth, since
+    If the mean recursion has no front, the realisations are followed to the setting's depth, since
     fluctuations may carry some across. Heuristic: the walk keeps one cosine per sample and independent noise
     per sub-layer.
     """

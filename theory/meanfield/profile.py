@@ -1,4 +1,4 @@
-"""Predicted depth profiles of forward and backward observables, from the recursion's realisations."""
+"""Predicted depth profiles of forward and backward observables, averaged over realisations."""
 
 # W realisations, B batch, L blocks
 
@@ -13,21 +13,19 @@ from meanmode.theory.meanfield.row_moments import attention_of
 from meanmode.theory.setting import Setting
 
 Array = NDArray[np.float64]
-
-
 PROFILE_REALISATIONS = 200
 
 
 def energy_ratio(tokens: float, cosine: Array) -> Array:
-    """rho = |mu(X)|_F / |c(X)|_F from the pair cosine: rho^2 = (1 + (T - 1) c) / ((T - 1) (1 - c)), exact."""
+    """rho = |mu(X)|_F / |c(X)|_F from the pair cosine c: rho^2 = (1 + (T - 1) c) / ((T - 1)(1 - c)) (E1)."""
     return np.sqrt(np.maximum(1 + (tokens - 1) * cosine, 0) / ((tokens - 1) * np.maximum(1 - cosine, 1e-300)))
 
 
 def spectral_edge(tokens: int, dimensions: float, head_width: int) -> float:
-    """|P A P|_2 / (1 - c) of the linear part of the softmax, for centered tokens in so many dimensions.
+    """|P A P|_2 / (1 - c) of the linearised softmax, for centered tokens in `dimensions` dimensions.
 
     The logits are X W_Q W_K^T X^T, so the edge is that of a free product of Gram matrices: its square is the
-    minimum over z > 0 of (1 + z)^2 (1 + D z / T)^2 (z + d_h / D) / z, divided by d_h.
+    minimum over z > 0 of (1 + z)^2 (1 + D z / T)^2 (z + d_h / D) / z, divided by d_h, with D the dimensions.
     """
 
     def square(log_z: float) -> float:
@@ -38,12 +36,12 @@ def spectral_edge(tokens: int, dimensions: float, head_width: int) -> float:
 
 
 class ProfileObservables:
-    """The forward observables of App. A as functions of the state, for one setting.
+    """The forward observables of arXiv:2605.06169 App. A as functions of the state, for one setting.
 
-    The centered tokens of a deep stack live in fewer directions than D: their purity Pi = v / ((1 - c)^2 (1 +
-    2 c - c^2)) is 1 / D for fresh tokens. Retention and leakage hold to about 6 % (T >= 64); mu_eff, for
-    softmax alone, to about 10 % below c = 0.85 and T >= 64 and lies 10-30 % too high beyond (heuristic column
-    weights, no edge fluctuation).
+    The centered tokens of a deep stack occupy fewer than D directions: their purity
+    Pi = v / ((1 - c)^2 (1 + 2 c - c^2)) is 1 / D for fresh tokens. For T >= 64, retention and leakage are
+    accurate to about 6 %; mu_eff, given for softmax only, to about 10 % below c = 0.85 and 10-30 % too high
+    above it (heuristic column weights, no edge fluctuation).
     """
 
     def __init__(self, field: MeanField) -> None:
@@ -55,7 +53,7 @@ class ProfileObservables:
         self.edges = (np.log(purities), edges)
 
     def operator(self, state: State) -> dict[str, Array]:
-        """Retention, leakage, row diversity and mu_eff of the attention matrix that sees this state."""
+        """Retention, leakage, row diversity and mu_eff of the attention matrix computed from this state."""
         field = self.field
         cosine = field.cosine(state.mean_energy)
         rows = field.rows(cosine)
@@ -80,9 +78,10 @@ class ProfileObservables:
         return observables
 
     def branch(self, step: Step, attention: bool) -> dict[str, Array]:
-        """Residual ratio and variance gain of a branch output over the trunk it is added to.
+        """Residual ratio and variance gain of a branch output relative to the trunk it is added to.
 
-        Attention returns sqrt(g) Ret of the centered part, since P A X = P A P X (law P2); so does e I + l A.
+        The variance gain of attention is sqrt(g) times the retention, since P A X = P A P X (law P2); the
+        same holds for e I + l A.
         """
         moments, mean = step.branch, step.before.mean_energy
         if attention:
@@ -96,14 +95,14 @@ class ProfileObservables:
 
 
 def predict_profile(setting: Setting, realisations: int = PROFILE_REALISATIONS) -> dict[str, Array]:
-    """Mean over realisations of the observables at every block.
+    """Predict the observables at every block, averaged over realisations.
 
     Returns:
-        `tcs`, `rho`, `adjoint_tcs` [L + 1], after block l (block 0 is the input); `retention`, `leakage`,
-        `row_div` and, for softmax, `mu_eff` [L], of block l + 1, whose attention sees the state after block
-        l; `r_tr`, `var_gain`, `c_delta`, `amplification`, `kappa`, `mode_ratio` [L, 2] of the writers attn
-        and ffn of block l + 1. rho and mode_ratio = g_mean / g_ctr are averaged in the logarithm, since they
-        grow without bound behind the front.
+        `tcs`, `rho`, `adjoint_tcs` [L + 1] after block l, where block 0 is the input; `retention`, `leakage`,
+        `row_div` and, for softmax, `mu_eff` [L] of block l + 1, whose attention sees the state after block l;
+        `r_tr`, `var_gain`, `c_delta`, `amplification`, `kappa`, `mode_ratio` [L, 2] of the writers attn and
+        ffn of block l + 1. rho and mode_ratio = g_mean / g_ctr are averaged in the logarithm, since they grow
+        without bound after the front.
     """
     field = MeanField(setting)
     walkers = Walkers(field, realisations)
@@ -123,7 +122,7 @@ def predict_profile(setting: Setting, realisations: int = PROFILE_REALISATIONS) 
     operators = [observables.operator(state) for state in states[:-1]]
     for name in operators[0] if operators else ():
         profile[name] = np.array([operator[name].mean() for operator in operators])
-    branches = [observables.branch(step, attention=place % 2 == 0) for place, step in enumerate(steps)]
+    branches = [observables.branch(step, attention=index % 2 == 0) for index, step in enumerate(steps)]
     for name in ("r_tr", "var_gain"):
         profile[name] = _by_writer([branch[name].mean() for branch in branches])
     return profile | _backward_profile(field, walkers, steps)
@@ -138,9 +137,9 @@ def _backward_profile(field: MeanField, walkers: Walkers, steps: list[Step]) -> 
     cosines = [adjoint.cosine().mean()]
     gradients: list[WriterGradient] = []
     inputs = writer_inputs(field, steps) if steps else []
-    for place in reversed(range(len(steps))):
-        gradients.append(adjoint.descend(inputs[place], attention=place % 2 == 0))
-        if place % 2 == 0:
+    for index in reversed(range(len(steps))):
+        gradients.append(adjoint.descend(inputs[index], attention=index % 2 == 0))
+        if index % 2 == 0:
             cosines.append(adjoint.cosine().mean())
     gradients.reverse()
     return {

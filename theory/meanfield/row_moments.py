@@ -1,4 +1,4 @@
-"""Row moments of the token mixers: all that the mean-field recursion needs to know of attention."""
+"""Row moments of the token mixers: all that the mean-field recursion needs to know about attention."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowMoments:
-    """Moments of the rows of a row-stochastic mixer that sees tokens of one pair cosine.
+    """Moments of the rows of a row-stochastic mixer, for tokens with one common pair cosine.
 
     Attributes:
-        square: S_d = E sum_j a_ij^2.
-        overlap: S_o = E sum_j a_ij a_i'j, two rows.
-        square_response: how much of the spread of the pair cosines a mixed token's energy picks up.
-        overlap_response: the same for a pair of mixed tokens.
+        square: S_d = E sum_j a_ij^2 of one row.
+        overlap: S_o = E sum_j a_ij a_i'j of two rows.
+        square_response: share of the spread of the pair cosines that enters the energy of a mixed token.
+        overlap_response: share of it that enters the product of a pair of mixed tokens.
     """
 
     square: Array
@@ -34,27 +34,25 @@ class RowMoments:
 
 Rows = Callable[[Array], RowMoments]
 
-
 ATTENTIONS = ("softmax", "uniform", "linear")
-"""The mixers whose rows have one law, by which their moments are known."""
+"""The mixers whose row moments are known; all rows of one have the same distribution."""
 
 
 def attention_of(mixer: str) -> str:
-    """The attention A of a mixer e I + l A."""
+    """Name of the attention A in a mixer e I + l A."""
     return "softmax" if mixer in ("lazy", "a_minus_i", "i_minus_a") else mixer
 
 
 @lru_cache(maxsize=64)
 def row_moments(mixer: str, tokens: int, head_width: int) -> Rows:
-    """Row moments of a mixer as a function of the pair cosine; tables are computed once per process.
+    """Row moments of a mixer as a function of the pair cosine, cached per process.
 
-    softmax: exact quadrature with Gaussian logits, rows that weigh the tokens they resemble. uniform: a_ij =
-        1/T.
-    linear: a_ij proportional to phi(q_i) . phi(k_j), phi = elu + 1 on normed features, to leading order in
-        1/d_h.
+    softmax: exact quadrature; tokens attend more to the tokens they resemble. uniform: a_ij = 1/T. linear:
+    a_ij proportional to phi(q_i) . phi(k_j) with phi = elu + 1 on normalised features, to leading order in
+    1/d_h.
 
     Raises:
-        ValueError: an unknown mixer.
+        ValueError: a mixer whose row moments are not known.
     """
     if mixer == "softmax":
         return _softmax_rows(tokens, head_width)
@@ -62,7 +60,7 @@ def row_moments(mixer: str, tokens: int, head_width: int) -> Rows:
         return _uniform_rows(tokens)
     if mixer == "linear":
         return _linear_rows(tokens, head_width)
-    raise ValueError(f"no theory of the mixer {mixer!r}")
+    raise ValueError(f"no theory for the mixer {mixer!r}: choose one of {', '.join(ATTENTIONS)}")
 
 
 def _softmax_rows(tokens: int, head_width: int) -> Rows:
@@ -95,14 +93,14 @@ FEATURE_ORDERS = 60
 
 
 def _linear_rows(tokens: int, head_width: int) -> Rows:
-    """psi(c) = E phi(u) phi(u') by Mehler's series; QK-Norm silences the second Hermite mode."""
+    """psi(c) = E phi(u) phi(u') by Mehler's series; QK-Norm removes the second Hermite mode."""
     nodes, weights = hermegauss(180)
     weights = weights / weights.sum()
     feature = np.where(nodes > 0, nodes + 1, np.exp(np.minimum(nodes, 0)))
     norms = np.exp(-0.5 * gammaln(np.arange(FEATURE_ORDERS) + 1))
     modes = (hermevander(nodes, FEATURE_ORDERS - 1) * norms).T @ (weights * feature)
     energies = modes**2
-    energies[-1] += weights @ feature**2 - energies.sum()  # the truncated tail, so that psi(1) is exact
+    energies[-1] += weights @ feature**2 - energies.sum()  # the truncated tail; makes psi(1) exact
     psi = Polynomial(energies)
     slope = psi.deriv()
     scale = head_width * modes[0] ** 4

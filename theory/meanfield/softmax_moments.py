@@ -10,14 +10,8 @@ from scipy.interpolate import CubicSpline
 from scipy.special import roots_gegenbauer, roots_hermitenorm
 
 Array = NDArray[np.float64]
-
-
 NODES = 64
-
-
 OUTER = 150
-
-
 TABLE_COSINES = 41
 
 
@@ -34,10 +28,10 @@ def _outer_points(tokens: int, std: float) -> tuple[Array, float]:
 
 
 def _head_nodes(head_width: int | None) -> tuple[Array, Array]:
-    """Nodes and weights of one logit sqrt(d_h) cos(angle), the angle of random directions; None is Gaussian.
+    """Nodes and weights of one logit sqrt(d_h) cos(angle) between random directions; None is Gaussian.
 
-    QK-Norm puts queries and keys on a sphere, so the logits of a finite head have this law of unit variance
-    exactly.
+    QK-Norm puts queries and keys on a sphere, so the logits of a finite head have exactly this distribution,
+    of unit variance.
     """
     if head_width is None:
         return _normal_nodes(NODES)
@@ -48,7 +42,7 @@ def _head_nodes(head_width: int | None) -> tuple[Array, Array]:
 
 
 def row_square(tokens: int, variance: float, head_width: int | None = None) -> float:
-    """E sum_j a_ij^2 of one softmax row over `tokens` independent logits of this variance (S_d)."""
+    """S_d = E sum_j a_ij^2 of one softmax row over `tokens` independent logits of this variance."""
     std = np.sqrt(variance)
     z, weight = _head_nodes(head_width)
     w = np.exp(std * z - variance / 2)
@@ -60,7 +54,7 @@ def row_square(tokens: int, variance: float, head_width: int | None = None) -> f
 
 
 def row_overlap(tokens: int, variance: float, correlation: float) -> float:
-    """E sum_j a_ij a_i'j of two softmax rows whose logits N(0, variance) have this correlation (S_o)."""
+    """S_o = E sum_j a_ij a_i'j of two softmax rows whose logits N(0, variance) have this correlation."""
     std = np.sqrt(variance)
     z, weight = _normal_nodes(NODES)
     u, step = _outer_points(tokens, std)
@@ -76,12 +70,13 @@ def row_overlap(tokens: int, variance: float, correlation: float) -> float:
 
 @lru_cache(maxsize=64)
 def softmax_table(tokens: int, head_width: int | None) -> CubicSpline:
-    """(S_d - 1/T) / (1 - c) and (S_d - S_o) / (1 - c)^2 as functions of the token cosine; once per process.
+    """(S_d - 1/T) / (1 - c) and (S_d - S_o) / (1 - c)^2 as functions of the token cosine, cached per process.
 
-    Both stay finite at c = 1, where the softmax is linear. With QK-Norm the softmax sees logits of variance 1
-    - c whose rows correlate by c, whatever the weights; the rest of a logit is constant along its row and
-    drops out. S_d keeps the law of a finite head, exact at c = 0 and scaled with the variance beyond
-    (heuristic); in S_o its terms of order 1/d_h cancel at c = 0 and do not matter beyond, so S_o is Gaussian.
+    Both stay finite at c = 1, where the softmax is linear. With QK-Norm the softmax sees logits of variance
+    1 - c with correlation c between rows, whatever the weights; the rest of a logit is constant along its row
+    and cancels. S_d uses the distribution of a finite head, exact at c = 0 and scaled with the variance
+    elsewhere (heuristic). In S_o the terms of order 1/d_h cancel at c = 0 and are negligible elsewhere, so
+    S_o uses Gaussian logits.
 
     Raises:
         ValueError: fewer than two tokens.

@@ -1,4 +1,4 @@
-"""Moments of SwiGLU hidden units over random weights: their pair kernel and their fluctuations."""
+"""Moments of SwiGLU hidden units over random weights: pair kernel and fluctuations."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,11 +11,7 @@ from scipy.interpolate import CubicSpline
 from scipy.special import expit, gammaln
 
 Array = NDArray[np.float64]
-
-
 HERMITE_ORDERS = 80
-
-
 TABLE_COSINES = 41
 
 
@@ -47,8 +43,8 @@ def _kernel(first: Array, second: Array, scale: float) -> Polynomial:
 def silu_kernel(std: float) -> Polynomial:
     """E[silu(std u) silu(std u')] as a power series in the correlation of the standard normal pair (u, u').
 
-    Mehler: the coefficient of c^n is the squared n-th normalised Hermite coefficient of silu(std .), so the
-        value, its derivatives and its limits are exact to the truncation, 1e-15 of its value at c = 0.
+    By Mehler's formula the coefficient of c^n is the squared n-th normalised Hermite coefficient of
+    silu(std .). Value, derivatives and limits are exact up to the truncation, 1e-15 of the value at c = 0.
     """
     nodes, weights = _nodes(2 * HERMITE_ORDERS)
     modes = _hermite_modes(_silu(std * nodes), nodes, weights)
@@ -65,15 +61,15 @@ def slope_kernel(std: float) -> Polynomial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnitFluctuations:
-    """Relative covariances over hidden units h = silu(g) v, to be divided by their number r D.
+    """Relative covariances over hidden units h = silu(g) v, to be divided by the number of units r D.
 
     Attributes:
-        mean: variance of the energy of the mean over tokens.
-        mean_centered: covariance of the energies of mean and centered part.
+        mean: variance of the energy of the token mean.
+        mean_centered: covariance of the energies of the mean and the centered part.
         centered: variance of the energy of the centered part.
-        pair_token: covariance of the product of a pair of tokens with one token's energy.
-        token: variance of one token's energy.
-        token_token: covariance of two tokens' energies.
+        pair_token: covariance of the product of two tokens with the energy of one of them.
+        token: variance of the energy of one token.
+        token_token: covariance of the energies of two tokens.
     """
 
     mean: Array
@@ -86,7 +82,7 @@ class UnitFluctuations:
 
 @lru_cache(maxsize=64)
 def _fluctuation_table(std: float) -> CubicSpline:
-    """The six fluctuations over the pair cosine; a gate's common and own part are integrated apart."""
+    """The six fluctuations over the pair cosine; common and own part of a gate are integrated separately."""
     nodes, weights = _nodes(2 * HERMITE_ORDERS)
     silu = _silu(std * nodes)
     single, double, triple = (_hermite_modes(silu**power, nodes, weights) for power in (1, 2, 3))
@@ -106,7 +102,7 @@ def _fluctuation_table(std: float) -> CubicSpline:
                 (weights @ (3 * spread**2 + 2 * spread * own + own**2)) / centered_energy**2 - 1,
             ]
         else:
-            part = [2 * rows[-1][place] - rows[-2][place] for place in (1, 2)]
+            part = [2 * rows[-1][column] - rows[-2][column] for column in (1, 2)]
         at = float(kernel(c))
         rows.append(
             [
@@ -121,7 +117,7 @@ def _fluctuation_table(std: float) -> CubicSpline:
 
 
 def unit_fluctuations(std: float, cosine: Array) -> UnitFluctuations:
-    """The fluctuations of hidden units whose gates have this standard deviation, at each pair cosine."""
+    """Fluctuations of hidden units at each pair cosine; `std` is the standard deviation of their gates."""
     columns = np.moveaxis(_fluctuation_table(std)(np.clip(cosine, 0, 1)), -1, 0)
     names = ("mean", "mean_centered", "centered", "pair_token", "token", "token_token")
     return UnitFluctuations(**dict(zip(names, columns, strict=True)))
@@ -144,5 +140,5 @@ def _kurtosis_table(std: float) -> CubicSpline:
 
 
 def unit_kurtosis(std: float, cosine: Array) -> Array:
-    """E_unit[Var(h | common)^2] / (E_unit Var(h | common))^2 over the tokens' own parts."""
+    """E[Var(h | common)^2] / (E Var(h | common))^2 over units; the variance is over the tokens' own parts."""
     return np.asarray(_kurtosis_table(std)(np.clip(cosine, 0, 1)))

@@ -1,1 +1,1 @@
-"""When does a training run collapse? The functional law that forecasts critical rates."""
+"""When does a training run collapse? The functional law that forecasts critical learning rates."""

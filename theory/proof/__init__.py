@@ -1,1 +1,1 @@
-"""How is a claim proved for every size? Index sums, matrix words, projectors, and the `Law` they prove."""
+"""How is a law proved for every size? Index sums, matrix words, token projectors and the `Law` type."""

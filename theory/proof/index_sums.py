@@ -1,10 +1,10 @@
 """Index sums: a normal form for sums over tokens and features of unspecified, symbolic length.
 
-An expression is built of sympy `Sum`s over entries such as y[t, b]. Its normal form is a linear combination
-of contractions; bound indices are renamed to the least spelling, so two expressions are equal for all sizes
-as soon as their normal forms agree. The only rules are those of finite sums (linearity, renaming, sum_t 1 =
-T, Kronecker's delta), the unit rule sum_b u[t, b]^2 = 1 for the entries declared as unit vectors, and the row
-rule sum_j a[i, j] = 1 for those declared as row-stochastic.
+An expression is built from sympy `Sum`s over entries such as y[t, b]. Its normal form is a linear
+combination of contractions whose bound indices are renamed to the smallest spelling, so two expressions with
+the same normal form are equal for all sizes. The only rules are those of finite sums (linearity, renaming,
+sum_t 1 = T, Kronecker's delta), the unit rule sum_b u[t, b]^2 = 1 for entries declared as unit vectors, and
+the row rule sum_j a[i, j] = 1 for matrices declared as row-stochastic.
 """
 
 from collections import Counter
@@ -29,7 +29,7 @@ from sympy import (
 from sympy.tensor.indexed import Indexed
 
 Term = tuple[tuple[Expr, ...], tuple[tuple[Symbol, Expr], ...]]
-"""Factors (entries and deltas) and bound indices, each with its length."""
+"""Factors (entries and deltas), and the bound indices, each with its length."""
 
 
 def over(index: Symbol, length: Expr) -> tuple[Symbol, int, Expr]:
@@ -38,16 +38,16 @@ def over(index: Symbol, length: Expr) -> tuple[Symbol, int, Expr]:
 
 
 def off_diagonal(first: Symbol, second: Symbol) -> Expr:
-    """The pair weight that keeps distinct indices: 1 - delta."""
+    """Pair weight 1 - delta, which keeps only distinct indices."""
     return 1 - KroneckerDelta(first, second)
 
 
 class IndexSums:
-    """The normal form, for a given set of unit vectors and of row-stochastic matrices.
+    """Normal form of index sums, given the unit vectors and the row-stochastic matrices among their entries.
 
     Args:
-        unit: base -> the value of sum_b u[t, b]^2, the last index being the feature (1 for unit vectors).
-        rows: base -> the value of sum_j a[i, j], the last index being the column (1 if row-stochastic).
+        unit: base -> value of sum_b u[t, b]^2, where the last index is the feature (1 for unit vectors).
+        rows: base -> value of sum_j a[i, j], where the last index is the column (1 if row-stochastic).
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class IndexSums:
         self.rows = rows or {}
 
     def normal_form(self, expression: Expr) -> Expr:
-        """The canonical linear combination of contractions, as an expression; 0 exactly for an identity."""
+        """Return the canonical linear combination of contractions; it is exactly 0 for an identity."""
         total: Counter[Term] = Counter()
         for term, coefficient in self._terms(expression):
             canonical, factor = self._canonical(term)
@@ -75,7 +75,7 @@ class IndexSums:
             return self._bound(node)
         if isinstance(node, Indexed | KroneckerDelta):
             return [(((node,), ()), Integer(1))]
-        assert not node.has(Indexed, Sum), f"index sums know sums, products and powers, got {node}"
+        assert not node.has(Indexed, Sum), f"index sums support sums, products and powers only, got {node}"
         return [(((), ()), node)]
 
     def _multiplied(self, factors: Iterable[Expr]) -> list[tuple[Term, Expr]]:
@@ -96,9 +96,9 @@ class IndexSums:
             bound.append((fresh, high))
         terms = list(self._terms(renamed))
         for index, _ in bound:
-            assert not any(high.has(index) for _, high in bound), "the length of a sum is no index"
+            assert not any(high.has(index) for _, high in bound), "a sum's length must not contain an index"
             assert not any(coefficient.has(index) for _, coefficient in terms), (
-                "an index stands in entries only"
+                "an index may occur in entries only"
             )
         return [((entries, (*inner, *bound)), coefficient) for (entries, inner), coefficient in terms]
 
@@ -161,7 +161,7 @@ class IndexSums:
         lengths = sorted(set(bound.values()), key=default_sort_key)
         groups = [[index for index in bound if bound[index] == length] for length in lengths]
         names = [
-            [_bound_name(length, place) for place in range(len(group))]
+            [_bound_name(length, number) for number in range(len(group))]
             for length, group in zip(lengths, groups, strict=True)
         ]
         spellings = []
@@ -184,13 +184,13 @@ class IndexSums:
 
 
 @cache
-def _bound_name(length: Expr, place: int) -> Symbol:
-    """The canonical name of a bound index: a dummy, which no free symbol can meet."""
-    return Dummy(f"{length}_{place}", integer=True)
+def _bound_name(length: Expr, number: int) -> Symbol:
+    """Canonical name of a bound index: a dummy, so that it cannot clash with a free symbol."""
+    return Dummy(f"{length}_{number}", integer=True)
 
 
 def is_nonnegative(expression: Expr) -> bool:
-    """Whether the expression is, as written, a sum of products of squares and nonnegative entries."""
+    """Whether the expression, as written, is a sum of products of squares and nonnegative entries."""
     if isinstance(expression, Sum):
         ranges = all(high.is_nonnegative for _, _, high in expression.limits)
         return ranges and is_nonnegative(expression.function)
@@ -204,7 +204,7 @@ def is_nonnegative(expression: Expr) -> bool:
 
 
 def _is_real(expression: Expr) -> bool:
-    """Whether every number, entry and symbol in a sum of products is real."""
+    """Whether every number, entry and symbol of a sum of products is real."""
     if isinstance(expression, Sum):
         return _is_real(expression.function)
     if isinstance(expression, Add | Mul):

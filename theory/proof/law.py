@@ -1,4 +1,4 @@
-"""`Law`: a claim written once, with its premises, its machine-checked proof and a numeric form."""
+"""`Law`: a claim stated once, with its premises, its machine-checked proof and a numeric form."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,20 +17,21 @@ TOKENS = Symbol("T", integer=True, positive=True)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Premises:
-    """The definitions all proofs start from. Replacing one shows which laws rest on it.
+    """The definitions that all proofs start from; replacing one shows which laws depend on it.
 
     Attributes:
-        row_sum: A 1 = row_sum 1; 1 for a row-stochastic mixer, None where the rows have different sums.
+        row_sum: A 1 = row_sum 1; 1 for a row-stochastic mixer, None if the rows have different sums.
         mean_scale: J = mean_scale v v^T.
-        mean_vector_is_ones: whether v is the column of ones (v^T v = T), or some other column with v^T v = 1.
+        mean_vector_is_ones: whether v is the column of ones (v^T v = T) or another column with v^T v = 1.
         centering_sign: P = I + centering_sign J.
         unit_square: squared norm of a token's direction.
-        softmax_exponent: attention is exp(S_ij) / (sum_k exp(S_ik))^softmax_exponent; 0 does not normalise.
+        softmax_exponent: attention is exp(S_ij) / (sum_k exp(S_ik))^softmax_exponent; 0 leaves it
+            unnormalised.
         state_write: a state space is h_t = a_t h_{t-1} + (state_write - a_t) v_t.
         mean_leak: MV-Split is Z = X + beta*(P F) + alpha*J(F - mean_leak X).
         segment_scale: J_seg averages over each segment, times segment_scale.
         norm_exponent: RMSNorm is Z_i (|Z_i|^2 / D + eps)^norm_exponent.
-        loss_exponent: the loss of T tokens is their sum over T^loss_exponent; 0 sums.
+        loss_exponent: the loss is the sum over T tokens divided by T^loss_exponent; 0 gives the plain sum.
     """
 
     row_sum: Expr | None = S.One
@@ -60,11 +61,11 @@ class Relation(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One named step: two sides, their relation, and the normal form that decides it.
+    """One named proof step: two sides, their relation, and the normal form that decides it.
 
-    AT_LEAST holds where left - right reduces to `witness`, an expression that is nonnegative as written.
-    UNEQUAL holds where left - right reduces to a nonzero number: a counterexample. THEOREM cites a classical
-    theorem by name.
+    EQUAL holds if left - right reduces to 0. AT_LEAST holds if left - right reduces to `witness`, an
+    expression that is nonnegative as written. UNEQUAL holds if left - right reduces to a nonzero number, a
+    counterexample. THEOREM cites a classical theorem by name.
     """
 
     name: str
@@ -76,7 +77,7 @@ class Step:
     theorem: str = ""
 
     def residual(self) -> Expr:
-        """What is left of left - right (less the nonnegative witness) in normal form."""
+        """Normal form of left - right - witness; 0 if the step is an identity or a bound that holds."""
         return self.normal_form(self.left - self.right - self.witness)
 
     def holds(self) -> bool:
@@ -91,14 +92,14 @@ class Step:
         return bool(residual == 0) and is_nonnegative(self.witness)
 
     def formula(self) -> Expr:
-        """The claim as a sympy relation, for printing."""
+        """The step as a sympy relation, for printing."""
         kinds = {Relation.EQUAL: Eq, Relation.AT_LEAST: Ge, Relation.UNEQUAL: Ne, Relation.THEOREM: Le}
         return kinds[self.relation](self.left, self.right, evaluate=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proof:
-    """The outcome of proving one law: which steps held, and how long it took."""
+    """Outcome of proving one law: its steps, the names of those that failed, and the seconds it took."""
 
     tag: str
     steps: tuple[Step, ...]
@@ -107,12 +108,12 @@ class Proof:
 
     @property
     def proved(self) -> bool:
-        """Whether there are steps and all of them hold."""
+        """Whether the law has steps and all of them hold."""
         return bool(self.steps) and not self.failed
 
     @property
     def cited(self) -> tuple[str, ...]:
-        """The classical theorems that steps rest on without proving them."""
+        """The classical theorems that the steps cite without proving them."""
         return tuple(step.theorem for step in self.steps if step.theorem)
 
 
@@ -124,13 +125,14 @@ class Law:
     """A claim about token means, stated once.
 
     Attributes:
-        tag: the claim's tag, used in tests, captions, docstrings and the command line.
-        title: what it says, in a few words.
-        statement: what it says, in a formula a reader can check.
-        assumes: what must be given for it to hold.
-        source: where it comes from.
-        derive: the proof's steps from given premises.
-        evaluate: both sides of every numeric claim, from arrays (floats, or mpmath numbers in object arrays).
+        tag: short name used in tests, captions, docstrings and on the command line.
+        title: the claim in a few words.
+        statement: the claim as formulas that a reader can check; claims are separated by ";  ".
+        assumes: the assumptions under which it holds.
+        source: paper and equation numbers, or "derived here".
+        derive: returns the steps of the proof for given premises.
+        evaluate: returns both sides of every numeric claim, from float arrays or object arrays of mpmath
+            numbers.
     """
 
     tag: str
@@ -142,7 +144,7 @@ class Law:
     evaluate: Callable[..., Mapping[str, Sides]] = field(repr=False)
 
     def prove(self, premises: Premises = PREMISES) -> Proof:
-        """Check every step; with other premises, see whether the law rests on the ones replaced."""
+        """Check every step; other premises show whether the law depends on the replaced ones."""
         start = time.perf_counter()
         steps = tuple(self.derive(premises))
         failed = tuple(step.name for step in steps if not step.holds())
@@ -150,5 +152,5 @@ class Law:
 
 
 def frobenius(matrix: NDArray[Any]) -> Any:
-    """Frobenius norm that also takes object arrays of multiprecision numbers."""
+    """Frobenius norm; also accepts object arrays of multiprecision numbers."""
     return np.sum(matrix * matrix) ** 0.5

@@ -1,9 +1,8 @@
-"""Words: an algebra of non-commuting matrix letters in which token-projector identities are decided for every
-T.
+"""Words in non-commuting matrix letters: a normal form that decides token-projector identities for every T.
 
 A matrix over tokens is a sum of words in letters such as A, X, 1 (the column of ones) and 1^T. The only rules
-are the contractions of neighbouring letters that the premises give, A 1 -> 1 and 1^T 1 -> T, so two
-expressions are equal for every number of tokens as soon as their expanded, contracted forms agree.
+are the contractions of neighbouring letters that follow from the premises, A 1 -> 1 and 1^T 1 -> T, so two
+expressions with the same expanded and contracted form are equal for every number of tokens.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,12 +14,12 @@ Rules = Mapping[tuple[Expr, Expr], Expr]
 
 
 def letter(name: str) -> Symbol:
-    """A matrix, column or row of unspecified size: a symbol that does not commute."""
+    """A matrix, column or row of unspecified size, as a symbol that does not commute."""
     return Symbol(name, commutative=False)
 
 
 def _spelled(factor: Expr) -> Iterator[Expr]:
-    """The letters of one factor; sympy writes A A as a power."""
+    """Yield the letters of one factor; sympy writes A A as a power."""
     if isinstance(factor, Pow) and not factor.is_commutative:
         base, exponent = factor.as_base_exp()
         assert exponent.is_Integer and exponent > 0, f"words have positive powers only, got {factor}"
@@ -31,15 +30,15 @@ def _spelled(factor: Expr) -> Iterator[Expr]:
 
 
 def _contract(word: list[Expr], rules: Rules) -> Expr | None:
-    """The word with its leftmost contractible pair replaced, or None where no rule applies."""
-    for place, pair in enumerate(pairwise(word)):
+    """Replace the leftmost contractible pair of a word; None if no rule applies."""
+    for index, pair in enumerate(pairwise(word)):
         if pair in rules:
-            return Mul(*word[:place], rules[pair], *word[place + 2 :])
+            return Mul(*word[:index], rules[pair], *word[index + 2 :])
     return None
 
 
 def word_normal_form(expression: Expr, rules: Rules) -> Expr:
-    """The sum of fully contracted words, coefficients reduced; 0 exactly for what follows from the rules."""
+    """Sum of fully contracted words with reduced coefficients; exactly 0 for what follows from the rules."""
     pending, done = list(Add.make_args(expand(expression))), dict[Expr, Expr]()
     while pending:
         scalars, factors = pending.pop().args_cnc()
@@ -54,5 +53,5 @@ def word_normal_form(expression: Expr, rules: Rules) -> Expr:
 
 
 def _reduced(coefficient: Expr) -> Expr:
-    """The coefficient over one denominator; a single term is reduced as it is, and cancel is slow."""
+    """Put the coefficient over one denominator; a single term needs no `cancel`, which is slow."""
     return cancel(coefficient) if isinstance(coefficient, Add) else coefficient

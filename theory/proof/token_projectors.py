@@ -6,13 +6,11 @@ from meanmode.theory.proof.law import TOKENS, Premises, Step
 from meanmode.theory.proof.matrix_words import letter, word_normal_form
 
 MIXER, STATE = letter("A"), letter("X")
-
-
 COLUMN, ROW = letter("v"), letter("v^T")
 
 
 class TokenProjectors:
-    """J and P as words in the column v and its transpose, with the contractions the premises give."""
+    """J and P as words in the column v and its transpose, with the contractions implied by the premises."""
 
     def __init__(self, premises: Premises) -> None:
         self.mean = premises.mean_scale * COLUMN * ROW
@@ -23,7 +21,7 @@ class TokenProjectors:
             self.rules[MIXER, COLUMN] = premises.row_sum * COLUMN
 
     def step(self, name: str, left: Expr, right: Expr) -> Step:
-        """An identity between words, decided by contraction."""
+        """Step that claims an identity between words, decided by contraction."""
         return Step(
             name=name, left=left, right=right, normal_form=lambda words: word_normal_form(words, self.rules)
         )

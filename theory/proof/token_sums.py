@@ -1,4 +1,4 @@
-"""J X and P X entry by entry, as index sums under given premises; laws about token entries start here."""
+"""Entries of J X and P X as index sums under given premises, for laws about the entries of tokens."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,27 +9,22 @@ from sympy import Expr, IndexedBase, Integer, S, Sum, Symbol
 
 from meanmode.theory.proof.index_sums import IndexSums, over
 from meanmode.theory.proof.law import Premises, Relation, Step
-from meanmode.theory.proof.symbols import COLUMN, T, r
+from meanmode.theory.proof.symbols import COLUMN, T, b, r, t
 
 WIDTH = Symbol("D", integer=True, positive=True)
-
-
 NESTED = Symbol("m", integer=True, positive=True)
-
-
 ATTENTION = IndexedBase("a", nonnegative=True)
-
 
 Entry = Callable[[Expr], Expr]
 """One feature of a token, as a function of the token's index."""
 
 
 class TokenSums:
-    """Token projectors applied to entries; attention entries a[i, j] have the premises' row sums.
+    """Token projectors applied to entries; the rows of attention a[i, j] sum to the premises' row sum.
 
     Args:
-        premises: the definitions of J, P and of a row-stochastic mixer.
-        unit: further unit vectors, base -> squared norm.
+        premises: definitions of J, P and of a row-stochastic mixer.
+        unit: additional unit vectors, base -> squared norm.
     """
 
     def __init__(self, premises: Premises, unit: dict[IndexedBase, Expr] | None = None) -> None:
@@ -41,14 +36,14 @@ class TokenSums:
         )
 
     def mean(self, entry: Entry, token: Expr) -> Expr:
-        """(J X)_t of the premises."""
+        """(J X)_t under the premises."""
         # a mean of a mean is a sum within a sum: the inner index must not be the outer one
         index = NESTED if token == r else r
         column = Integer(1) if self.ones else COLUMN[token] * COLUMN[index]
         return Sum(self.premises.mean_scale * column * entry(index), over(index, T))
 
     def centered(self, entry: Entry, token: Expr) -> Expr:
-        """(P X)_t of the premises."""
+        """(P X)_t under the premises."""
         return entry(token) + self.premises.centering_sign * self.mean(entry, token)
 
     def step(
@@ -59,7 +54,7 @@ class TokenSums:
         relation: Relation = Relation.EQUAL,
         witness: Expr = S.Zero,
     ) -> Step:
-        """A relation between index sums."""
+        """Step that claims a relation between index sums."""
         return Step(
             name=name,
             left=left,
@@ -70,13 +65,28 @@ class TokenSums:
         )
 
 
+def entry(base: IndexedBase) -> Entry:
+    """Feature b of each token."""
+    return lambda token: base[token, b]
+
+
+def pairing(left: Expr, right: Expr) -> Expr:
+    """<left, right>: the product of entries, summed over tokens and features."""
+    return Sum(left * right, over(t, T), over(b, WIDTH))
+
+
+def square(value: Expr) -> Expr:
+    """Squared Frobenius norm of the matrix with this entry."""
+    return Sum(value**2, over(t, T), over(b, WIDTH))
+
+
 def average(entry: Entry) -> Expr:
-    """The token average, (1/T) sum_t."""
+    """Token average (1/T) sum_t."""
     return Sum(entry(r), over(r, T)) / T
 
 
 def token_projectors(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """J and P for the tokens of x [T, ...], in its arithmetic."""
+    """J and P for the tokens of x [T, ...], in the arithmetic of x (floats or mpmath numbers)."""
     tokens = len(x)
     mean = np.full((tokens, tokens), x.flat[0] ** 0 / tokens)
     return mean, np.eye(tokens, dtype=int) - mean

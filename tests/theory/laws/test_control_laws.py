@@ -1,4 +1,4 @@
-"""C1, C2 and N1 to N7 on numbers: what the controls leave, and where their assumptions matter."""
+"""C1, C2, N1 to N4 and N7 on numbers: what the controls preserve, and where their assumptions matter."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def polar(matrix: np.ndarray) -> np.ndarray:
 @given(seed=seeds, sigma=st.floats(1e-3, 1e3))
 @settings(max_examples=30, deadline=None)
 def test_the_orthogonalised_update_has_the_mean_direction_at_gain_one(seed: int, sigma: float) -> None:
-    """C2 for the polar factor itself, by singular values; a rest that overlaps u and v changes it."""
+    """C2 for the polar factor itself, by singular values; a rest that overlaps with u and v breaks it."""
     random = np.random.default_rng(seed)
     u, v = (x / np.linalg.norm(x) for x in (random.standard_normal(6), random.standard_normal(4)))
     drawn = random.standard_normal((6, 4))
@@ -47,7 +47,7 @@ def test_clipping_by_global_norm_keeps_the_ratio_and_by_value_does_not(seed: int
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_no_linear_mixer_control_forgets_the_mean(share: float) -> None:
-    """A doubly stochastic mixer (no leakage) iterated 40 times: the mean stays, to rounding."""
+    """Iterating a doubly stochastic mixer (no leakage) 40 times keeps the mean to rounding."""
     random = np.random.default_rng(1)
     x = random.standard_normal((5, 3))
     weights = attention(random, 5)
@@ -64,7 +64,7 @@ def test_no_linear_mixer_control_forgets_the_mean(share: float) -> None:
 
 
 def test_centered_tokens_have_a_mean_again_after_the_norm() -> None:
-    """N1 beyond its counterexample: |J RMSNorm(P X)|^2 is of order 1/T, and 0 without the norm."""
+    """N1 beyond its counterexample: |J RMSNorm(P X)|^2 is of order 1/T, but 0 without the norm."""
     random = np.random.default_rng(4)
     x = random.standard_normal((200, 6, 3))
     centered = x - x.mean(1, keepdims=True)
@@ -84,8 +84,8 @@ def test_a_gate_that_sees_the_position_breaks_the_homogeneous_state() -> None:
     assert abs(gated - gated.mean(0)).max() > 0.1
 
 
-def test_with_attention_only_split_the_mean_is_larger_by_order_one_over_alpha() -> None:
-    """A constant FFN write f, no norm: the limit is f / alpha, or f / (2 - alpha) with MV-Split on both."""
+def test_splitting_attention_only_leaves_a_mean_larger_by_order_one_over_alpha() -> None:
+    """A constant FFN write f without a norm settles at f / alpha, or at f / (2 - alpha) if both are split."""
     alpha, write = 0.05, 1.0
     one_sided = both = 0.0
     for _ in range(1000):

@@ -1,4 +1,4 @@
-"""E1 to E3, F1 and M1 on numbers: limits, the Gaussian average F1 states, and controls."""
+"""E1 to E3, F1 and M1 on numbers: limits, the Gaussian average that F1 states, and controls."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_unequal_norms_break_e1_and_not_e3() -> None:
 
 
 def energies(mixer: np.ndarray, seeds: int, std: float) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Mean and centered energy of X + A X W_V W_O over seeds, and those of X; T = 6, D = 24."""
+    """Mean and centered energies of X + A X W_V W_O, one per seed, and those of X; T = 6, D = 24."""
     random = np.random.default_rng(8)
     x = random.standard_normal((6, 24)) + 1
     writers = std**2 * random.standard_normal((seeds, 24, 24)) @ random.standard_normal((seeds, 24, 24))
@@ -53,7 +53,7 @@ def energies(mixer: np.ndarray, seeds: int, std: float) -> tuple[np.ndarray, np.
 
 
 def test_uniform_attention_multiplies_the_mean_energy_by_its_growth_on_average() -> None:
-    """Within 4 standard errors over 2000 draws; the centered energy does not move at all."""
+    """Within 4 standard errors over 2000 draws; the centered energy does not change at all."""
     std = 0.15
     mean, centered, mean_before, centered_before = energies(np.full((6, 6), 1 / 6), 2000, std)
     growth = 1 + std**4 * 24**2
@@ -63,8 +63,8 @@ def test_uniform_attention_multiplies_the_mean_energy_by_its_growth_on_average()
     np.testing.assert_allclose(centered, centered_before)
 
 
-def test_without_mixing_both_energies_grow_alike() -> None:
-    """The control of A = J: for A = I the centered energy grows by the same factor and the ratio stays."""
+def test_without_mixing_both_energies_grow_equally() -> None:
+    """Control with A = I instead of J: the centered energy grows by the same factor, so the ratio stays."""
     std = 0.15
     _, centered, _, before = energies(np.eye(6), 2000, std)
     error = centered.std() / np.sqrt(len(centered))

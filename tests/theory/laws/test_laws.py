@@ -1,4 +1,4 @@
-"""Every law is proved; a mutated premise or statement breaks it, and nothing that does not rest on it."""
+"""Every law is proved; a mutated premise or statement breaks exactly the laws that depend on it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from sympy import Add, Expr, IndexedBase, Integer, KroneckerDelta, Sum, Symbol
 from sympy import I as ImaginaryUnit
 
 from meanmode.theory.laws.all_laws import LAWS, law
-from meanmode.theory.laws.merges import MergeWords, entry
+from meanmode.theory.laws.merges import MergeWords
 from meanmode.theory.laws.page import laws_page
 from meanmode.theory.proof.index_sums import IndexSums, is_nonnegative, over
 from meanmode.theory.proof.law import TOKENS, Premises, Relation, Step
 from meanmode.theory.proof.symbols import T, s, t
 from meanmode.theory.proof.token_projectors import MIXER, TokenProjectors
-from meanmode.theory.proof.token_sums import ATTENTION, TokenSums
+from meanmode.theory.proof.token_sums import ATTENTION, TokenSums, entry
 
 TOKEN_MEANS = {
     "P1",
@@ -47,7 +47,7 @@ MUTATIONS = {
     "row sum other than 1": (Premises(row_sum=Symbol("r")), {"P1", "S1", "N2", "N3", "N4", "N8", "N9"}),
     "rows of different sums": (Premises(row_sum=None), {"P1", "P2", "S1", "N2", "N3", "N4", "N8", "N9"}),
     "dropped T in J": (Premises(mean_scale=Integer(1)), TOKEN_MEANS | {"R4"}),
-    "another projector than J": (
+    "a projector other than J": (
         Premises(mean_scale=Integer(1), mean_vector_is_ones=False),
         TOKEN_MEANS | {"R2", "R5"},
     ),
@@ -86,8 +86,8 @@ def test_a_mutated_premise_breaks_exactly_the_laws_that_use_it(name: str) -> Non
     assert {tag for tag, stated in LAWS.items() if not stated.prove(premises).proved} == expected
 
 
-def test_every_law_but_the_pair_sums_rests_on_a_premise() -> None:
-    """A1, O1 and O2 are identities of finite sums alone."""
+def test_all_laws_but_three_depend_on_a_premise() -> None:
+    """A1, O1 and O2 are plain identities of finite sums."""
     assert set(LAWS) - set().union(*(expected for _, expected in MUTATIONS.values())) == {
         "A1",
         "O1",
@@ -147,19 +147,27 @@ def test_rows_sum_to_one_and_columns_do_not() -> None:
     assert not tokens.step("squares", square, Integer(1)).holds()
 
 
-def test_a_mean_of_means_keeps_its_indices_apart() -> None:
+def test_a_mean_of_means_uses_distinct_indices() -> None:
     tokens = TokenSums(Premises(mean_scale=Integer(1), mean_vector_is_ones=False))
     x = entry(IndexedBase("x", real=True))
     once = tokens.mean(x, t)
     assert tokens.step("J J = J", tokens.mean(lambda token: tokens.mean(x, token), t), once).holds()
 
 
-def test_the_page_of_laws_is_fresh() -> None:
-    page = Path(__file__).parents[3] / "theory" / "LAWS.md"
-    assert page.read_text() == laws_page(), "run python -m meanmode.theory.laws.page > theory/LAWS.md"
+def test_the_page_of_laws_is_up_to_date() -> None:
+    page = Path(__file__).parents[3] / "docs" / "laws.md"
+    assert page.read_text() == laws_page(), "run python -m meanmode.theory.laws.page > docs/laws.md"
 
 
-def test_unknown_law_is_named() -> None:
+def test_the_page_opens_with_the_table_of_all_laws() -> None:
+    lines = laws_page().splitlines()
+    start = lines.index("| tag | law | statement | source |")
+    rows = lines[start + 2 : start + 2 + len(LAWS)]
+    assert [row.split("]")[0] for row in rows] == [f"| [{tag}" for tag in LAWS]
+    assert {row.count("|") for row in rows} == {5}, "a bar in a formula would end its cell"
+
+
+def test_an_unknown_law_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="unknown law 'Z9': choose one of P1"):
         law("Z9")
 
@@ -178,7 +186,7 @@ def units(draw: Draw, *shape: int) -> np.ndarray:
 
 
 def merge_point(draw: Draw) -> tuple[object, ...]:
-    """Trunk, branch, alpha, beta and the length of the first of two segments."""
+    """Trunk, branch, alpha, beta and the length of the image segment."""
     return draw(5, 3), draw(5, 3), draw(3), draw(3), 2
 
 
@@ -234,7 +242,7 @@ POINTS: dict[str, Callable[[Draw], tuple[object, ...]]] = {
     "O2": lambda draw: (units(draw, 6, 4),),
 }
 AT_MOST = {"positive", "bounded", "absolute", "bound", "radius_bound"}
-"""Sides that are bounds: left <= right."""
+"""Claims that are bounds, left <= right."""
 
 
 @pytest.mark.parametrize("tag", LAWS)
@@ -276,7 +284,7 @@ def test_amplification_is_invariant_under_scale_permutation_and_rotation(
 
 @given(seed=seeds, tokens=st.integers(2, 12))
 @settings(max_examples=40, deadline=None)
-def test_contraction_bound_holds_and_row_sums_matter(seed: int, tokens: int) -> None:
+def test_the_contraction_bound_holds_and_row_sums_matter(seed: int, tokens: int) -> None:
     random = np.random.default_rng(seed)
     weights = random.random((tokens, tokens)) + 1e-3
     attention = weights / weights.sum(1, keepdims=True)
@@ -308,18 +316,18 @@ FREE = Symbol("T_0", integer=True, positive=True)
         Sum(ENTRY[FIRST], over(FIRST, TOKENS)) ** 2 - Sum(ENTRY[FIRST] ** 2, over(FIRST, TOKENS)),
     ],
     ids=[
-        "a free index named like a bound one",
+        "a free index with the name of a bound one",
         "another length",
         "a delta across lengths",
         "a square of a sum",
     ],
 )
-def test_index_sums_do_not_equate_what_differs(difference: Expr) -> None:
+def test_index_sums_tell_different_expressions_apart(difference: Expr) -> None:
     assert IndexSums().normal_form(difference) != 0
 
 
 def test_an_index_outside_an_entry_is_refused() -> None:
-    with pytest.raises(AssertionError, match="an index stands in entries only"):
+    with pytest.raises(AssertionError, match="an index may occur in entries only"):
         IndexSums().normal_form(Sum(FIRST, over(FIRST, TOKENS)))
 
 
@@ -334,7 +342,7 @@ def test_an_index_outside_an_entry_is_refused() -> None:
     ],
     ids=str,
 )
-def test_what_may_be_negative_is_no_witness(expression: Expr) -> None:
+def test_an_expression_that_may_be_negative_is_no_witness(expression: Expr) -> None:
     assert not is_nonnegative(expression)
 
 

@@ -1,4 +1,4 @@
-"""R1 to R6 against numbers: two segments, the published limits, and the backward against complex steps."""
+"""R1 to R6 on numbers: two segments, the published limits, and the backward pass against complex steps."""
 
 import numpy as np
 import pytest
@@ -17,10 +17,10 @@ def complex_step(loss, arrays: list[np.ndarray]) -> list[np.ndarray]:
     gradients = []
     for which, array in enumerate(arrays):
         gradient = np.zeros(array.shape)
-        for place in np.ndindex(array.shape):
+        for index in np.ndindex(array.shape):
             moved = [value.astype(complex) for value in arrays]
-            moved[which][place] += 1j * STEP
-            gradient[place] = loss(*moved).imag / STEP
+            moved[which][index] += 1j * STEP
+            gradient[index] = loss(*moved).imag / STEP
         gradients.append(gradient)
     return gradients
 
@@ -28,7 +28,7 @@ def complex_step(loss, arrays: list[np.ndarray]) -> list[np.ndarray]:
 @given(seed=seeds, image=st.integers(1, 5), text=st.integers(1, 4), eps=st.sampled_from([1e-6, 1e-2]))
 @settings(max_examples=15, deadline=None)
 def test_the_closed_form_backward_is_the_gradient(seed: int, image: int, text: int, eps: float) -> None:
-    """Two segments, each with its own mean; the gains' gradients add over the segments."""
+    """Two segments, each with its own mean; the gradients of the gains add up over the segments."""
     random = np.random.default_rng(seed)
     x, f, g = random.standard_normal((3, image + text, 3))
     alpha, beta = random.standard_normal((2, 3))
@@ -45,7 +45,7 @@ def test_the_closed_form_backward_is_the_gradient(seed: int, image: int, text: i
 
 
 @pytest.mark.parametrize("wrong", ["no leak in dX", "alpha for alpha - beta", "r for r^3"])
-def test_a_wrong_backward_is_not_the_gradient(wrong: str) -> None:
+def test_a_wrong_backward_pass_is_not_the_gradient(wrong: str) -> None:
     random = np.random.default_rng(3)
     x, f, g = random.standard_normal((3, 4, 3))
     alpha, beta, eps = np.array([0.3, 0.2, 0.5]), np.array([0.9, 1.1, 0.7]), 1e-5
@@ -64,7 +64,7 @@ def test_a_wrong_backward_is_not_the_gradient(wrong: str) -> None:
 
 
 def test_a_global_projector_on_segments_breaks_the_leaky_integrator() -> None:
-    """R2 holds for J_seg; putting the global J in its place leaves a gap."""
+    """R2 holds for J_seg but not with the global J in its place."""
     random = np.random.default_rng(5)
     x, f = random.standard_normal((2, 6, 3))
     alpha, beta = np.full(3, 0.3), np.ones(3)
@@ -85,7 +85,7 @@ def test_the_gradient_ratio_scales_as_alpha_over_beta(seed: int, alpha: float, b
 
 
 def test_the_mean_forgets_under_mv_split_and_is_kept_by_a_gate() -> None:
-    """F = 0 over n merges: (1 - alpha)^n against 1, the centered part kept by both."""
+    """With F = 0, n merges scale the mean by (1 - alpha)^n, a gate by 1; both keep the centered part."""
     x = np.random.default_rng(2).standard_normal((6, 3))
     state = x
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""N8 to N10 on numbers: limits, definitions written out, and what breaks where an assumption does."""
+"""N8 to N10 on numbers: limits, explicit definitions, and what fails without an assumption."""
 
 import numpy as np
 import pytest
@@ -14,13 +14,13 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def scanned(values: np.ndarray, decay: np.ndarray) -> np.ndarray:
-    """h_t = a_t h_{t-1} + (1 - a_t) v_t, token by token, from both ends."""
+    """h_t = a_t h_{t-1} + (1 - a_t) v_t, token by token, averaged over both directions."""
     both = np.zeros((2, *values.shape))
-    for way, order in enumerate((range(len(decay)), reversed(range(len(decay))))):
+    for direction, order in enumerate((range(len(decay)), reversed(range(len(decay))))):
         state = np.zeros(values.shape[1])
         for token in order:
             state = decay[token] * state + (1 - decay[token]) * values[token]
-            both[way, token] = state
+            both[direction, token] = state
     return both.mean(0)
 
 
@@ -34,7 +34,7 @@ def test_the_matrix_of_a_state_space_is_its_scan(seed: int, tokens: int) -> None
 
 @given(seed=seeds, tokens=st.integers(1, 6))
 @settings(max_examples=20, deadline=None)
-def test_the_gradient_of_the_decays_is_that_of_finite_differences(seed: int, tokens: int) -> None:
+def test_the_gradient_of_the_decays_matches_finite_differences(seed: int, tokens: int) -> None:
     random = np.random.default_rng(seed)
     logit, value, cotangent = (random.standard_normal(shape) for shape in (tokens, 3, (tokens, 3)))
     values = np.tile(value, (tokens, 1))
@@ -55,13 +55,13 @@ def test_a_state_space_at_its_limits_copies_or_writes_nothing(decay: float, matr
     np.testing.assert_array_equal(row_defects(decays), np.full(5, decay))
 
 
-def test_a_long_sequence_has_row_sums_of_one_but_at_its_ends() -> None:
+def test_a_long_sequence_has_row_sums_of_one_except_at_its_ends() -> None:
     defect = row_defects(np.full(200, 0.8))
     assert defect[0] == pytest.approx(0.4) and defect[100] < 1e-8
 
 
-def test_weights_that_are_not_divided_by_their_sum_are_heard() -> None:
-    """N9 rests on the quotient: an unnormalised linear attention answers to its scores at common values."""
+def test_unnormalised_weights_get_a_gradient() -> None:
+    """N9 needs the normalisation: without it, linear attention responds to its scores at common values."""
     random = np.random.default_rng(3)
     weights, change = random.random((2, 5, 5))
     value, cotangent, gates = random.standard_normal(3), *random.standard_normal((2, 5, 3))
@@ -70,7 +70,7 @@ def test_weights_that_are_not_divided_by_their_sum_are_heard() -> None:
     assert np.abs(change @ np.tile(value, (5, 1))).min() > 0.01
 
 
-def test_rows_of_equal_sums_leak_nothing_and_others_do() -> None:
+def test_only_unequal_row_sums_leak_the_mean() -> None:
     random = np.random.default_rng(4)
     attention = random.random((5, 5))
     attention /= attention.sum(1, keepdims=True)
@@ -84,7 +84,7 @@ def test_rows_of_equal_sums_leak_nothing_and_others_do() -> None:
 
 
 @pytest.mark.parametrize("name", MIXERS)
-def test_claims_rest_on_laws_and_a_kept_mean_leaks_nothing(name: str) -> None:
+def test_claims_cite_laws_and_a_kept_mean_does_not_leak(name: str) -> None:
     claims = MIXER_CLAIMS[name]
     assert claims.laws and set(claims.laws) <= set(LAWS)
     assert claims.no_leakage or not claims.mean_kept

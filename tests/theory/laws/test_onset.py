@@ -1,4 +1,4 @@
-"""O1 and O2 on numbers: the edge of stability, exponents of the rivals, sums of changes, and controls."""
+"""O1 and O2 on numbers: the edge of stability, the exponents of the rivals, sums of changes, controls."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from meanmode.theory.laws.rivals import RIVALS, edge_of_stability, sub_layer_sum
 
 
 def largest_excursion(product: float, beta1: float) -> float:
-    """|x| after many steps of Adam's momentum on a quadratic of curvature `product` over the rate."""
+    """|x| after up to 4000 steps of Adam's momentum on a quadratic with rate times curvature `product`."""
     x, momentum = 1.0, 0.0
     for _ in range(4000):
         momentum = beta1 * momentum + (1 - beta1) * x
@@ -18,7 +18,7 @@ def largest_excursion(product: float, beta1: float) -> float:
 
 
 @pytest.mark.parametrize(("beta1", "edge"), [(0.0, 2.0), (0.5, 6.0), (0.9, 38.0)])
-def test_the_edge_parts_decay_from_growth(beta1: float, edge: float) -> None:
+def test_the_edge_separates_decay_from_growth(beta1: float, edge: float) -> None:
     assert edge_of_stability(beta1) == pytest.approx(edge)
     assert largest_excursion(0.98 * edge, beta1) < 1e-3
     assert largest_excursion(1.02 * edge, beta1) > 1e3
@@ -46,7 +46,7 @@ def test_rivals_scale_a_known_rate(name: str, slope: float, depth: float) -> Non
     assert rival.critical_rate(5e-5, 64, **known) == pytest.approx(0.02 * depth)
 
 
-def test_the_edge_is_silent_about_the_depth() -> None:
+def test_the_edge_makes_no_claim_about_the_depth() -> None:
     known = {"rate": 0.02, "at_slope": 5e-5, "at_depth": 16}
     assert RIVALS["edge"].critical_rate(1e-5, 16, **known) == 0.02
     assert RIVALS["edge"].critical_rate(1e-5, 17, **known) is None
@@ -54,7 +54,7 @@ def test_the_edge_is_silent_about_the_depth() -> None:
 
 @pytest.mark.parametrize("cosine", [0.0, 0.05, 0.5])
 def test_sums_of_correlated_changes_grow_as_the_law_says(cosine: float) -> None:
-    """Within 4 standard errors over 400 draws; independent ones as a control are far off."""
+    """Within 4 standard errors over 400 draws; as a control, the law of independent changes is far off."""
     random = np.random.default_rng(3)
     count, width, draws = 40, 64, 400
     common, own = random.standard_normal((draws, 1, width)), random.standard_normal((draws, count, width))
@@ -66,7 +66,7 @@ def test_sums_of_correlated_changes_grow_as_the_law_says(cosine: float) -> None:
         assert abs(squares.mean() - sub_layer_sum(count, 0.0)) > 20 * error
 
 
-def test_exponents_of_the_depth_run_from_a_half_to_one() -> None:
+def test_depth_exponents_range_from_a_half_to_one() -> None:
     def exponent(depth: float) -> float:
         low, high = (sub_layer_sum(2 * depth * factor, 0.005) for factor in (0.99, 1.01))
         return -np.log(high / low) / 2 / np.log(1.01 / 0.99)

@@ -1,4 +1,4 @@
-"""X1 on a small attention network, gradients by complex steps."""
+"""X1 on a small attention network, with gradients by complex steps."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def norm(x: np.ndarray) -> np.ndarray:
 def loss(
     weights: np.ndarray, shift: np.ndarray, copies: int, mean: bool = True
 ) -> tuple[complex, np.ndarray]:
-    """Two sub-layers; `shift` is added to the attention branch's output. The loss and the input of W_O."""
+    """Loss and input of W_O of two sub-layers; `shift` is added to the output of the attention branch."""
     q, k, v, out, ffn = weights
     x = np.repeat(STATE, copies, axis=0)
     scores = np.exp((x @ q) @ (x @ k).T)
@@ -34,19 +34,19 @@ def gradients(copies: int, mean: bool = True) -> tuple[np.ndarray, np.ndarray, n
     """Gradient of all weights, cotangent of the branch output, input of W_O."""
     zero = np.zeros((TOKENS * copies, WIDTH))
     by_weight, cotangent = np.zeros(WEIGHTS.shape), np.zeros(zero.shape)
-    for place in np.ndindex(WEIGHTS.shape):
+    for index in np.ndindex(WEIGHTS.shape):
         moved = WEIGHTS.astype(complex)
-        moved[place] += 1j * STEP
-        by_weight[place] = loss(moved, zero, copies, mean)[0].imag / STEP
-    for place in np.ndindex(zero.shape):
+        moved[index] += 1j * STEP
+        by_weight[index] = loss(moved, zero, copies, mean)[0].imag / STEP
+    for index in np.ndindex(zero.shape):
         shift = zero.astype(complex)
-        shift[place] += 1j * STEP
-        cotangent[place] = loss(WEIGHTS, shift, copies, mean)[0].imag / STEP
+        shift[index] += 1j * STEP
+        cotangent[index] = loss(WEIGHTS, shift, copies, mean)[0].imag / STEP
     return by_weight, cotangent, loss(WEIGHTS, zero, copies)[1]
 
 
 @pytest.mark.parametrize("copies", [2, 3])
-def test_replicas_change_no_gradient_but_multiply_the_amplification(copies: int) -> None:
+def test_replication_keeps_gradients_and_multiplies_the_amplification(copies: int) -> None:
     single, replicated = gradients(1), gradients(copies)
     np.testing.assert_allclose(replicated[0], single[0], rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(
@@ -62,7 +62,7 @@ def test_a_summed_loss_is_not_invariant() -> None:
 
 
 def test_kappa_is_shifted_by_order_one_over_tokens() -> None:
-    """Orthogonal tokens: kappa = 0, yet (k - 1) / (k T - 1) after replication; kappa = 1 stays."""
+    """Orthogonal tokens go from kappa = 0 to (k - 1) / (k T - 1); identical ones stay at kappa = 1."""
     for tokens in (2, 8, 32):
         sides = LAWS["X1"].evaluate(
             np.ones((tokens, tokens)), np.eye(tokens), np.eye(tokens), np.eye(tokens), 2

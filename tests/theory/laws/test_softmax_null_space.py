@@ -1,4 +1,4 @@
-"""S1 against the gradient of attention itself."""
+"""S1 against the gradient of attention by complex steps."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -18,10 +18,10 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 def score_gradient(attention, scores: np.ndarray, values: np.ndarray, cotangent: np.ndarray) -> np.ndarray:
     """d/dS of <cotangent, attention(S) V>, by complex steps."""
     gradient = np.zeros(scores.shape)
-    for place in np.ndindex(scores.shape):
+    for index in np.ndindex(scores.shape):
         moved = scores.astype(complex)
-        moved[place] += 1j * STEP
-        gradient[place] = (cotangent * (attention(moved) @ values)).sum().imag / STEP
+        moved[index] += 1j * STEP
+        gradient[index] = (cotangent * (attention(moved) @ values)).sum().imag / STEP
     return gradient
 
 
@@ -42,7 +42,7 @@ def test_the_score_gradient_is_bounded_by_the_spread_of_the_values(
         assert np.all(left <= right * (1 + 1e-6) + 1e-18)
 
 
-def test_homogeneous_values_silence_the_scores_and_only_under_softmax() -> None:
+def test_homogeneous_values_give_the_scores_no_gradient_but_only_under_softmax() -> None:
     random = np.random.default_rng(0)
     scores, cotangent = random.standard_normal((2, 5, 5))
     values = np.tile(random.standard_normal(5), (5, 1))
@@ -54,8 +54,8 @@ def test_homogeneous_values_silence_the_scores_and_only_under_softmax() -> None:
     assert np.linalg.matrix_rank(coherent) == 1
 
 
-def test_the_squared_bound_is_met_to_a_factor_two() -> None:
-    """Two tokens, half the weight each, values +-1: |dL/dS|^2 = |d|^2 / 2 where the bound is |d|^2."""
+def test_the_squared_bound_is_tight_to_a_factor_of_two() -> None:
+    """Two tokens of equal weight, values +-1: |dL/dS|^2 = |d|^2 / 2, and the bound is |d|^2."""
     attention, values = np.full((2, 2), 0.5), np.array([[1.0], [-1.0]])
     left, right = LAWS["S1"].evaluate(attention, values, np.ones((2, 1)))["bound"]
     np.testing.assert_allclose(left, 0.5)

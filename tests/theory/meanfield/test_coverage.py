@@ -1,11 +1,11 @@
-"""Where the theory speaks, where it refuses, and what it says of blended mixers and split merges."""
+"""Which settings the theory covers, which it refuses, and its predictions for blends and split merges."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from meanmode.theory.meanfield.coverage import has_theory, silence
+from meanmode.theory.meanfield.coverage import has_theory, why_not_covered
 from meanmode.theory.meanfield.first_step import predict_functional_step
 from meanmode.theory.meanfield.forward import MeanField
 from meanmode.theory.meanfield.phase_diagram import BlockMap
@@ -15,7 +15,7 @@ from meanmode.theory.meanfield.row_moments import row_moments
 from meanmode.theory.setting import MERGES, MIXERS, Setting
 
 SMALL = Setting(tokens=16, depth=12, width=128, heads=2, weight_std=0.07)
-SILENT = [
+REFUSED = [
     {"mixer": "gated"},
     {"mixer": "state_space"},
     {"merge": "highway"},
@@ -24,28 +24,28 @@ SILENT = [
     {"merge": "mv_split_attn", "text_tokens": 4},
     {"merge": "hard_centering", "text_tokens": 4},
 ]
-SPOKEN = [
+COVERED = [
     *({"mixer": mixer} for mixer in MIXERS if mixer not in ("gated", "state_space")),
     *({"merge": merge} for merge in MERGES if merge not in ("highway", "pre_norm")),
 ]
 
 
-@pytest.mark.parametrize("fields", SILENT, ids=str)
+@pytest.mark.parametrize("fields", REFUSED, ids=str)
 @pytest.mark.parametrize("ask", [predict_front, predict_profile, BlockMap, MeanField])
 def test_the_theory_refuses_what_it_does_not_cover(ask: object, fields: dict[str, object]) -> None:
     setting = dataclasses.replace(SMALL, **fields)
     assert not has_theory(setting)
-    with pytest.raises(ValueError, match=r"no theory of|speaks of one segment") as refused:
+    with pytest.raises(ValueError, match=r"no theory for|covers one segment only") as refused:
         ask(setting)
-    assert str(refused.value) == silence(setting)
+    assert str(refused.value) == why_not_covered(setting)
 
 
-@pytest.mark.parametrize("fields", SPOKEN, ids=str)
-def test_the_theory_speaks_of_the_rest(fields: dict[str, object]) -> None:
+@pytest.mark.parametrize("fields", COVERED, ids=str)
+def test_the_theory_covers_the_rest(fields: dict[str, object]) -> None:
     setting = dataclasses.replace(SMALL, **fields)
-    assert has_theory(setting) and silence(setting) is None
+    assert has_theory(setting) and why_not_covered(setting) is None
     profile = predict_profile(setting, 4)
-    infinite = {"mode_ratio"} if setting.mixer == "uniform" else set()  # it writes no centered part
+    infinite = {"mode_ratio"} if setting.mixer == "uniform" else set()  # its branch has no centered part
     assert {name for name, values in profile.items() if not np.isfinite(values).all()} == infinite
 
 
@@ -57,17 +57,17 @@ def test_the_functional_step_is_derived_for_attention_alone(mixer: str) -> None:
 
 @pytest.mark.parametrize("mixer", ["gated", "state_space", "mamba"])
 def test_rows_of_another_mixer_are_refused(mixer: str) -> None:
-    with pytest.raises(ValueError, match="no theory of the mixer"):
+    with pytest.raises(ValueError, match="no theory for the mixer"):
         row_moments(mixer, 16, 8)
 
 
-def test_a_whole_share_of_attention_is_softmax_attention() -> None:
+def test_a_full_share_of_attention_is_softmax_attention() -> None:
     lazy = dataclasses.replace(SMALL, mixer="lazy", mixer_share=1.0)
     assert deterministic_front(lazy) == deterministic_front(SMALL)
 
 
-def test_settings_of_all_mixers_are_followed_at_once() -> None:
-    cases = [dataclasses.replace(SMALL, **fields) for fields in SPOKEN]
+def test_settings_of_all_mixers_can_be_followed_at_once() -> None:
+    cases = [dataclasses.replace(SMALL, **fields) for fields in COVERED]
     assert deterministic_fronts(cases, 60) == [deterministic_fronts([case], 60)[0] for case in cases]
 
 
@@ -76,7 +76,7 @@ def test_settings_of_all_mixers_are_followed_at_once() -> None:
     ("mixer", "share"), [("lazy", 0.0), ("lazy", 0.3), ("a_minus_i", 0.5), ("i_minus_a", 0.5)]
 )
 def test_rows_of_a_blend_are_those_of_sampled_attention(mixer: str, share: float, cosine: float) -> None:
-    """S_d and S_o of e I + l A over random rows: softmax of Gaussian logits with their correlations."""
+    """S_d and S_o of e I + l A against sampled rows: softmax of Gaussian logits with their correlations."""
     field = MeanField(dataclasses.replace(SMALL, heads=1, width=4096, mixer=mixer, mixer_share=share))
     identity, weight = float(field.identity[0, 0]), float(field.share[0, 0])
     random, count, tokens = np.random.default_rng(2), 20_000, 16
@@ -92,7 +92,7 @@ def test_rows_of_a_blend_are_those_of_sampled_attention(mixer: str, share: float
 
 
 def test_tokens_that_are_not_mixed_never_agree_and_differences_forget() -> None:
-    """The block map: the odds bound is 1 without mixing and below it for A - I, at which the odds fall."""
+    """The odds bound of the block map is 1 without mixing; for A - I it is below 1, so the odds fall."""
     still = BlockMap(dataclasses.replace(SMALL, mixer="lazy", mixer_share=0.0))
     difference = BlockMap(dataclasses.replace(SMALL, mixer="a_minus_i"))
     assert still.odds_bound() == pytest.approx(1) and difference.odds_bound() < 0.8
@@ -116,8 +116,8 @@ def test_a_removed_mean_stays_removed() -> None:
     assert profile["tcs"][1:] == pytest.approx(-1 / 15, abs=2e-3)
 
 
-def test_a_split_behind_attention_only_merges_as_both_do() -> None:
-    """Its attention merge is that of `mv_split`, its FFN merge that of `plain`, from the same state."""
+def test_a_split_after_attention_only_combines_both_merges() -> None:
+    """Its attention merge equals that of `mv_split`, its FFN merge that of `plain`, from the same state."""
     fields = {"alpha": 0.3, "beta": 0.7}
     mixed, split, plain = (
         MeanField(dataclasses.replace(SMALL, merge=merge, **fields))

@@ -64,7 +64,7 @@ def test_hidden_unit_fluctuations_agree_with_sampled_units(cosine: float) -> Non
 
 @given(cosine=st.floats(0, 0.999), tokens=st.integers(2, 400))
 @settings(max_examples=50, deadline=None)
-def test_cosine_mean_energy_and_energy_ratio_are_one_variable(cosine: float, tokens: int) -> None:
+def test_cosine_mean_energy_and_energy_ratio_determine_each_other(cosine: float, tokens: int) -> None:
     field = MeanField.__new__(MeanField)
     field.tokens = tokens
     mean = field.mean_energy(np.array(1.0), np.array(cosine))
@@ -73,7 +73,7 @@ def test_cosine_mean_energy_and_energy_ratio_are_one_variable(cosine: float, tok
 
 
 def test_uniform_attention_multiplies_the_squared_energy_ratio_by_one_plus_gain() -> None:
-    """Wide limit: with J-uniform attention, rho^2 grows by 1 + g in an attention merge (front law)."""
+    """Wide limit: under uniform attention (A = J) an attention merge multiplies rho^2 by 1 + g (law F1)."""
     field = MeanField(Setting(tokens=16, width=2**20, heads=4, weight_std=0.8 / 2**10, mixer="uniform"))
     mean = np.array([[0.1]])
     merged = field.merge(
@@ -98,7 +98,7 @@ def test_unit_gains_are_the_plain_merge() -> None:
         assert deterministic_front(dataclasses.replace(base, merge=merge)) == deterministic_front(base)
 
 
-def test_many_settings_at_once_are_each_by_itself() -> None:
+def test_settings_followed_together_match_each_alone() -> None:
     cases = [
         Setting(tokens=16),
         Setting(tokens=64, weight_std=0.0625, input_cosine=0.3),
@@ -113,7 +113,7 @@ def test_many_settings_at_once_are_each_by_itself() -> None:
 
 
 def test_full_alpha_and_beta_replace_the_mean() -> None:
-    """alpha = 1 keeps nothing of the trunk's mean: it collapses only where the written mean wins."""
+    """At alpha = 1 the trunk's mean is replaced; a stack collapses only if the written mean dominates."""
     collapsing = Setting(tokens=64, weight_std=0.09375, merge="mv_split", alpha=1.0, beta=1.0)
     assert predict_front(collapsing).front == pytest.approx(12.8, abs=0.5)
     assert predict_front(Setting(tokens=64, merge="mv_split", alpha=0.1, beta=1.0)).front is None
@@ -129,10 +129,10 @@ def test_an_input_beyond_the_front_has_front_zero() -> None:
     assert prediction.front_deterministic == 0.0
 
 
-def test_text_tokens_count_as_tokens_where_the_merge_does_not_split() -> None:
+def test_text_tokens_count_as_tokens_unless_the_merge_splits() -> None:
     with_text = predict_front(Setting(tokens=12, text_tokens=4))
     assert with_text.front == predict_front(Setting(tokens=16)).front
-    with pytest.raises(ValueError, match="the theory of mv_split speaks of one segment"):
+    with pytest.raises(ValueError, match="the theory for mv_split covers one segment only"):
         predict_front(Setting(merge="mv_split", text_tokens=4))
 
 
@@ -161,7 +161,7 @@ def test_prediction_is_repeatable_and_restricts_to_a_depth() -> None:
     assert prediction.within(10_000) == pytest.approx((1.0, prediction.front, prediction.front_std))
 
 
-def test_crossing_interpolates_and_knows_none() -> None:
+def test_crossing_interpolates_and_reports_none_as_infinite() -> None:
     profiles = np.array([[0.0, 0.95, 0.0], [0.8, 0.96, 0.5], [1.0, 0.97, np.nan]])
     assert crossing(profiles) == pytest.approx([1.5, 0.0, np.inf])
 
@@ -195,7 +195,7 @@ def test_mv_split_does_not_amplify() -> None:
 
 
 def test_the_phase_diagram_reproduces_its_landmarks() -> None:
-    """r = 3 always collapses; r = 8 holds unrelated tokens, with a threshold at s = 1 and none at s = 0.8."""
+    """r = 3 always collapses; at r = 8 unrelated tokens are stable, with a threshold only for large s."""
 
     def diagram(scale: float, ratio: float) -> BlockMap:
         return BlockMap(Setting(weight_std=scale / 16, ffn_ratio=ratio))

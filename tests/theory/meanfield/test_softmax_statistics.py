@@ -42,7 +42,9 @@ def test_a_finite_head_has_logits_on_a_sphere(head_width: int) -> None:
     error = squares.std() / np.sqrt(len(squares))
     assert abs(row_square(16, 1.0, head_width) - squares.mean()) < 4 * error
     if head_width == 8:
-        assert abs(row_square(16, 1.0) - squares.mean()) > 4 * error, "Gaussian logits would be seen"
+        assert abs(row_square(16, 1.0) - squares.mean()) > 4 * error, (
+            "the test must tell Gaussian logits apart"
+        )
 
 
 def test_large_token_limit() -> None:
@@ -66,7 +68,7 @@ def test_one_token_is_refused() -> None:
 
 @pytest.mark.parametrize("cosine", [0.0, 0.3, 0.7])
 def test_linear_attention_rows_agree_with_sampled_ones(cosine: float) -> None:
-    """To leading order in 1/d_h: the deviation of T S from 1 within 10 %."""
+    """The theory is of leading order in 1/d_h: it gives the deviation of T S from 1 to within 10 %."""
     tokens, head_width, width, samples = 64, 64, 256, 200
     random = np.random.default_rng(3)
     squares, overlaps = [], []
@@ -89,8 +91,8 @@ def test_linear_attention_rows_agree_with_sampled_ones(cosine: float) -> None:
     assert tokens * moments.overlap - 1 == pytest.approx(np.mean(overlaps), rel=0.1)
 
 
-def test_uniform_rows_are_even_and_an_unknown_mixer_is_named() -> None:
+def test_uniform_rows_are_equal_and_an_unknown_mixer_is_refused() -> None:
     moments = row_moments("uniform", 8, 4)(np.array([0.0, 0.5]))
     assert moments.square.tolist() == moments.overlap.tolist() == [0.125, 0.125]
-    with pytest.raises(ValueError, match="no theory of the mixer 'mamba'"):
+    with pytest.raises(ValueError, match="no theory for the mixer 'mamba': choose one of softmax"):
         row_moments("mamba", 8, 4)

@@ -1,4 +1,4 @@
-"""Dense tables over the pair cosine: what the recursion looks up, for many settings at once."""
+"""Dense tables over the pair cosine that the recursion looks up, for many settings at once."""
 
 # N settings, G grid cosines, K columns; cosines are [W, B], with W = N for several settings
 
@@ -19,8 +19,6 @@ from meanmode.theory.meanfield.swiglu_moments import (
 from meanmode.theory.setting import Setting
 
 Array = NDArray[np.float64]
-
-
 GRID = 2049
 
 
@@ -31,19 +29,19 @@ COLUMNS = (
 )
 
 
-PLACE = {name: place for place, name in enumerate(COLUMNS)}
+COLUMN_INDEX = {name: index for index, name in enumerate(COLUMNS)}
 
 
 @lru_cache(maxsize=512)
 def _columns(attention: str, tokens: int, head_width: int, gate_std: float) -> Array:
     """All columns on the grid of cosines from -1 / (T - 1) to 1 [G, K].
 
-    The row moments are kept as (S_d - 1/T) / (1 - c) and (S_d - S_o) / (1 - c)^2, finite at c = 1, where they
-    are extrapolated.
+    Row moments are stored as (S_d - 1/T) / (1 - c) and (S_d - S_o) / (1 - c)^2, which are finite at c = 1 and
+    are extrapolated to it.
     """
     cosine = np.linspace(-1 / (tokens - 1), 1.0, GRID)
     rows = row_moments(attention, tokens, head_width)(cosine)
-    open_cosine = np.append(1 - cosine[:-1], 1.0)  # the last entry is extrapolated below
+    open_cosine = np.append(1 - cosine[:-1], 1.0)  # 1 avoids 0/0; the last entry is extrapolated below
     concentration = (rows.square - 1 / tokens) / open_cosine
     divergence = (rows.square - rows.overlap) / open_cosine**2
     for column in (concentration, divergence):
@@ -74,10 +72,10 @@ def _columns(attention: str, tokens: int, head_width: int, gate_std: float) -> A
 
 
 class Tables:
-    """The tables of some settings, looked up by linear interpolation (relative error below 1e-6).
+    """Tables of one or several settings, read by linear interpolation (relative error below 1e-6).
 
     Args:
-        settings: one setting, whose table serves every cosine, or several, one for each row of the cosines.
+        settings: one setting, whose table serves every cosine, or one setting per row of the cosines.
     """
 
     def __init__(self, settings: Sequence[Setting]) -> None:
@@ -96,14 +94,14 @@ class Tables:
         self.offset = (GRID * np.arange(len(settings)))[:, None]
 
     def __call__(self, cosine: Array, *names: str) -> list[Array]:
-        """The named columns at each cosine; cosines beyond the grid take its ends."""
-        place = np.clip((cosine - self.least) * ((GRID - 1) / (1 - self.least)), 0, GRID - 1.000001)
-        left = place.astype(np.intp)
-        part = place - left
+        """Look up the named columns at each cosine; cosines outside the grid are clipped to its ends."""
+        position = np.clip((cosine - self.least) * ((GRID - 1) / (1 - self.least)), 0, GRID - 1.000001)
+        left = position.astype(np.intp)
+        part = position - left
         left = left + self.offset
         found = []
         for name in names:
-            column = self.table[:, PLACE[name]]
+            column = self.table[:, COLUMN_INDEX[name]]
             below = column[left]
             found.append(below + part * (column[left + 1] - below))
         return found
