@@ -1,1 +1,1 @@
-"""What causes it? Changes to gradients, branches, trunk and parameters, with matched controls."""
+"""What causes the collapse? Changes to gradients, branches, trunk and parameters, with matched controls."""

@@ -1,6 +1,6 @@
-"""Interventions on the blocks of a model: parts of gradients and tokens changed, parameters frozen."""
+"""Applies interventions to a model's blocks: changes parts of gradients and tokens, freezes parameters."""
 
-# B batch (behind a leading axis R of runs in an ensemble), T tokens, D width, M features written, N read
+# B batch (after a leading axis R of runs in an ensemble), T tokens, D width, M features written, N read
 
 import functools
 from collections.abc import Iterable
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from meanmode.sim.intervene.grammar import FIELDS, GRADIENTS, PARTS, Intervention
 from meanmode.sim.intervene.part_changes import GradientChange, PartChange, Parts, Turn, change_tokens
 from meanmode.sim.observe.layer_hooks import eager
-from meanmode.sim.observe.record import BACKWARD_OBSERVABLES, Array, Record
+from meanmode.sim.observe.observable_names import BACKWARD_OBSERVABLES
+from meanmode.sim.observe.record import Array, Record
 from meanmode.sim.trunk.linear import Linear
 from meanmode.sim.trunk.merges import Merge
 from meanmode.sim.trunk.parameter_groups import members_of
@@ -23,29 +24,33 @@ from meanmode.sim.trunk.stack import blocks_of
 
 
 class Interventions:
-    """Intervenes in every pass of a model whose forward and backward both lie inside its `with` block.
+    """Intervenes in every pass whose forward and backward both lie inside its `with` block.
 
-    Several on one part follow each other in their order. What each leaves untouched, to the bit:
+    Several interventions on one part are applied in order. Each leaves the following bitwise unchanged:
 
-    * a part of a gradient: the forward pass, the gradients of all other parameters and of every activation;
-    * a part of branch or trunk: what comes before it in the forward pass, and all parameters. Behind it, and
-      in the whole backward pass, the network is another one, and differentiated as such;
-    * frozen parameters: the forward pass and all other gradients. They have no gradient, so that torch
-      optimisers neither move nor decay them and their moments stand still; what gradient they had, and that
-      they take one, comes back at the end;
-    * all blocks that are not named, and everything afterwards, but for what the optimiser remembers.
+    * a change to a gradient: the forward pass, and the gradients of all other parameters and activations;
+    * a change to branch or trunk: the forward pass up to it, and all parameters. From there on the network is
+      a different one, and the whole backward pass differentiates that network;
+    * freezing: the forward pass and all other gradients. Frozen parameters have no gradient, so torch
+      optimisers neither move nor decay them nor update their moments; their previous gradient and
+      `requires_grad` are restored on exit;
+    * all of them: the blocks that are not named, and everything after exit except the optimiser's state.
 
-    A `meanmode.sim.observe.probe.Probe` inside or around it sees the forward pass as changed and the gradients of the loss as
-    they were before a change; what an optimiser got is `handed_on`. Activation checkpointing, gradient
-    accumulation and ensembles are followed. What is compiled runs as it was written meanwhile.
+    A `meanmode.sim.observe.probe.Probe` inside or around the context sees the changed forward pass, and
+    gradients of the loss before any change to them; `handed_on` reports what the optimiser receives.
+    Activation checkpointing, gradient accumulation and ensembles are supported. Compiled modules run
+    uncompiled inside the context.
 
     Args:
-        model: any module that holds `meanmode.sim.trunk.stack.Block`s, in order.
-        interventions: all that act at the same time.
-        first: number of the model's first block, where it stands for blocks of a deeper one.
+        model: any module with `meanmode.sim.trunk.stack.Block`s, in order.
+        interventions: all interventions that act at the same time.
+        first: number of the model's first block, if the model is a slice of a deeper one.
+
+    Attributes:
+        interventions: the interventions, in the order in which they are applied.
 
     Raises:
-        ValueError: no blocks in the model, an unknown block, or nothing to freeze.
+        ValueError: the model has no blocks, a named block does not exist, or there is nothing to freeze.
     """
 
     def __init__(self, model: nn.Module, interventions: Iterable[Intervention], *, first: int = 1) -> None:
@@ -82,9 +87,9 @@ class Interventions:
         self._undo.close()
 
     def handed_on(self) -> dict[str, Array]:
-        """`g_mean` and `g_ctr` of the writer gradients as the last backward pass handed them on.
+        """`g_mean` and `g_ctr` of the changed writer gradients, as the last backward pass handed them on.
 
-        Each [L + 1, W], behind an axis of runs for an ensemble; NaN where none was changed.
+        Each [L + 1, W], after an axis of runs in an ensemble; NaN where no gradient was changed.
         """
         dims = {name: BACKWARD_OBSERVABLES[name][0] for name in ("g_mean", "g_ctr")}
         weight = next(iter(self._blocks.values())).ffn.w2.weight
@@ -120,7 +125,9 @@ class Interventions:
             return
         hooks = layer._forward_pre_hooks.values()
         if any(isinstance(getattr(hook, "__self__", None), GradientChange) for hook in hooks):
-            raise ValueError(f"the {target} of block {place[0]} is changed already: use one context for all")
+            raise ValueError(
+                f"the {target} of block {place[0]} is already changed: use one context for all changes"
+            )
         report = functools.partial(self._report, place) if target == GRADIENTS[0] else None
         undo.callback(GradientChange(layer, changes, report).remove)
 
@@ -141,7 +148,7 @@ class Interventions:
         def returned(_: nn.Module, __: tuple[Any, ...], x: Tensor) -> Tensor:
             return change_tokens(x, trunk)
 
-        # ahead of the hooks that are there, so that they see what flows on
+        # run before existing hooks, so that those see the changed tensor
         if branch:
             undo.callback(merge.register_forward_pre_hook(given, prepend=True).remove)
         if trunk:

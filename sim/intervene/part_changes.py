@@ -1,6 +1,6 @@
-"""Mean and centered part of a weight's gradient, or of the tokens themselves, changed on their way."""
+"""Changes the mean or centered part of a weight's gradient, or of the tokens, as they pass through."""
 
-# B batch (behind a leading axis R of runs in an ensemble), T tokens, D width, M features written, N read
+# B batch (after a leading axis R of runs in an ensemble), T tokens, D width, M features written, N read
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ from meanmode.sim.trunk.linear import Linear
 from meanmode.sim.trunk.precision import single
 
 Parts = tuple[Tensor, Tensor]
-"""Mean and centered part, which add up to the whole."""
+"""Mean and centered part; their sum is the whole."""
 
 
 class Turn:
-    """A random signed permutation of the features of a tensor: an orthogonal map that only moves entries.
+    """A random signed permutation of a tensor's features: an orthogonal map that only moves entries.
 
-    Its moments up to the third are those of a random rotation: a turned matrix [M, N] has with the original a
-    cosine of mean 0 and mean square 1 / (M N). Norms, rank, spectrum and the products between tokens, samples
-    and passes are kept. It is a function of its key alone: recomputation, resumption and membership in an
-    ensemble do not change it.
+    Its moments up to the third are those of a random rotation: the cosine between a turned matrix [M, N] and
+    the original has mean 0 and mean square 1 / (M N). Norms, rank, spectrum and the inner products between
+    tokens, samples and passes are preserved. It depends on its key alone, so recomputing, resuming or joining
+    an ensemble does not change it.
 
     Args:
-        key: seed first.
-        sides: trailing axes that are features: 2 of a gradient [*R, M, N], 1 of tokens [*B, T, D].
+        key: the seed, followed by integers that tell apart the turns of one seed.
+        sides: number of trailing feature axes: 2 for a gradient [*R, M, N], 1 for tokens [*B, T, D].
     """
 
     def __init__(self, key: tuple[int, ...], sides: int) -> None:
@@ -40,7 +40,7 @@ class Turn:
         self._drawn: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The tensor with its features turned."""
+        """Turn the features of a tensor."""
         for side in range(self.sides):
             axis = x.ndim - 1 - side
             order, signs = self._draw(side, x.shape[axis], x.device)
@@ -53,21 +53,21 @@ class Turn:
             seed, *key = self.key
             drawn = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(*key, side)))
             order, signs = drawn.permutation(features), 2.0 * drawn.integers(2, size=features) - 1
-            with torch.inference_mode(False):  # autograd saves no tensor made in inference mode
+            with torch.inference_mode(False):  # autograd cannot save tensors created in inference mode
                 self._drawn[place] = torch.tensor(order, device=device), torch.tensor(signs, device=device)
         return self._drawn[place]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartChange:
-    """A change of one of the two parts.
+    """A change to one of the two parts.
 
     Attributes:
-        part: 0 the mean part, 1 the centered part.
-        factor: what the part is multiplied by, 0 to delete it; None replaces it by itself turned.
-        control: change the part by as much in a random direction instead.
-        replacement: turns the part.
-        direction: turns the change, of a control.
+        part: 0 for the mean part, 1 for the centered part.
+        factor: multiplies the part, 0 deletes it; None replaces the part by its turned copy.
+        control: instead change the part by the same norm in a random direction.
+        replacement: turn that makes the replacement of the part.
+        direction: turn that makes the direction of a control.
     """
 
     part: int
@@ -82,7 +82,7 @@ class PartChange:
         if self.factor is None:
             after = self.replacement(before)
         else:
-            # a deleted part leaves nothing behind, not even the NaN of an overflow
+            # deleting also removes the NaN of an overflow, which a factor of 0 would keep
             after = self.factor * before if self.factor else torch.zeros_like(before)
         if self.control:
             after = before + self.direction(after - before)
@@ -90,33 +90,37 @@ class PartChange:
 
 
 def changed(parts: Parts, changes: Sequence[PartChange]) -> Parts:
-    """The parts after all changes, in their order."""
+    """The parts after all changes, applied in order."""
     for change in changes:
         parts = change(parts)
     return parts
 
 
 def change_tokens(x: Float[Tensor, "*B T D"], changes: Sequence[PartChange]) -> Float[Tensor, "*B T D"]:
-    """JX + PX with their changes, J the mean over all tokens of a sample (arXiv:2605.06169 Eq. 3)."""
+    """JX + PX after the changes, J being the mean over all tokens of a sample (arXiv:2605.06169 Eq. 3)."""
     mean, rest = changed((single(x).mean(-2, keepdim=True), centered(x)), changes)
     return (mean + rest).to(x.dtype)
 
 
 class GradientChange:
-    """Hands on another gradient of a layer's weight: its two parts DW_mu and DW_c (G1), each changed.
+    """Replaces the gradient of a layer's weight by one whose parts DW_mu and DW_c (G1) are changed.
 
-    What the layer writes and the cotangent of what it reads stay what they are. DW_c is formed from the
-    centered parts themselves, so that it is accurate beside a much larger DW_mu; both are summed over all
-    calls of the layer in a backward pass, and the layer is the only one that uses the weight.
+    The layer's output and the cotangent of its input stay the same. DW_c is formed from the centered parts,
+    so that it is accurate next to a much larger DW_mu. Both are summed over all calls of the layer in a
+    backward pass; no other layer may use the weight.
 
-    In every forward pass the change is put behind all other hooks of the weight, so that they see the
-    gradient of the loss, whichever was there first. It is set on the weight as the layer reads it then, which
-    under FSDP2 is the gathered one.
+    In every forward pass the hook is registered anew as the last one on the weight, so that all other hooks
+    see the gradient of the loss. It sits on the weight as the layer reads it, which under FSDP2 is the
+    gathered one.
 
     Args:
-        layer: whose weight's gradient is changed, until `remove`.
-        changes: of the two parts.
-        handed_on: given the changed parts in every backward pass.
+        layer: layer whose weight gradient is changed, until `remove`.
+        changes: changes to the two parts, applied in order.
+        handed_on: called with the changed parts in every backward pass.
+
+    Attributes:
+        layer: the changed layer.
+        changes: changes to the two parts, applied in order.
     """
 
     def __init__(
@@ -130,7 +134,7 @@ class GradientChange:
         self._handles = [layer.register_forward_pre_hook(self._go_last), watch_writer(layer, self._add)]
 
     def remove(self) -> None:
-        """Take all hooks off the layer."""
+        """Remove all hooks from the layer."""
         for handle in (*self._handles, *([self._handle] if self._handle else [])):
             handle.remove()
 
@@ -150,7 +154,7 @@ class GradientChange:
 
     def _hand_on(self, gradient: Float[Tensor, "*R M N"]) -> Float[Tensor, "*R M N"]:
         if self._parts is None:
-            raise ValueError("a gradient is changed only where its forward pass was made inside the context")
+            raise ValueError("cannot change this gradient: run its forward pass inside the context too")
         with measuring(gradient.device):
             parts, self._parts = changed(self._parts, self.changes), None
             if self._handed_on is not None:

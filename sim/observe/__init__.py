@@ -1,1 +1,1 @@
-"""What is measured? Observables, the probe that takes them, and the functional step."""
+"""What is measured? Observables, the probe that records them, and the functional step."""

@@ -1,6 +1,6 @@
-"""The statistics of attention matrices, exact, from a few matrices at a time."""
+"""Exact statistics of attention matrices, computed a few matrices at a time."""
 
-# B batch (behind a leading axis of runs in an ensemble), T tokens, D width, H heads,
+# B batch (after a leading axis of runs in an ensemble), T tokens, D width, H heads,
 # N matrices (samples and heads) at a time
 
 import functools
@@ -19,21 +19,27 @@ from meanmode.sim.trunk.linear import dot_products, matrix_times
 from meanmode.sim.trunk.precision import single
 
 DENSE_TOKENS = 32
-"""Up to here a dense singular value decomposition is as cheap as an iteration."""
+"""Up to this many tokens a dense singular value decomposition is as cheap as an iteration."""
 
 
 TESTS = (3, 12)
-"""Steps at which convergence is tested, then every third: matrices of rank one or two need 3, attention at
-initialisation 12 to 18."""
+"""Lanczos steps at which convergence is tested, then every third step: matrices of rank one or two need 3,
+attention at initialisation 12 to 18."""
 
 
 MATRIX_ENTRIES = {"cpu": 2**17, "cuda": 2**27}
-"""Entries formed at a time: what stays in a processor's cache, what a GPU fills up with."""
+"""Matrix entries formed at a time: few enough for a CPU's cache, enough to fill a GPU."""
 
 
 class AttentionStatistics(NamedTuple):
-    """Statistics of the mixing matrices of a mixer, mean over heads, each [*B]: `mu_eff`, `row_div`,
-    `retention`, `leakage` as in `meanmode.sim.observe.observables`."""
+    """Statistics of a mixer's matrices, mean over heads, each [*B].
+
+    Attributes:
+        mu_eff: |P A P|_2, NaN if it was not requested.
+        row_div: |A - J A|_F / |A|_F.
+        retention: |c(A c(X))|_F / |c(X)|_F.
+        leakage: |mu(A c(X))|_F / |c(X)|_F.
+    """
 
     mu_eff: Tensor
     row_div: Tensor
@@ -42,7 +48,7 @@ class AttentionStatistics(NamedTuple):
 
 
 def at_a_time(entries: int, device: torch.device) -> int:
-    """How many pieces of so many entries are formed at a time on a device, at least one."""
+    """How many matrices of `entries` entries to form at a time on a device; at least one."""
     return max(1, MATRIX_ENTRIES.get(device.type, MATRIX_ENTRIES["cuda"]) // entries)
 
 
@@ -52,10 +58,10 @@ def attention_statistics(
     """All statistics of a mixer's matrices on a trunk, from one recomputed matrix per head.
 
     Args:
-        mixer: whose matrices.
-        operands: what the matrices are made of, `Mixer.operands`.
-        x: the trunk the mixer reads.
-        singular_value: compute mu_eff, the dearest; NaN without.
+        mixer: the mixer to measure.
+        operands: the features its matrices are computed from, from `Mixer.operands`.
+        x: the trunk that the mixer reads.
+        singular_value: whether to compute mu_eff, the most expensive one; NaN otherwise.
 
     Raises:
         ValueError: fewer than two tokens.
@@ -85,7 +91,7 @@ def attention_statistics(
 
 
 class _MatrixParts(NamedTuple):
-    """What is kept of a matrix A, for any number of them: |P A|_F, |P A c(X)|_F, |P A P|_2, column means."""
+    """Reductions of any number of matrices A: |P A|_F, |P A c(X)|_F, |P A P|_2 and the column means."""
 
     apart: Tensor
     mixed: Tensor
@@ -100,7 +106,7 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
 def _matrix_parts(
     matrix: Float[Tensor, "N T T"], transposed: Float[Tensor, "N D T"] | None, *, singular_value: bool
 ) -> _MatrixParts:
-    """The parts of matrices, which are overwritten, beside c(X)^T; NaN for what is not asked for."""
+    """The reductions of matrices, given c(X)^T; overwrites the matrices. NaN for parts not requested."""
     column_means = matrix.mean(-2)
     apart = matrix.sub_(column_means[:, None])
     size = norm(apart)
@@ -131,7 +137,7 @@ def _leakage(found: _MatrixParts, part: Float[Tensor, "*B T D"], part_norms: Ten
 
 
 def _of_heads(attention: Float[Tensor, "*B H T T"], x: Tensor | None = None) -> _MatrixParts:
-    """The parts of given matrices."""
+    """The reductions of given matrices, which are left as they are."""
     need_pair(attention)
     transposed = None
     if x is not None:
@@ -164,16 +170,16 @@ def leakage(attention: Float[Tensor, "*B H T T"], x: Float[Tensor, "*B T D"]) ->
 def mu_eff(attention: Float[Tensor, "*B H T T"], *, tolerance: float | None = None) -> Float[Tensor, "*B"]:
     """|P A P|_2, the operator norm on the centered part (law P2, Eq. 4), mean over heads.
 
-    Dense up to `DENSE_TOKENS` tokens. Beyond, Lanczos iteration on (P A P)^T (P A P), stopped when the
-    residual of every head's leading eigenpair is below `tolerance` times its value; at most T steps. NaN for
-    a matrix that is not finite.
+    Dense up to `DENSE_TOKENS` tokens; above, Lanczos iteration on (P A P)^T (P A P) until the residual of
+    every head's leading eigenpair is below `tolerance` times its value, for at most T steps. NaN for matrices
+    that are not finite.
 
     Args:
         attention: attention matrices.
-        tolerance: relative residual; None takes the square root of the dtype's resolution. The value is never
-            above the norm and off by at most about the residual; by its square over the gap, and so good to
-            the resolution, where the leading singular value stands alone. That holds for random matrices, not
-            for (1 - l) I + l A at small l, where 4e-4 was seen.
+        tolerance: relative residual; None uses the square root of the dtype's resolution. The result never
+            exceeds the norm and is off by at most about the residual. If the leading singular value is well
+            separated, the error is the squared residual over the gap, at the dtype's resolution: so for
+            random matrices, but not for (1 - l) I + l A at small l, where errors of 4e-4 occur.
 
     Raises:
         ValueError: fewer than two tokens.
@@ -195,7 +201,7 @@ def _centered_norm(apart: Float[Tensor, "N T T"], tolerance: float | None = None
         tolerance = torch.finfo(apart.dtype).eps ** 0.5 if tolerance is None else tolerance
         operator, size = apart - apart.mean(-1, keepdim=True), norm(apart)
         size = torch.where(size == 0, 1.0, size)
-        if within(size**2.5):  # squares of the values are iterated
+        if within(size**2.5):  # the iteration works on squares of the singular values
             value = _leading_singular_value(operator, tolerance)
         else:
             value = size * _leading_singular_value(operator / size[:, None, None], tolerance)
@@ -204,7 +210,7 @@ def _centered_norm(apart: Float[Tensor, "N T T"], tolerance: float | None = None
 
 @functools.lru_cache(maxsize=8)
 def _start(tokens: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A unit vector, the same draw each time, so that no symmetry hides the leading vector."""
+    """A fixed random unit vector: random, so that no symmetry makes it orthogonal to the leading vector."""
     drawn = torch.randn(tokens, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return (drawn / torch.linalg.vector_norm(drawn)).to(device, dtype)
 
@@ -216,8 +222,8 @@ def _tested(step: int, tokens: int) -> bool:
 def _leading_singular_value(matrix: Float[Tensor, "N T T"], tolerance: float) -> Float[Tensor, " N"]:
     """Largest singular value of each matrix by Lanczos iteration on its normal matrix.
 
-    The basis is not re-orthogonalised: rounding repeats Ritz values that have converged, it does not move the
-    largest, and a start that has left its Krylov space goes on in another.
+    The basis is not re-orthogonalised: rounding duplicates Ritz values that have converged but does not move
+    the largest, and once a Krylov space is exhausted the iteration continues in another.
     """
     floor = 8 * torch.finfo(matrix.dtype).eps * norm(matrix).square()
     start = _start(matrix.shape[-1], matrix.dtype, matrix.device)
@@ -232,7 +238,7 @@ def _leading_singular_value(matrix: Float[Tensor, "N T T"], tolerance: float) ->
 def _iterated(
     matrix: Float[Tensor, "T T"], start: Float[Tensor, " T"], tolerance: float, floor: float
 ) -> float:
-    """One matrix, its few numbers in Python: on a CPU an operation on a vector costs more than its sums."""
+    """One matrix, with scalars in Python: on a CPU, call overhead exceeds the arithmetic on short vectors."""
     transposed, tokens = matrix.mT, len(start)
     vector, before, length = start, start, 0.0
     diagonal: list[float] = []
@@ -257,7 +263,7 @@ def _iterated(
 def _iterated_together(
     matrix: Float[Tensor, "N T T"], start: Float[Tensor, " T"], tolerance: float, floor: Float[Tensor, " N"]
 ) -> Float[Tensor, " N"]:
-    """All matrices at once, as a GPU wants them."""
+    """All matrices at once, for a GPU."""
     tokens, tiny = matrix.shape[-1], torch.finfo(matrix.dtype).tiny
     vector = start.expand(len(matrix), tokens)
     before, length = torch.zeros_like(vector), torch.zeros_like(vector[:, :1])

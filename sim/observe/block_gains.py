@@ -1,4 +1,4 @@
-"""Gains of a block's current weights, for the dynamic front."""
+"""Gains of a block's current weights, the input of the dynamic front."""
 
 # D width, H hidden width of the FFN
 
@@ -14,10 +14,10 @@ def _energy(weight: Tensor) -> float:
 
 
 def block_gains(block: Block) -> BlockGains:
-    """What a block multiplies energies by now, from the sizes of its weights and its merges' gains.
+    """The factors by which a block currently multiplies energies, from its weight norms and merge gains.
 
-    A token of unit energy per feature leaves W_V with |W_V|_F^2 / D of it, W_O with |W_O|_F^2 / D more; the
-    halves of W13 [2 H, D] and W2 [D, H] likewise. Queries and keys do not enter: QK-Norm fixes their size.
+    W_V multiplies a token's energy per feature by |W_V|_F^2 / D and W_O by another |W_O|_F^2 / D; the halves
+    of W13 [2 H, D] and W2 [D, H] likewise. Queries and keys do not enter: QK-Norm fixes their size.
     """
     width = block.setting.width
     gate, value = (_energy(part) for part in block.ffn.w13.weight.chunk(2))

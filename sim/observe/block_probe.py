@@ -1,6 +1,6 @@
-"""The probe of one block: hooks that measure it in its own forward and backward pass, and their order."""
+"""The probe of one block: hooks that measure it during its own forward and backward pass."""
 
-# B batch (behind a leading axis R of runs in an ensemble), T tokens, D width, M features written, N read
+# B batch (after a leading axis R of runs in an ensemble), T tokens, D width, M features written, N read
 
 import functools
 import weakref
@@ -14,13 +14,13 @@ from torch.utils.hooks import RemovableHandle
 from meanmode.sim.observe import observables
 from meanmode.sim.observe.attention_statistics import attention_statistics
 from meanmode.sim.observe.layer_hooks import recomputing, watch_writer
-from meanmode.sim.observe.record import (
+from meanmode.sim.observe.observable_names import (
     COHERENCE_OBSERVABLES,
     GRADIENT_MODES,
     GRADIENT_SIZES,
     OPERATOR_OBSERVABLES,
-    Record,
 )
+from meanmode.sim.observe.record import Record
 from meanmode.sim.observe.step_record import StepRecord
 from meanmode.sim.observe.token_parts import TokenParts, measuring
 from meanmode.sim.observe.writer_gradients import (
@@ -35,18 +35,18 @@ from meanmode.sim.trunk.segments import Segments
 from meanmode.sim.trunk.stack import Block
 
 HELD_BYTES = 2**25
-"""What measurements that are put off may hold."""
+"""Bytes of activations that deferred measurements may keep alive."""
 
 
 def _version(x: Tensor) -> int:
-    """How often a tensor has been written to; those of inference mode do not count."""
+    """How often a tensor has been written to; always 0 for tensors of inference mode, which keep no count."""
     return 0 if x.is_inference() else x._version
 
 
 def _directed_tokens(values: Tensor, *sides: Tensor) -> Tensor | None:
-    """How many tokens of every sample vanish on no side; None where every value is a number anyway.
+    """Number of tokens per sample that vanish on no side; None if no value is NaN.
 
-    A sample with too few has no value; one that is NaN for another reason is a result.
+    A sample with too few such tokens has no value; a NaN for any other reason is a result and is kept.
     """
     if not bool(values.isnan().any()):
         return None
@@ -54,29 +54,31 @@ def _directed_tokens(values: Tensor, *sides: Tensor) -> Tensor | None:
 
 
 class TrunkParts:
-    """Mean and centered part of the trunk seen last, computed once though several hooks see it."""
+    """Mean and centered part of the latest trunk, computed once for all hooks that need them."""
 
     def __init__(self) -> None:
         self._seen: tuple[Tensor, int, dict[str, TokenParts]] | None = None
 
     def remember(self, x: Tensor, parts: dict[str, TokenParts]) -> None:
+        """Keep the parts of `x` until it is written to or another trunk comes."""
         self._seen = (x, _version(x), parts)
 
     def parts(self, x: Tensor, segments: Segments) -> dict[str, TokenParts]:
+        """The parts of `x` as `observables.segment_parts` returns them, computed unless remembered."""
         if self._seen is None or self._seen[0] is not x or self._seen[1] != _version(x):
             self.remember(x, observables.segment_parts(x, segments))
         assert self._seen is not None
         return self._seen[2]
 
     def forget(self) -> None:
-        """Let the trunk go: its graph knows the probe, and no collector sees a circle through a graph."""
+        """Release the trunk: its autograd graph refers to the probe, a cycle that is never collected."""
         self._seen = None
 
 
 class Queue:
-    """Measurements put off until some have gathered: in a row they find their code and data in the cache.
+    """Deferred measurements, run in batches to make better use of the CPU's caches.
 
-    On a CPU alone; what they hold is bounded.
+    Only CPU work is deferred, and the memory it keeps alive is bounded by `HELD_BYTES`.
     """
 
     def __init__(self) -> None:
@@ -84,40 +86,44 @@ class Queue:
         self._held = 0
 
     def add(self, work: Callable[[], None], *held: Tensor, now: bool = False) -> None:
-        """Do the work now or later; it reads these tensors, which must stay as they are."""
+        """Do the work now or later; until then the tensors it reads, `held`, must not be modified."""
         self._work.append((work, tuple((tensor, _version(tensor)) for tensor in held)))
         self._held += sum(tensor.numel() * tensor.itemsize for tensor in held)
         if now or self._held > HELD_BYTES or held[0].device.type != "cpu":
             self.flush()
 
     def flush(self) -> None:
-        """Do all that is left.
+        """Run all deferred measurements.
 
         Raises:
-            ValueError: a tensor has been written to in the meantime.
+            ValueError: a tensor was modified in place in the meantime.
         """
         work, self._work, self._held = self._work, [], 0
         for measure, held in work:
             if any(_version(tensor) != version for tensor, version in held):
-                raise ValueError("an activation was changed in place before the probe had measured it")
+                raise ValueError(
+                    "an activation was changed in place before the probe measured it: change a copy instead"
+                )
             with measuring(held[0][0].device):
                 measure()
 
 
 class BlockProbe:
-    """Measures one block while it is called and differentiated; `Probe` holds one for each block of a model.
+    """Measures one block during its forward and backward passes; `Probe` holds one for each block of a model.
 
     Args:
-        block: whose hooks are set, until `remove`.
-        record: where the values go.
-        index: of the block, from 1.
-        trunk: shared with the probes of its neighbours.
-        queue: shared with the probes of its neighbours.
+        block: block to measure; its hooks stay until `remove`.
+        record: receives the values.
+        index: number of the block, from 1.
+        trunk: cache of the trunk's parts, shared between the probes of one model.
+        queue: deferred measurements, shared between the probes of one model.
 
     Attributes:
-        index: may be set anew, where one block takes the part of many.
-        forward: whether the forward pass is measured; the backward always is.
-        step: the record, where it is of a step of several passes or processes.
+        block: the measured block.
+        record: receives the values.
+        step: the record if it covers a step of several passes or processes, else None.
+        index: number of the block; may be reassigned when one block stands for several in turn.
+        forward: whether forward passes are measured; backward passes always are.
     """
 
     def __init__(
@@ -144,7 +150,7 @@ class BlockProbe:
         self._handles = self._hooks()
 
     def remove(self) -> None:
-        """Finish what is put off, and take all hooks off the block."""
+        """Run deferred measurements and remove all hooks from the block."""
         try:
             self.finish()
         finally:
@@ -155,13 +161,13 @@ class BlockProbe:
             self._pending = {0: [], 1: []}
 
     def finish(self) -> None:
-        """Finish what is put off."""
+        """Run deferred measurements."""
         self._queue.flush()
 
     def _hooks(self) -> list[RemovableHandle]:
         block = self.block
         if block.operator.seen is not None:
-            raise ValueError("a probe is on this model already: leave its `with` block first")
+            raise ValueError("this model already has a probe: leave its `with` block first")
         writers = (block.operator.proj, block.ffn.w2)
         merges = (block.merge_attn, block.merge_ffn)
         handles = [
@@ -184,13 +190,13 @@ class BlockProbe:
         return handles
 
     def _compared(self) -> dict[str, nn.Parameter]:
-        """The weights the root mean square of whose gradient is recorded."""
+        """Observable -> the weight whose gradient it measures (root mean square)."""
         names = [name for name in GRADIENT_SIZES if self.record.wants(name)]
         sources = {name: getattr(self.block.operator, GRADIENT_SIZES[name], None) for name in names}
         return {name: source.weight for name, source in sources.items() if source is not None}
 
     def read_gradients(self) -> None:
-        """Record what the passes of a step have left in its weights."""
+        """Record the gradients that the passes of a step have accumulated in the weights."""
         for name, weight in self._compared().items():
             if self.step is not None:
                 self.step.put_gradient(name, self.index, weight)
@@ -208,7 +214,7 @@ class BlockProbe:
             return
         (x, _), operands, self._operands = given, self._operands, ()
         measure = functools.partial(self._attention, self.index, operands, x.detach())
-        # the input of the model may be a buffer of its user, to be filled anew at any moment
+        # the model's input may be a buffer that the caller refills at any moment
         self._queue.add(measure, x, *operands, now=self.index == 1)
 
     def _attention(self, index: int, operands: tuple[Tensor, ...], x: Tensor) -> None:
@@ -258,12 +264,12 @@ class BlockProbe:
         self._watch_adjoint(self.index, x)
 
     def _watch_adjoint(self, index: int, x: Tensor) -> None:
-        """Once a pass: reentrant checkpointing has a graph only when it recomputes, the other has two."""
+        """Hook the adjoint once per pass: checkpointing builds the graph twice, or late if reentrant."""
         if not recomputing():
             self._adjoints.discard(index)
         if x.requires_grad and self.record.wants("adjoint_tcs") and index not in self._adjoints:
             self._adjoints.add(index)
-            # what is given to the model may be given again, and its hooks outlive the pass
+            # the same input may be passed again, and its hooks outlive the pass
             self._inputs = [known for known in self._inputs if known[0]() is not None]
             if not any(given() is x for given, _ in self._inputs):
                 handle = x.register_hook(functools.partial(self.adjoint, index))
@@ -271,7 +277,7 @@ class BlockProbe:
                     self._inputs.append((weakref.ref(x), handle))
 
     def adjoint(self, index: int, adjoint: Tensor | None) -> None:
-        """Record the loss adjoint dL/dX after block `index`; None where a loss does not reach it."""
+        """Record the loss adjoint dL/dX after block `index`; None if the loss does not depend on it."""
         if adjoint is None:
             return
         with measuring(adjoint.device):
@@ -280,7 +286,7 @@ class BlockProbe:
             self.record.put("adjoint_tcs", (index,), values, None if directed is None else directed > 1)
 
     def _writer(self, writer: int, y: Tensor, delta: Tensor) -> None:
-        """The cotangent of a writer has come down; its weight's gradient follows at once, if there is one."""
+        """Handle the cotangent of a writer; the gradient of its weight, if any, follows immediately."""
         place = (self.index, writer)
         if self.record.wants(*COHERENCE_OBSERVABLES):
             self._queue.add(functools.partial(self._coherence, place, y.detach(), delta), y, delta)
@@ -292,7 +298,7 @@ class BlockProbe:
         layer = (self.block.operator.proj, self.block.ffn.w2)[writer]
         if writer in self._watched and layer.weight.requires_grad:
             self._pending[writer].append((y, delta))
-            # not those of an earlier pass, where this one asks for no gradient of the weight
+            # drop the values of an earlier pass, in case this one computes no weight gradient
             self._modes(place, [torch.full(y.shape[:-3], torch.nan, device=y.device)] * 3)
         else:
             self._modes(place, writer_modes(y, delta))
@@ -308,7 +314,7 @@ class BlockProbe:
         with measuring(gradient.device):
             if len(pairs) == 1:
                 modes = modes_from_gradient(gradient, *pairs[0])
-            else:  # the block was called several times on the way to this loss
+            else:  # the loss depends on several calls of the block
                 coherent = sum(mean_coherent(*pair) for pair in pairs[1:]) + mean_coherent(*pairs[0])
                 centered = sum(centered_gradient(*pair) for pair in pairs[1:]) + centered_gradient(*pairs[0])
                 modes = modes_of_parts(coherent, centered)

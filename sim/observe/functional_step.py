@@ -1,6 +1,6 @@
-"""The functional step: how far the optimiser's next step moves the trunk, on the batch it was made for."""
+"""The functional step: how far the optimiser's next step moves the trunk, on the batch it is based on."""
 
-# B batch (behind a leading axis R of runs in an ensemble), T tokens, D width, L blocks
+# B batch (after a leading axis R of runs in an ensemble), T tokens, D width, L blocks
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,24 +25,24 @@ def functional_step(
 ) -> Float[Tensor, "*R"] | Float[Tensor, "*R states"]:
     """Delta = rms over samples, tokens and features of x_L(theta + the next step) - x_L(theta), same batch.
 
-    To be asked after the backward pass and in place of the step, which is then still to be made: parameters,
-    their gradients and the optimiser's state come back to the bit, also where something fails on the way.
-    `trunk` and `step` draw no random numbers. In float32 a Delta below about 1e-6 is rounding.
+    Call it after the backward pass and before the actual step: parameters, gradients and optimiser state are
+    restored bitwise, even after an exception. `trunk` and `step` must not draw random numbers. In float32, a
+    Delta below about 1e-6 is rounding.
 
-    Besides the activations of one forward pass without gradients, the trunks of the first pass are held, and
-    a copy of parameters, gradients and state: under AdamW as much again as training holds, 4 floats a
-    parameter. For 1000 blocks of width 16 that is 53 MB; for the 13.6 billion parameters of width 1024,
-    218 GB, shared out over the ranks like the parameters themselves.
+    Memory: the activations of one forward pass without gradients, the trunks of the first pass, and a copy of
+    parameters, gradients and state. Under AdamW the copy doubles what training holds: 4 floats per parameter,
+    53 MB for 1000 blocks of width 16, and 218 GB for the 13.6 billion parameters of width 1024, sharded over
+    the ranks like the parameters themselves.
 
     Args:
-        trunk: computes x_L [*R, B, T, D] with the weights as they are; or several states, such as
-            `block_states`, each of which gets a value of its own.
-        parameters: what the step changes.
-        step: makes the step, with the gradients as they are: clipping included, if there is any.
-        state: what else the step changes: a torch optimiser, or the tensors of another kind of optimiser.
+        trunk: computes x_L [*R, B, T, D] with the current weights, or a sequence of states such as
+            `block_states`, each of which gets its own value.
+        parameters: the tensors that the step changes.
+        step: makes the step from the current gradients, including any clipping.
+        state: what else the step changes: a torch optimiser, or the state tensors of any other optimiser.
 
     Returns:
-        One value, or one for every state on the last axis; one of each run in an ensemble.
+        One value per run; with several states, one per state on the last axis.
     """
     with torch.no_grad():
         before = trunk()
@@ -59,11 +59,11 @@ def functional_step(
 def displacement(before: Trunk, after: Trunk) -> Tensor:
     """Root mean square of the change over samples, tokens and features, in double precision.
 
-    Delta, where what lies between the two states is a step of the optimiser that was made for good.
+    This is Delta if an optimiser step that was actually taken lies between the two.
 
     Args:
-        before: x_L [*R, B, T, D], or several states.
-        after: the same of the same batch.
+        before: x_L [*R, B, T, D], or a sequence of states.
+        after: the same states of the same batch, later.
 
     Returns:
         As `functional_step`.
@@ -76,10 +76,14 @@ def displacement(before: Trunk, after: Trunk) -> Tensor:
 
 
 def block_states(model: nn.Module, forward: Callable[[], object]) -> list[Float[Tensor, "*B T D"]]:
-    """x_0, x_1, ... x_L: what the first block was given and what every block returned in a forward pass.
+    """x_0, x_1, ... x_L: the input of the first block and the output of every block in a forward pass.
+
+    Args:
+        model: module with blocks.
+        forward: runs one forward pass of the model.
 
     Raises:
-        ValueError: the model holds no block.
+        ValueError: the model has no blocks.
     """
     states: list[Tensor] = []
     blocks = blocks_of(model)
@@ -94,7 +98,7 @@ def block_states(model: nn.Module, forward: Callable[[], object]) -> list[Float[
 
 @contextmanager
 def _tensors_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """What the tensors and their gradients hold now, they hold again afterwards."""
+    """Restore the values and gradients of the tensors on exit."""
     once = {id(tensor): tensor for tensor in tensors}.values()
     values = [tensor.detach().clone() for tensor in once]
     gradients = [tensor.grad if tensor.is_leaf else None for tensor in once]
@@ -112,7 +116,7 @@ def _tensors_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 def _tensors_of(optimiser: torch.optim.Optimizer) -> list[Tensor]:
-    """Parameters and state."""
+    """Parameters and state tensors of an optimiser."""
     entries = (*optimiser.param_groups, *optimiser.state.values())
     own = [value for of in entries for value in of.values() if isinstance(value, Tensor)]
     return own + [parameter for group in optimiser.param_groups for parameter in group["params"]]
@@ -120,7 +124,7 @@ def _tensors_of(optimiser: torch.optim.Optimizer) -> list[Tensor]:
 
 @contextmanager
 def _entries_kept(optimiser: torch.optim.Optimizer) -> Iterator[None]:
-    """Options and state have the same entries again afterwards: none, where a first step would make them."""
+    """Restore the entries of an optimiser's options and state on exit; drop any that a first step made."""
     entries = [(of, dict(of)) for of in (*optimiser.param_groups, *optimiser.state.values())]
     for _, before in entries:
         for name, value in before.items():

@@ -1,6 +1,6 @@
-"""Residual Koopman spectral profiling (arXiv:2602.22988): how near to the identity blocks act, spectrally."""
+"""Residual Koopman spectral profiling (arXiv:2602.22988): how close to the identity each block acts."""
 
-# B batch (behind a leading axis R of runs in an ensemble), T tokens, D width, N samples (tokens of a batch)
+# B batch (after a leading axis R of runs in an ensemble), T tokens, D width, N samples (tokens of a batch)
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,15 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 BAND = (0.90, 1.05)
-"""Of the moduli of eigenvalues that count as near one."""
+"""Range of the moduli that count as near one."""
 
 
 RESIDUAL = 0.1
-"""Eigenvalues of a larger relative residual are no eigenvalues of the block and are dropped."""
+"""Largest relative residual; eigenvalues above it are not eigenvalues of the block and are dropped."""
 
 
 EPS = 1e-6
-"""Added to the covariance before its inverse root is taken; features have a mean square of one."""
+"""Added to the covariance before taking its inverse square root; features have a mean square of one."""
 
 
 def koopman_share(
@@ -31,21 +31,21 @@ def koopman_share(
 ) -> Float[Tensor, "*R"]:
     """Share of the eigenvalues of a block whose modulus lies in a band about one, in double precision.
 
-    The tokens of all samples are the columns of X, before the block, and of Y, behind it. Both are centred
-    and multiplied by (cov X + eps I)^(-1/2); the block is then A = Y X^+, with left eigenvectors u and
-    eigenvalues l, of which those with |u* (Y - l X)| > residual |u* X| are dropped. The identity has share 1,
-    so that a network whose residual writers are zero has it in every block: the score is blind there by
-    construction. Where every eigenvalue is dropped there is no linear mode near one, and the share is 0.
+    The tokens of all samples are the columns of X, before the block, and of Y, after it. Both are centred and
+    multiplied by (cov X + eps I)^(-1/2). The block is then A = Y X^+, with left eigenvectors u and
+    eigenvalues l; those with |u* (Y - l X)| > residual |u* X| are dropped. The identity has share 1, so every
+    block of a network with zero residual writers has share 1: the score is blind there by construction. If
+    every eigenvalue is dropped, no linear mode is near one and the share is 0.
 
     Args:
-        before: states that the block was given.
-        after: what it made of them.
-        band: of moduli that count.
-        residual: the largest relative one that is kept.
-        eps: see there.
+        before: input states of the block.
+        after: its output states.
+        band: range of the moduli that count as near one.
+        residual: largest relative residual of an eigenvalue that is kept.
+        eps: added to the covariance of X before taking its inverse square root.
 
     Raises:
-        ValueError: no more tokens than features, from which any linear map could be read.
+        ValueError: no more tokens than features; any block would then look linear.
     """
     width, samples = before.shape[-1], before.shape[-3] * before.shape[-2]
     if samples <= width:
@@ -66,14 +66,14 @@ def koopman_share(
 def mean_koopman_share(
     states: Sequence[Float[Tensor, "*R B T D"]], *, residual: float = RESIDUAL
 ) -> Float[Tensor, "*R"]:
-    """The score of a network: `koopman_share` of every block, their mean.
+    """The score of a network: the mean of `koopman_share` over its blocks.
 
     Args:
-        states: x_0 to x_L, such as `meanmode.sim.observe.functional_step.block_states`.
-        residual: as there; infinite to drop none.
+        states: x_0 to x_L, e.g. from `meanmode.sim.observe.functional_step.block_states`.
+        residual: largest relative residual of an eigenvalue that is kept; infinity keeps all.
 
     Raises:
-        ValueError: no block, or as `koopman_share`.
+        ValueError: no blocks, or no more tokens than features.
     """
     if len(states) < 2:
         raise ValueError(f"a spectral profile needs at least one block, got {len(states) - 1}")

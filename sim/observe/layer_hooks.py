@@ -1,6 +1,6 @@
-"""Watching a layer's own passes: what a writer read and the cotangent it got, once and as written."""
+"""Hooks on a layer's own passes: its input and the cotangent of its output, each pass counted once."""
 
-# B batch (behind a leading axis R of runs in an ensemble), T tokens, M features written, N features read
+# B batch (after a leading axis R of runs in an ensemble), T tokens, M features written, N features read
 
 import contextlib
 import sys
@@ -18,9 +18,9 @@ Seen = Callable[[Tensor, Tensor], None]
 
 
 class _Watch(torch.autograd.Function):
-    """The identity on a layer's output; its backward shows what the layer read and the cotangent it got.
+    """The identity on a layer's output; its backward reports the layer's input and the output's cotangent.
 
-    What was read is saved like any activation: it is the tensor the layer itself keeps, and activation
+    The input is saved like any activation: it is the tensor that the layer itself keeps, and activation
     checkpointing drops and recomputes it.
     """
 
@@ -39,9 +39,9 @@ class _Watch(torch.autograd.Function):
 
 
 def watch_writer(layer: Linear, seen: Seen) -> RemovableHandle:
-    """Call `seen(y, delta)` in every backward pass: what the layer read, and the cotangent of what it wrote.
+    """Call `seen(y, delta)` in every backward pass, y the layer's input and delta its output's cotangent.
 
-    Nothing changes: outputs, gradients and memory are those without it.
+    Outputs, gradients and memory use stay the same.
     """
 
     def show(_: nn.Module, given: tuple[Tensor, ...], written: Tensor) -> Tensor | None:
@@ -60,8 +60,8 @@ def recomputing() -> bool:
 
 @contextlib.contextmanager
 def eager() -> Iterator[None]:
-    """Whatever was compiled runs as it was written meanwhile: compiled code passes over hooks silently."""
+    """Run compiled modules uncompiled inside the context: compiled code silently skips hooks."""
     with contextlib.ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # nothing is compiled without it, and to import it takes seconds
+        if "torch._dynamo" in sys.modules:  # nothing is compiled without it, and importing it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield

@@ -1,6 +1,6 @@
-"""The observables of arXiv:2605.06169 App. A, exact: of the trunk; of attention and gradients re-exported."""
+"""The observables of arXiv:2605.06169 App. A, exact; those of attention and gradients are re-exported."""
 
-# B batch (behind a leading axis of runs in an ensemble), T tokens, D width
+# B batch (after a leading axis of runs in an ensemble), T tokens, D width
 
 import torch
 from jaxtyping import Float, Int
@@ -143,7 +143,7 @@ def _joined(segments: tuple[int, ...], measured: list[TokenParts]) -> dict[str, 
 def segment_parts(x: Float[Tensor, "*B T D"], segments: tuple[int, ...]) -> dict[str, TokenParts]:
     """Mean and centered part of all tokens (suffix ""), and with text of `_image` and `_text` tokens.
 
-    A segment of one token has no pairs and no centered part; it is left out.
+    A segment of one token has neither pairs nor a centered part and is left out.
     """
     spread_out = spread_out_parts(x, _lengths(segments), unit=False)
     if spread_out:

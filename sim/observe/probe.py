@@ -1,4 +1,4 @@
-"""The probe: every observable of the blocks of any model, measured during its own forward and backward."""
+"""The probe: measures every observable of a model's blocks during its own forward and backward passes."""
 
 # L blocks, W writers
 
@@ -11,7 +11,8 @@ from torch import nn
 
 from meanmode.sim.observe.block_probe import BlockProbe, Queue, TrunkParts
 from meanmode.sim.observe.layer_hooks import eager
-from meanmode.sim.observe.record import GRADIENT_MODES, GRADIENT_SIZES, Array, Record, observable_dims
+from meanmode.sim.observe.observable_names import GRADIENT_MODES, GRADIENT_SIZES, observable_dims
+from meanmode.sim.observe.record import Array, Record
 from meanmode.sim.observe.step_record import StepRecord
 from meanmode.sim.trunk.stack import blocks_of
 
@@ -19,28 +20,35 @@ from meanmode.sim.trunk.stack import blocks_of
 class Probe:
     """Measures the blocks of a model in every forward and backward pass inside its `with` block.
 
-    Outputs, gradients and random states stay what they are, to the bit. A pass that activation
-    checkpointing repeats is counted once. The values are those of the last pass of each kind, in the last
-    `with` block. Where a loss takes several calls of a block, the gradients are those of all. Autocast
-    does not act on observables. What `torch.compile` has compiled runs as it was written meanwhile. A sample
-    whose gradient vanishes has no direction, and does not enter the mean of A, kappa or `adjoint_tcs`.
+    Outputs, gradients and random states stay bitwise the same. A pass repeated by activation checkpointing
+    counts once. The values are those of the last forward and the last backward pass of the last `with` block.
+    If a loss depends on several calls of a block, the gradients are the sum over all calls. Autocast does not
+    affect observables, and compiled modules run uncompiled inside the block. A sample whose gradient vanishes
+    has no direction and is left out of the means of A, kappa and `adjoint_tcs`.
 
-    With `passes` or a `group` one `with` block is one step of an optimiser: the values are those of all its
-    samples, and of its gradient, which is added up over the passes and averaged over the processes, as DDP
-    and FSDP2 do it. Every process has to ask for them, after the last pass; nothing is exchanged before.
-    `grad_rms_q` and `grad_rms_k` are taken from `weight.grad` as it is when the block ends, or when values
-    are asked for inside: let it be zeroed before, and clip it behind the block. Until values are asked for,
-    every writer holds a matrix as large as its whole weight, in single precision; `blocks` limits that.
+    With `passes` or a `group`, one `with` block covers one optimiser step: the values are those of all its
+    samples and of its gradient, summed over the passes and averaged over the processes as DDP and FSDP2 do.
+    Every process must then call `values`, after its last pass; nothing is exchanged before that.
+    `grad_rms_q` and `grad_rms_k` are read from `weight.grad` at the end of the block, or when `values` is
+    called inside it: zero the gradients before the block and clip them after it. Until `values` is called,
+    each writer holds a matrix of the size of its whole weight in single precision; `blocks` limits that.
 
     Args:
-        model: any module that holds `meanmode.sim.trunk.stack.Block`s, in order.
-        blocks: which of them, from 1; None measures all.
-        names: the observables, of `observable_dims`; None records all.
-        passes: forward and backward passes of a step, on every process.
-        group: the processes that share the batch of a step, where there are several.
+        model: any module with `meanmode.sim.trunk.stack.Block`s, in order.
+        blocks: numbers of the blocks to measure, from 1; None measures all.
+        names: observables to record, out of `observable_dims`; None records all.
+        passes: forward and backward passes per step, the same on every process.
+        group: processes that share the batch of a step, if there are several.
+
+    Attributes:
+        blocks: numbers of the measured blocks.
+        dims: recorded observables and their dimensions.
+        passes: forward and backward passes per step.
+        group: processes that share the batch of a step.
+        record: the values of the latest `with` block.
 
     Raises:
-        ValueError: no blocks in the model, an unknown block, an unknown name, or no passes.
+        ValueError: the model has no blocks, a block or observable does not exist, or `passes` is below 1.
     """
 
     def __init__(
@@ -64,7 +72,7 @@ class Probe:
             if name not in dims:
                 raise ValueError(f"unknown observable {name!r}: choose from {', '.join(dims)}")
         if passes < 1:
-            raise ValueError(f"a step has at least 1 pass, got {passes}")
+            raise ValueError(f"passes must be at least 1, got {passes}")
         self.dims = dims if names is None else {name: dims[name] for name in names}
         self.passes = passes
         self.group = group
@@ -89,7 +97,7 @@ class Probe:
 
     def __enter__(self) -> "Probe":
         if self._probes:
-            raise ValueError("this probe is in its `with` block already")
+            raise ValueError("this probe is already inside its `with` block")
         record, trunk, queue, probes = self._record(), TrunkParts(), Queue(), []
         if self.group is None and record.wants(*GRADIENT_MODES, *GRADIENT_SIZES):
             self._need_whole_weights()
@@ -107,8 +115,8 @@ class Probe:
         for index in self.blocks:
             if hasattr(self._blocks[index - 1].ffn.w2.weight, "device_mesh"):
                 raise ValueError(
-                    f"the weights of block {index} are sharded over processes: name their `group`, "
-                    "or observables other than gradients"
+                    f"the weights of block {index} are sharded over processes: pass their `group`, "
+                    "or `names` without gradients"
                 )
 
     def __exit__(
@@ -121,10 +129,10 @@ class Probe:
                     probe.read_gradients()
 
     def values(self) -> dict[str, Array]:
-        """Name -> [L + 1] or [L + 1, W], behind an axis of runs for an ensemble; NaN where not measured.
+        """Observable -> [L + 1] or [L + 1, W], after an axis of runs in an ensemble; NaN where not measured.
 
         Raises:
-            ValueError: a step that does not have all its `passes` yet, or has more, on any process.
+            ValueError: on some process, the step has made fewer or more passes than `passes`.
         """
         for probe in self._probes[:1]:
             probe.finish()

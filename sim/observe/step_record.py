@@ -1,4 +1,4 @@
-"""The record of a whole optimiser step: several passes, in several processes, measured as one batch."""
+"""The record of a whole optimiser step: several passes in several processes, measured as one batch."""
 
 # R runs of an ensemble, B batch, T tokens, L blocks, W writers, M features written, N features read
 
@@ -12,15 +12,16 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from meanmode.sim.observe.record import GRADIENT_MODES, GRADIENT_SIZES, Array, Record
+from meanmode.sim.observe.observable_names import GRADIENT_MODES, GRADIENT_SIZES
+from meanmode.sim.observe.record import Array, Record
 from meanmode.sim.observe.writer_gradients import centered_gradient, mean_coherent, modes_of_parts
 from meanmode.sim.trunk.precision import single
 
 
 class WriterSum:
-    """DW_mu and DW_c of a writer's gradient (G1), added up over passes.
+    """DW_mu and DW_c of a writer's gradient (G1), summed over passes.
 
-    DW_c is held as a matrix, DW_mu as the token means that it is made of: far fewer numbers.
+    DW_c is held as a matrix, DW_mu as the token means it is computed from, which are far fewer numbers.
     """
 
     def __init__(self) -> None:
@@ -28,35 +29,35 @@ class WriterSum:
         self._means: list[tuple[Tensor, Tensor]] = []
 
     def add(self, y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]) -> None:
-        """Add the gradient of a pass, from what the writer read and the cotangents of what it wrote."""
+        """Add the gradient of one pass, from the writer's inputs and the cotangents of its outputs."""
         part = centered_gradient(y, delta)
         self._centered = part if self._centered is None else self._centered.add_(part)
         y_mean, delta_mean = (single(x).mean(-2, keepdim=True) for x in (y, delta))
         self._means.append((y_mean, y.shape[-2] * delta_mean))
 
     def parts(self) -> Float[Tensor, "2 *R M N"]:
-        """DW_mu and DW_c of all passes."""
+        """DW_mu and DW_c, summed over all passes."""
         assert self._centered is not None
-        # every sample as a sequence of one token; in double precision, since samples can cancel
+        # each sample is a sequence of one token; double precision, since samples can cancel
         y, delta = (torch.cat(means, -3).double() for means in zip(*self._means, strict=True))
         return torch.stack([mean_coherent(y, delta).to(self._centered.dtype), self._centered])
 
 
 class StepRecord(Record):
-    """Values of a step whose gradient is added up over passes and averaged over processes (DDP, FSDP2).
+    """Values of a step whose gradient is summed over passes and averaged over processes (DDP, FSDP2).
 
-    Values per sample are averaged over all samples of the step. The parts of a gradient are added up over
-    passes and averaged over processes before their norms are taken. Processes talk to each other in `values`
-    alone, so that nothing comes between the collectives of a backward pass.
+    Values per sample are averaged over all samples of the step. The parts of a gradient are summed over
+    passes and averaged over processes before their norms are taken. Processes communicate only in `values`,
+    so as not to interfere with the collectives of a backward pass.
 
     Args:
-        dims: as for `Record`.
-        depth: as for `Record`.
-        runs: as for `Record`.
-        blocks: that are measured.
-        passes: that every process makes in the step.
-        group: the processes that share the batch; None for this one alone.
-        device: on which they exchange values, where none were measured on another.
+        dims: observable -> dimensions, from `observable_dims`; other observables are ignored.
+        depth: number of blocks.
+        runs: members of an ensemble; None for a single run.
+        blocks: numbers of the measured blocks.
+        passes: forward and backward passes of the step, the same on every process.
+        group: processes that share the batch; None for a single process.
+        device: device on which values are exchanged if none was measured on another.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class StepRecord(Record):
         self._times = {
             name: np.zeros(taken.shape[len(self.lead) :], np.int64) for name, taken in self._taken.items()
         }
-        # of each value the sum over samples and their number, on a last axis
+        # the last axis holds the sum over samples and their number
         self._sums: dict[str, Tensor] = {}
         self._writers: dict[tuple[int, int], WriterSum] = {}
 
@@ -88,11 +89,11 @@ class StepRecord(Record):
         """Count a forward pass.
 
         Raises:
-            ValueError: one more, after the values were asked for.
+            ValueError: the values of the step were already read.
         """
         if self._over:
             raise ValueError(
-                "the values of this step were asked for: measure the next one in its own `with` block"
+                "the values of this step were already read: measure the next one in its own `with` block"
             )
         self._passed[block] += 1
 
@@ -107,7 +108,7 @@ class StepRecord(Record):
         self._times[name][place] += 1
 
     def put_writer(self, place: tuple[int, int], y: Tensor, delta: Tensor) -> None:
-        """Add the gradient of the writer at (block, writer) in one pass, as `WriterSum.add`."""
+        """Add the gradient of one pass to the writer at (block, writer), as `WriterSum.add`."""
         self._device = y.device
         self._writers.setdefault(place, WriterSum()).add(y, delta)
         for name in GRADIENT_MODES:
@@ -115,13 +116,13 @@ class StepRecord(Record):
                 self._times[name][place] += 1
 
     def put_gradient(self, name: str, block: int, weight: nn.Parameter) -> None:
-        """The root mean square of a weight's gradient as it stands, in place of an earlier one."""
+        """Record the root mean square of a weight's current gradient, replacing an earlier value."""
         if self._over or weight.grad is None:
             return
         gradient, shards = _own_shard(weight.grad.detach())
         energy = torch.linalg.vector_norm(gradient, dim=(-2, -1), dtype=torch.float64).square()
         entry = self._sum(name, gradient.device)[self._at((block,))]
-        # times the shards, so that the mean over processes is that of the whole, of copies and of shards
+        # times the number of shards, so that the mean over processes is right for copies and shards alike
         entry[..., 0] = energy * shards / weight.shape[-2:].numel()
         entry[..., 1] = 1.0
         self._times[name][block] = self.passes
@@ -136,10 +137,10 @@ class StepRecord(Record):
         return (slice(None),) * len(self.lead) + place
 
     def values(self) -> dict[str, Array]:
-        """Values of the whole step, as `Record.values`; the first call is one that all processes make.
+        """Values of the whole step, as `Record.values`; the first call is collective over all processes.
 
         Raises:
-            ValueError: in every process, where one of them has not made exactly the passes announced.
+            ValueError: on every process, if any of them has not made exactly `passes` passes.
         """
         if not self._over:
             self._average()
@@ -152,7 +153,7 @@ class StepRecord(Record):
         return super().values()
 
     def _average(self) -> None:
-        """Take the means over samples, of all processes in one exchange, if all have made their passes."""
+        """Average over the samples of all processes in one exchange, if all have made their passes."""
         error = self._miscount()
         names = [name for name in self.dims if name not in GRADIENT_MODES]
         sums = [self._sum(name, self._device).to(self._device).flatten() for name in names]
@@ -161,7 +162,7 @@ class StepRecord(Record):
         averaged = self._mean_of_processes(torch.cat(pieces)).cpu()
         *means, counted = averaged.split([len(piece) for piece in pieces])
         if counted[0] > 0 or not ((counted[1:] == 0) | (counted[1:] == self.passes)).all():
-            raise ValueError(error or f"another process has not made its {self.passes} passes of this step")
+            raise ValueError(error or f"another process has not made the {self.passes} passes of this step")
         for name, mean in zip(names, means, strict=True):
             total, number = mean.view(*self._taken[name].shape, 2).unbind(-1)
             value = total / number
@@ -169,17 +170,15 @@ class StepRecord(Record):
         self._sums.clear()
 
     def _miscount(self) -> str | None:
-        """What is wrong with the passes of this process, if anything is."""
-        announced = f"of the {self.passes} passes of this step"
+        """Describe what is wrong with the passes of this process; None if nothing is."""
+        announced, advice = f"{self.passes} passes of this step", "read the values after the last pass"
         for block in self.blocks:
             if self._passed[block] != self.passes:
-                return (
-                    f"{announced} block {block} has made {self._passed[block]}: ask for values after the last"
-                )
+                return f"block {block} has made {self._passed[block]} of the {announced}: {advice}"
         for name, times in self._times.items():
             for place in np.argwhere((times != 0) & (times != self.passes)).tolist():
-                found = f"{announced} {times[tuple(place)]} measured {name} of block {place[0]}"
-                return f"{found}: ask for values after the last, backward included"
+                found = f"{name} of block {place[0]} was measured in {times[tuple(place)]} of the {announced}"
+                return f"{found}: {advice}, backward included"
         return None
 
     def _mean_of_processes(self, x: Tensor) -> Tensor:
@@ -190,7 +189,7 @@ class StepRecord(Record):
 
 
 def _own_shard(gradient: Any) -> tuple[Tensor, int]:
-    """What this process holds of a gradient, and how many shards it is cut into; 1 where it is whole."""
+    """This process's part of a gradient, and the number of shards it is split into; 1 if it is whole."""
     mesh = getattr(gradient, "device_mesh", None)
     if mesh is None:
         return gradient, 1

@@ -1,6 +1,6 @@
-"""What every observable starts from: mean and centered part of a set of tokens, and token directions."""
+"""The basis of every observable: mean and centered part of a set of tokens, and token directions."""
 
-# B batch (behind a leading axis of runs in an ensemble), T tokens, D width
+# B batch (after a leading axis of runs in an ensemble), T tokens, D width
 
 import contextlib
 import functools
@@ -14,19 +14,19 @@ from torch import Tensor
 from meanmode.sim.trunk.precision import single
 
 EPS = 1e-12
-"""Keeps ratios finite where a centered part is zero; far below every norm of a normalised trunk."""
+"""Keeps ratios finite if a centered part is zero; far below every norm of a normalised trunk."""
 
 
 TRUSTED_SHARE = 0.1
-"""Down to this share of the energy the spread is a difference of sums; below, rounding would show in it."""
+"""Least share of the energy for which the spread may be a difference of sums; below, rounding would show."""
 
 
 SAFE_NORMS = (1e-15, 1e15)
-"""Squares and fourth powers of norms between them stay clear of the limits of single precision."""
+"""Between these bounds, squares and fourth powers of norms stay within the range of single precision."""
 
 
 def need_pair(x: Float[Tensor, "*B T D"]) -> None:
-    """Refuse a single token where pairs of tokens are compared.
+    """Require at least two tokens, for observables that compare pairs.
 
     Raises:
         ValueError: fewer than two tokens.
@@ -36,9 +36,9 @@ def need_pair(x: Float[Tensor, "*B T D"]) -> None:
 
 
 def centered(x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
-    """c(X) = P X: every token less the token mean (arXiv:2605.06169 Eq. 3).
+    """c(X) = P X: every token minus the token mean (arXiv:2605.06169 Eq. 3).
 
-    The mean is taken twice, so that nearly equal tokens keep a centered part accurate to its own size.
+    The mean is subtracted twice, so that the centered part of nearly equal tokens stays accurate.
     """
     x = single(x)
     first = x - x.mean(-2, keepdim=True)
@@ -47,7 +47,7 @@ def centered(x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
 
 @contextlib.contextmanager
 def measuring(device: torch.device) -> Iterator[None]:
-    """No gradients, and no autocast, which would take the products of observables to half precision."""
+    """Disable gradients, and autocast, which would compute the products of observables in half precision."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         if torch.is_autocast_enabled(device.type):
@@ -61,10 +61,10 @@ def norm(x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B"]:
 
 
 class TokenParts(NamedTuple):
-    """Mean and centered part of a set of tokens, by their size.
+    """Mean and squared norm of the centered part of a set of tokens.
 
     Attributes:
-        tokens: how many, per sample or one number for all.
+        tokens: number of tokens, per sample or one number for all.
         mean: token mean [*B, D].
         spread: |c(X)|_F^2 [*B].
     """
@@ -89,7 +89,7 @@ class TokenParts(NamedTuple):
         return torch.hypot(self.mean_norm, self.centered_norm)
 
     def joined(self, other: "TokenParts") -> "TokenParts":
-        """The parts of both sets together, with no large number subtracted."""
+        """The parts of the union of both sets, without subtracting large numbers."""
         count = self.tokens + other.tokens
         share = other.tokens / count
         apart = other.mean - self.mean
@@ -114,10 +114,10 @@ def token_parts(x: Float[Tensor, "*B T D"]) -> TokenParts:
 
 
 def unit_parts(unit: Float[Tensor, "*B T D"], directed: Bool[Tensor, "*B T 1"] | None) -> TokenParts:
-    """Mean and centered part of the unit tokens that have a direction; None where all have one."""
+    """Mean and centered part of the unit tokens that have a direction; `directed` None means all do."""
     if directed is None:
         return token_parts(unit)
-    count = directed.sum((-2, -1)).to(unit.dtype)  # integers would divide in single precision
+    count = directed.sum((-2, -1)).to(unit.dtype)  # dividing by integers would happen in single precision
     mean = unit.sum(-2, keepdim=True) / count[..., None, None]
     apart = (unit - mean) * directed
     drift = apart.sum(-2) / count[..., None]
@@ -127,16 +127,16 @@ def unit_parts(unit: Float[Tensor, "*B T D"], directed: Bool[Tensor, "*B T 1"] |
 
 
 def directions(x: Float[Tensor, "*B T D"]) -> tuple[Float[Tensor, "*B T D"], Bool[Tensor, "*B T 1"] | None]:
-    """Unit tokens, and which tokens have a direction (None: all); zero tokens have none and stay zero.
+    """Unit tokens, and a mask of the tokens that have a direction (None: all); zero tokens stay zero.
 
-    Where a norm could overflow or underflow, tokens are first divided by their largest entry.
+    If any norm could overflow or underflow, tokens are first divided by their largest entry.
     """
     x = single(x)
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     if within(length):
         return x / length, None
     largest = x.abs().amax(-1, keepdim=True)
-    directed = largest != 0  # true of NaN, which must not pass for a zero token
+    directed = largest != 0  # true for NaN, which must not count as a zero token
     scaled = x / largest
     unit = torch.where(directed, scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True), 0.0)
     return unit, directed
@@ -146,7 +146,7 @@ def directions(x: Float[Tensor, "*B T D"]) -> tuple[Float[Tensor, "*B T D"], Boo
 def _membership(
     segments: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Float[Tensor, " S"], Float[Tensor, "S T"]]:
-    """How many tokens every segment has, and which they are."""
+    """Token count of every segment, and a 0/1 matrix of its members."""
     with torch.inference_mode(False):
         counts = torch.tensor(segments, dtype=dtype, device=device)
         return counts, torch.block_diag(*(torch.ones(1, count) for count in segments)).to(counts)
@@ -155,15 +155,15 @@ def _membership(
 def spread_out_parts(
     x: Float[Tensor, "*B T D"], segments: tuple[int, ...], *, unit: bool
 ) -> tuple[list[TokenParts], list[TokenParts]] | None:
-    """Parts of the tokens of every segment, and of their unit tokens, where all are well spread; else None.
+    """Fast path: parts of the tokens of every segment, and of their unit tokens, in two passes over them.
 
-    |c(X)|^2 = |X|^2 - T |mean|^2, in two passes over the tokens; None where that would subtract something
-    large, or a token has no safe direction.
+    Uses |c(X)|^2 = |X|^2 - T |mean|^2. Returns None if that would cancel (tokens not well spread out) or the
+    norm of a token is not safe.
 
     Args:
         x: tokens.
         segments: lengths, none of them zero.
-        unit: the parts of the unit tokens too; else these are an empty list.
+        unit: whether to compute the parts of the unit tokens too; if not, their list is empty.
     """
     x = single(x)
     length = torch.linalg.vector_norm(x, dim=-1)
@@ -190,6 +190,6 @@ def spread_out_parts(
 
 
 def within(lengths: Tensor) -> bool:
-    """Whether all norms lie where their squares are safe; false where one is zero or NaN."""
+    """Whether all norms lie within `SAFE_NORMS`; false if one is zero or NaN."""
     least, most = torch.aminmax(lengths)
     return bool((least > SAFE_NORMS[0]) & (most < SAFE_NORMS[1]))

@@ -1,6 +1,6 @@
-"""The observables of a residual writer's gradient (G1, A1-A5), exact over the whole batch and by algebra."""
+"""The observables of a residual writer's gradient (G1, A1-A5), exact over the whole batch."""
 
-# B batch (behind a leading axis R of runs in an ensemble), T tokens, M features written, N features read,
+# B batch (after a leading axis R of runs in an ensemble), T tokens, M features written, N features read,
 # S samples at a time
 
 from typing import NamedTuple
@@ -14,28 +14,28 @@ from meanmode.sim.trunk.linear import dot_products, matrix_times
 from meanmode.sim.trunk.precision import single
 
 MATRIX_ENTRIES = {"cpu": 3 * 2**14, "cuda": 2**27}
-"""Entries of a token-pair matrix formed at a time: what stays in a processor's cache, what fills a GPU."""
+"""Entries of token-pair matrices formed at a time: few enough for a CPU's cache, enough to fill a GPU."""
 
 
 TRUSTED_SHARE = 0.01
-"""Down to this share of the energies |DW_c|^2 is a difference of them; below, rounding would show in it."""
+"""Least share of the energies for which |DW_c|^2 may be their difference; below, rounding would show."""
 
 
 LEAST_BAND = 64
-"""Rows of it formed at a time at least: thinner products are slow."""
+"""Least number of rows of such a matrix formed at a time: thinner products are slow."""
 
 
 SHORTEST = 1e-8
-"""Tokens this much shorter than the longest would lose their fourth powers to underflow."""
+"""Fourth powers of tokens shorter than this, relative to the longest, would underflow."""
 
 
 class WriterModes(NamedTuple):
     """The two parts of a writer's gradient over a batch (G1), each [] or one per run.
 
     Attributes:
-        g_mean: |DW_mu|_F.
-        g_ctr: |DW_c|_F.
-        g_inner: <DW_mu, DW_c>.
+        g_mean: |DW_mu|_F, the size of the mean-coherent part.
+        g_ctr: |DW_c|_F, the size of the centered part.
+        g_inner: <DW_mu, DW_c>, their inner product.
     """
 
     g_mean: Tensor
@@ -44,12 +44,12 @@ class WriterModes(NamedTuple):
 
 
 class Coherence(NamedTuple):
-    """How coherent the tokens' gradients of a writer are, each [*B].
+    """How coherent the per-token gradients of a writer are, each [*B].
 
     Attributes:
-        amplification: A (A2).
+        amplification: A, the squared gradient over its diagonal sum (A2).
         kappa: mean of cos(y) cos(delta) over token pairs (A4).
-        kappa_abs: khat, the mean of |cos(y)||cos(delta)| (A5); NaN where it was not asked for.
+        kappa_abs: khat, the mean of |cos(y)||cos(delta)| (A5); NaN if it was not requested.
     """
 
     amplification: Tensor
@@ -58,7 +58,7 @@ class Coherence(NamedTuple):
 
 
 def _scale(x: Tensor) -> Tensor:
-    """Largest magnitude of every run, 1 where all vanish; divide by it against underflow."""
+    """Largest magnitude per run, 1 where all vanish; dividing by it prevents underflow."""
     largest = x.abs().amax((-3, -2, -1))
     return torch.where(largest > 0, largest, 1.0)
 
@@ -71,7 +71,7 @@ def mean_coherent(y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]
 def centered_gradient(
     y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]
 ) -> Float[Tensor, "*R M N"]:
-    """DW_c = sum_t,b c(delta)_t c(y)_t^T, from the centered parts themselves (G1, Eq. 14)."""
+    """DW_c = sum_t,b c(delta)_t c(y)_t^T, computed from the centered parts (G1, Eq. 14)."""
     return centered(delta).flatten(-3, -2).mT @ centered(y).flatten(-3, -2)
 
 
@@ -79,8 +79,8 @@ def writer_modes(y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"])
     """G_mean, G_ctr and <DW_mu, DW_c> of a writer gradient sum_t,b delta y^T over a batch (G1, Eq. 11-17).
 
     DW_mu = T sum_b dbar_b ybar_b^T, DW_c = grad - DW_mu, and |grad|^2 = G_mean^2 + 2 <DW_mu, DW_c> + G_ctr^2.
-    G_mean^2 is the sum over a product of two B x B Gram matrices. DW_c is formed from the centered parts
-    themselves, as one M x N matrix: where the gradient is nearly coherent nothing large is subtracted.
+    G_mean^2 is the sum of the elementwise product of two B x B Gram matrices. DW_c is formed from the
+    centered parts, as one M x N matrix, so nothing cancels when the gradient is nearly coherent.
 
     Args:
         y: inputs of the writer.
@@ -102,7 +102,7 @@ def writer_modes(y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"])
 
 
 def modes_of_parts(coherent: Float[Tensor, "*R M N"], part: Float[Tensor, "*R M N"]) -> WriterModes:
-    """The modes of a gradient whose parts DW_mu and DW_c are at hand."""
+    """The modes of a gradient from its parts DW_mu and DW_c."""
     g_mean, g_ctr = (torch.linalg.vector_norm(matrix, dim=(-2, -1)) for matrix in (coherent, part))
     return WriterModes(g_mean, g_ctr, (coherent * part).sum((-2, -1)))
 
@@ -110,13 +110,13 @@ def modes_of_parts(coherent: Float[Tensor, "*R M N"], part: Float[Tensor, "*R M 
 def modes_from_gradient(
     gradient: Float[Tensor, "*R M N"], y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]
 ) -> WriterModes:
-    """`writer_modes` where the gradient sum_t,b delta y^T is at hand, without the cost of another.
+    """`writer_modes` from an existing gradient sum_t,b delta y^T, without forming DW_c.
 
-    From |DW_c|^2 = |grad|^2 - 2 <grad, DW_mu> + |DW_mu|^2 as long as that subtracts nothing large; else, and
-    in half precision, `writer_modes`.
+    Uses |DW_c|^2 = |grad|^2 - 2 <grad, DW_mu> + |DW_mu|^2 unless that cancels; then, and in half precision,
+    falls back to `writer_modes`.
 
     Args:
-        gradient: of the weight, of this batch alone and not yet accumulated.
+        gradient: gradient of the weight on this batch alone, not accumulated with others.
         y: inputs of the writer.
         delta: cotangents of its outputs.
     """
@@ -139,21 +139,21 @@ def coherence(
 ) -> Coherence:
     """A, kappa and khat of every sample from one pair of T x T Gram matrices (A2, A4, A5, Eq. 21-32).
 
-    With unit tokens u, e and w_t = |d_t| |y_t|, M_ts = <u_t, u_s> <e_t, e_s>: A = w^T M w / |w|^2; kappa
-    is the mean of M_ts and khat that of |M_ts| over s != t, pairs with a zero token left out. A is NaN where
-    the gradient of every token vanishes, kappa and khat where fewer than two tokens have a direction.
+    With unit tokens u, e, w_t = |d_t| |y_t| and M_ts = <u_t, u_s> <e_t, e_s>: A = w^T M w / |w|^2; kappa is
+    the mean of M_ts and khat the mean of |M_ts| over s != t, without pairs that contain a zero token. A is
+    NaN if the gradient of every token vanishes, kappa and khat if fewer than two tokens have a direction.
 
-    M is symmetric: it is formed a band of rows at a time, from the diagonal on.
+    M is symmetric: only its upper triangle is formed, a band of rows at a time.
 
     Args:
         y: inputs of the writer.
         delta: cotangents of its outputs.
-        absolute: compute khat; NaN without.
+        absolute: whether to compute khat; NaN otherwise.
     """
     lead, tokens = y.shape[:-2], y.shape[-2]
     read, written = (_scaled(single(x).reshape(-1, tokens, x.shape[-1])) for x in (y, delta))
     weights, inverses = read.size * written.size, read.inverse * written.inverse
-    weights = weights / weights.amax(-1, keepdim=True)  # short tokens can meet long ones
+    weights = weights / weights.amax(-1, keepdim=True)  # short tokens can be paired with long cotangents
     entries = MATRIX_ENTRIES.get(y.device.type, MATRIX_ENTRIES["cuda"])
     at_once = max(1, entries // tokens**2)
     sums = [
@@ -174,8 +174,14 @@ def coherence(
 
 
 class _Scaled(NamedTuple):
-    """Tokens times a number each, fit for fourth powers: their true size per unit of x, their length as they
-    are now, and its inverse, 0 where a token has no direction."""
+    """Tokens rescaled so that fourth powers neither overflow nor underflow.
+
+    Attributes:
+        x: the rescaled tokens.
+        size: true length of each token relative to its length in `x`, up to a common factor.
+        length: length of each token in `x`.
+        inverse: inverse of `length`, 0 for a token without a direction.
+    """
 
     x: Tensor
     size: Tensor
@@ -184,7 +190,7 @@ class _Scaled(NamedTuple):
 
 
 def _scaled(x: Float[Tensor, "B T D"]) -> _Scaled:
-    """Tokens as they are where that is safe, else over the longest one; unit tokens where some are short."""
+    """Keep tokens if that is safe, else divide by the longest; use unit tokens if some are much shorter."""
     length = torch.linalg.vector_norm(x, dim=-1)
     least, most = (float(bound.detach()) for bound in torch.aminmax(length))
     if most * SHORTEST < least and SAFE_NORMS[0] < least and most < SAFE_NORMS[1]:
@@ -192,7 +198,7 @@ def _scaled(x: Float[Tensor, "B T D"]) -> _Scaled:
             x, length = x / most, length / most
         return _Scaled(x, torch.ones_like(length), length, 1 / length)
     unit, directed = directions(x)
-    largest = x.abs().amax(-1, keepdim=True)  # of a token, since squares of short ones would underflow
+    largest = x.abs().amax(-1, keepdim=True)  # per token, since squares of short ones would underflow
     apart = torch.where(largest > 0, x / largest, 0.0)
     size = largest[..., 0] / largest.amax((-2, -1))[..., None] * torch.linalg.vector_norm(apart, dim=-1)
     alive = torch.ones_like(size) if directed is None else directed[..., 0].to(x)
@@ -213,7 +219,7 @@ def _pair_sums(
     for start in range(0, y.shape[1], band):
         rows, rest = slice(start, start + band), slice(start, None)
         products = dot_products(y[:, rows], y[:, rest]) * dot_products(delta[:, rows], delta[:, rest])
-        products[..., :band].triu_(1)  # every pair once
+        products[..., :band].triu_(1)  # count every pair once
         rows_of[0].append(matrix_times(products, weights[:, rest]))
         rows_of[1].append(matrix_times(products, inverses[:, rest]))
         if absolute:
@@ -230,7 +236,7 @@ def _pair_sums(
 def writer_amplification(y: Float[Tensor, "*B T N"], delta: Float[Tensor, "*B T M"]) -> Float[Tensor, "*B"]:
     """A = |grad_W|_F^2 / sum_t |delta_t|^2 |y_t|^2 of every sample, between 0 and T (A2-A3, Eq. 21-26).
 
-    Exact, from the T x T Gram matrices. NaN where the gradient of every token vanishes.
+    Exact, from the T x T Gram matrices. NaN if the gradient of every token vanishes.
 
     Args:
         y: inputs of the writer.
@@ -244,12 +250,12 @@ def kappa(
 ) -> Float[Tensor, "*B"]:
     """Mean over s != t of cos(y_t, y_s) cos(delta_t, delta_s) of every sample (A4, Eq. 27-30).
 
-    Pairs with a zero token are left out; NaN where fewer than two tokens have a direction.
+    Pairs with a zero token are left out; NaN if fewer than two tokens have a direction.
 
     Args:
         y: inputs of the writer.
         delta: cotangents of its outputs.
-        absolute: khat, the mean of |cos||cos|, instead (A5, Eq. 31-32).
+        absolute: return khat, the mean of |cos||cos|, instead (A5, Eq. 31-32).
 
     Raises:
         ValueError: fewer than two tokens.

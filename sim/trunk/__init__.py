@@ -1,1 +1,1 @@
-"""What is the network? Blocks, merges, mixers and segments, the same for stacks and the DiT."""
+"""What is the network? Blocks, merges, mixers and segments, shared by synthetic stacks and the DiT."""

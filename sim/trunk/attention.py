@@ -1,6 +1,6 @@
 """Attention as a token mixer: softmax, linear, uniform, blended, gated; QK-Norm and 2-D rotary positions."""
 
-# B batch (behind a leading axis of runs in an ensemble), T tokens, D width, H heads, F features of a head,
+# B batch (after a leading axis of runs in an ensemble), T tokens, D width, H heads, F features per head,
 # R rotary pairs
 
 import functools
@@ -23,14 +23,13 @@ ROPE_THETA = 10000.0
 def rope_angles(
     segments: Segments, head_width: int, device: torch.device | None = None
 ) -> Float[Tensor, "T R"]:
-    """Rotation angles of every token: rows of the image square in the first half of the R pairs, columns in
-    the second.
+    """2-D rotary angles: the image row sets the first half of the R pairs, the column the second half.
 
     With h = head_width / 2 pairs, the frequencies are theta^(-2 k / h), k < h / 2. Text tokens are not
     rotated.
 
     Raises:
-        ValueError: image tokens that form no square, or a head width that is not a multiple of 4.
+        ValueError: the image tokens do not form a square, or the head width is not a multiple of 4.
     """
     image, side = segments[0], math.isqrt(segments[0])
     if side * side != image:
@@ -39,8 +38,8 @@ def rope_angles(
         raise ValueError(f"2-D rope needs a head width divisible by 4, got {head_width}")
     pairs = head_width // 2
     frequency = ROPE_THETA ** (-2.0 * torch.arange(pairs // 2, dtype=torch.float64, device=device) / pairs)
-    place = torch.arange(image, dtype=torch.float64, device=device)
-    rows, columns = torch.div(place, side, rounding_mode="floor"), place % side
+    index = torch.arange(image, dtype=torch.float64, device=device)
+    rows, columns = torch.div(index, side, rounding_mode="floor"), index % side
     angles = torch.cat([rows[:, None] * frequency, columns[:, None] * frequency], dim=1)
     return torch.cat([angles, angles.new_zeros(sum(segments[1:]), pairs)])
 
@@ -49,33 +48,34 @@ def rope_angles(
 def _rotation(
     segments: Segments, copies: int, head_width: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "T R"], Float[Tensor, "T R"]]:
-    """Cosine and sine of the angles, the same for all heads and for all copies of a token."""
-    with torch.inference_mode(False):  # autograd saves no tensor made in inference mode
+    """Cosine and sine of the angles, shared by all heads and by all copies of a token."""
+    with torch.inference_mode(False):  # autograd cannot save tensors created in inference mode
         once = rope_angles(tuple(length // copies for length in segments), head_width, device)
         angles = once.repeat_interleave(copies, dim=0)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Float[Tensor, "*B T F"], segments: Segments) -> Float[Tensor, "*B T F"]:
-    """Rotate each head's first half against its second half (the layout of the published checkpoint)."""
+    """Rotate each head's first half against its second half, the layout of the published checkpoint."""
     cos, sin = _rotation(segments, getattr(segments, "copies", 1), x.shape[-1], x.device, x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
 
 
 class Mixer(nn.Module):
-    """A token mixer per head: values, mixed by a matrix A of the tokens, written by `proj`.
+    """A token mixer: each head mixes its values with a T x T matrix A, and `proj` writes the result.
 
-    What A is made of are the `operands`, a few features a token; A itself is formed only where it is asked
-    for, of as many heads at a time as fit. It is all that mixes tokens: what a mixer does token by token
-    behind it (`gated`) is no part of A.
+    A is computed from the `operands`, a few features per token. The matrix itself is formed only on request,
+    for as many heads at a time as fit in memory. A holds all mixing between tokens; anything a mixer then
+    does token by token (`gated`) is not part of it.
 
     Args:
-        width: features of a token.
-        heads: attention heads.
+        width: features per token.
+        heads: number of attention heads.
 
     Attributes:
-        seen: called with the operands in every forward pass, where it is set (`meanmode.sim.observe.probe`).
+        heads: number of attention heads.
+        seen: if set, called with the operands in every forward pass (`meanmode.sim.observe.probe`).
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -87,12 +87,12 @@ class Mixer(nn.Module):
 
     @property
     def sources(self) -> tuple[Linear, ...]:
-        """The projections of the trunk that the matrix is made of, in the order in which they are drawn."""
+        """The projections from which A is computed, in the order in which their weights are drawn."""
         return ()
 
     @property
     def readers(self) -> tuple[Linear, ...]:
-        """The projections that read the trunk, in the order in which their weights are drawn."""
+        """All projections that read the trunk, in the order in which their weights are drawn."""
         return (*self.sources, self.v_proj)
 
     def _split(self, x_BTD: Tensor) -> Tensor:
@@ -101,21 +101,21 @@ class Mixer(nn.Module):
     def operands(
         self, x: Float[Tensor, "*B T D"], segments: Segments
     ) -> tuple[Float[Tensor, "*B H T _"], ...]:
-        """What A is made of, per head, as the mixer compares the tokens of a trunk."""
+        """The per-head features of the tokens from which A is computed."""
         raise NotImplementedError
 
     def matrix_of(self, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N T T"]:
-        """The mixing matrices A of any number of heads, from their operands; the caller may write on them."""
+        """The mixing matrices A of any number of heads, from their operands; callers may overwrite them."""
         raise NotImplementedError
 
     def mix(
         self, values: Float[Tensor, "*B H T F"], *operands: Float[Tensor, "*B H T _"]
     ) -> Float[Tensor, "*B H T F"]:
-        """A times the values, without forming A where there is a faster way."""
+        """A times the values, without forming A where a faster path exists."""
         return self.matrix_of(*operands) @ values
 
     def matrix(self, x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B H T T"]:
-        """The mixing matrices A of all heads at once."""
+        """The mixing matrices A of all heads."""
         return self.matrix_of(*self.operands(x, segments))
 
     def mixed(self, x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B H T F"]:
@@ -131,7 +131,7 @@ class Mixer(nn.Module):
 
 
 class UniformAttention(Mixer):
-    """A = J: every token reads the mean of the values of all tokens; no queries, keys or positions."""
+    """A = J: every token reads the mean value over all tokens; no queries, keys or positions."""
 
     def operands(
         self, x: Float[Tensor, "*B T D"], segments: Segments
@@ -153,10 +153,10 @@ class QueryKeyMixer(Mixer):
     """A mixer that compares queries with keys: RoPE, then non-affine QK-Norm (arXiv:2605.06169).
 
     Args:
-        width: features of a token.
-        heads: attention heads.
+        width: features per token.
+        heads: number of attention heads.
         rope: rotate the queries and keys of image tokens.
-        eps: of QK-Norm.
+        eps: added to the mean square in QK-Norm.
     """
 
     def __init__(self, width: int, heads: int, *, rope: bool = False, eps: float = QK_EPS) -> None:
@@ -171,7 +171,7 @@ class QueryKeyMixer(Mixer):
         return (self.q_proj, self.k_proj)
 
     def _positioned(self, x_BTD: Tensor, segments: Segments) -> Tensor:
-        x_BHTF = self._split(single(x_BTD))  # autocast leaves norms in the precision of their input
+        x_BHTF = self._split(single(x_BTD))  # autocast runs norms in the precision of their input
         if self.rope:
             x_BHTF = rotate(x_BHTF, segments)
         return rms_norm(x_BHTF, (x_BHTF.shape[-1],), eps=self.eps).to(x_BTD.dtype)
@@ -204,7 +204,7 @@ class SoftmaxAttention(QueryKeyMixer):
 class LinearAttention(QueryKeyMixer):
     """A_ij = phi(q_i) . phi(k_j) / sum_j phi(q_i) . phi(k_j), phi = elu + 1, in O(T).
 
-    After QK-Norm an entry is at least -sqrt(head width), so that phi, and every entry of A, is positive.
+    After QK-Norm an entry is at least -sqrt(head width), so phi and every entry of A are positive.
     """
 
     def operands(
@@ -227,15 +227,15 @@ class LinearAttention(QueryKeyMixer):
 
 
 class BlendedAttention(SoftmaxAttention):
-    """B = e I + l A with A softmax attention: A - I, I - A and (1 - l) I + l A (N2, N3).
+    """B = e I + l A with softmax attention A: A - I, I - A and (1 - l) I + l A (N2, N3).
 
     Args:
-        width: features of a token.
-        heads: attention heads.
-        identity: e.
-        share: l.
+        width: features per token.
+        heads: number of attention heads.
+        identity: e, the weight of the identity.
+        share: l, the weight of softmax attention.
         rope: rotate the queries and keys of image tokens.
-        eps: of QK-Norm.
+        eps: added to the mean square in QK-Norm.
     """
 
     def __init__(
@@ -264,11 +264,11 @@ class BlendedAttention(SoftmaxAttention):
 
 
 class GatedAttention(SoftmaxAttention):
-    """Softmax attention whose output is gated token by token: sigmoid(W_g x_t) * (A V)_t (App. J, N4).
+    """Softmax attention with an elementwise output gate, sigmoid(W_g x_t) * (A V)_t (App. J, N4).
 
-    One gate a feature, between the heads and the residual writer: a gate a head is the case of equal rows of
-    W_g, so what these gates cannot prevent, those cannot. `matrix` is A, before the gate; the writer reads
-    the gated values.
+    There is one gate per feature, between the heads and the residual writer. One gate per head is the special
+    case of equal rows of W_g, so whatever these gates cannot prevent, per-head gates cannot either. `matrix`
+    is A, before the gate; the writer reads the gated values.
     """
 
     def __init__(self, width: int, heads: int, *, rope: bool = False, eps: float = QK_EPS) -> None:

@@ -1,4 +1,4 @@
-"""Ensembles: many networks of one shape as one, every weight behind a leading axis of runs."""
+"""Ensembles: networks of equal shape stacked into one, each weight with a leading axis of runs."""
 
 # R runs (members), M features written, N features read, D width
 
@@ -13,12 +13,14 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def stack_members(members: Sequence[Network]) -> Network:
-    """One network that computes all members at once, its input and output behind an axis of runs.
+    """Stack networks into one that computes all members at once; input and output gain an axis of runs.
 
-    Matrices become [R, M, N] (`meanmode.sim.trunk.linear`), vectors [R, 1, 1, D], so that they apply to [R, B, T, D].
+    Matrices become [R, M, N] (`meanmode.sim.trunk.linear`), vectors [R, 1, 1, D], so that they broadcast over
+    [R, B, T, D].
 
     Raises:
-        ValueError: no members, members that differ in name or shape of a parameter, or one with two names.
+        ValueError: no members, members whose parameters differ in name or shape, or a parameter shared under
+            two names.
     """
     if not members:
         raise ValueError("an ensemble needs at least one member")
@@ -30,20 +32,20 @@ def stack_members(members: Sequence[Network]) -> Network:
             raise ValueError(f"member {number} differs from member 0 in shape: {', '.join(differing)}")
     ensemble = copy.deepcopy(members[0])
     for name in tensors[0]:
-        _assign(ensemble, name, torch.stack([_behind_runs(of[name].detach()) for of in tensors]))
+        _assign(ensemble, name, torch.stack([_broadcast_over_tokens(of[name].detach()) for of in tensors]))
     return ensemble
 
 
 def unstack_member(ensemble: Network, run: int) -> Network:
-    """A copy of one member as a network of its own.
+    """Copy one member out of an ensemble.
 
     Raises:
-        ValueError: no such member, or no ensemble.
+        ValueError: there is no such member, or the network is not an ensemble.
     """
     tensors = _tensors(ensemble)
     runs = {len(tensor) if tensor.ndim in (3, 4) else 0 for tensor in tensors.values()}
     if len(runs) != 1 or 0 in runs:
-        raise ValueError("this network is no ensemble: its weights have no axis of runs")
+        raise ValueError("this network is not an ensemble: its weights have no axis of runs")
     count = runs.pop()
     if not 0 <= run < count:
         raise ValueError(f"the ensemble has members 0 to {count - 1}, got {run}")
@@ -63,13 +65,13 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
     for name, tensor in named:
         if first.setdefault(id(tensor), name) != name:
             raise ValueError(
-                f"{first[id(tensor)]} and {name} are one tensor: an ensemble stacks each by itself"
+                f"{first[id(tensor)]} and {name} are one tensor: an ensemble cannot stack shared parameters"
             )
     return dict(named)
 
 
-def _behind_runs(tensor: Tensor) -> Tensor:
-    """A vector as [1, 1, D], so that an axis of runs before it broadcasts over batch and tokens."""
+def _broadcast_over_tokens(tensor: Tensor) -> Tensor:
+    """Reshape a vector to [1, 1, D], so that once stacked it broadcasts over batch and tokens."""
     return tensor[None, None] if tensor.ndim == 1 else tensor
 
 

@@ -1,7 +1,7 @@
-"""The products of the trunk: a linear layer, also one per member of an ensemble, and a b^T.
+"""Matrix products of the trunk: linear layers, single or stacked as an ensemble, and a b^T.
 
-Large float32 products on a CPU go to oneDNN, which has AVX-512 kernels for every vendor's processors where
-MKL has them only for one's: up to twice the speed, forward and backward.
+Large float32 products on a CPU go to oneDNN: it has AVX-512 kernels for every vendor's processors, MKL only
+for Intel's. That is up to twice as fast, forward and backward.
 """
 
 # R runs (members of an ensemble), N features read, M features written, T and S tokens
@@ -16,30 +16,30 @@ from torch.autograd.forward_ad import unpack_dual
 from torch.nn.functional import linear
 
 ONEDNN_MULTIPLICATIONS = 2**22
-"""Where oneDNN wins, forward and backward together, over the 10 us that each of its calls takes to start."""
+"""Smallest product for which oneDNN repays its call overhead of about 10 us, forward and backward."""
 
 
 ONEDNN_LENGTH = 16
-"""Each dimension must be at least this."""
+"""Smallest dimension for which oneDNN is used."""
 
 
 class Linear(nn.Linear):
-    """y = W x + b on the last axis; b only where asked for.
+    """y = W x + b on the last axis; b is optional.
 
-    The weight is [M, N]; stacked to [R, M, N] (`meanmode.sim.trunk.ensemble`), the first axis of x runs over the members
-    and each is multiplied by its own weight; the bias then is [R, 1, 1, M], for x [R, B, T, N].
+    The weight is [M, N]. Stacked to [R, M, N] (`meanmode.sim.trunk.ensemble`), each member along the first
+    axis of x is multiplied by its own weight; the bias is then [R, 1, 1, M], for x [R, B, T, N].
 
     Args:
-        features_read: N.
-        features_written: M.
-        bias: whether there is one.
+        features_read: N, size of the input.
+        features_written: M, size of the output.
+        bias: whether to add b.
     """
 
     def __init__(self, features_read: int, features_written: int, *, bias: bool = False) -> None:
         super().__init__(features_read, features_written, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """W x + b for x [..., N], or x [R, ..., N] where the weight is stacked."""
+        """W x + b for x [..., N], or for x [R, ..., N] if the weight is stacked."""
         weight, bias = self.weight, self.bias
         if weight.ndim > 2:
             product = (x.flatten(1, -2) @ weight.mT).unflatten(1, x.shape[1:-1])
@@ -51,7 +51,7 @@ class Linear(nn.Linear):
 
 
 def dot_products(a: Float[Tensor, "*N T F"], b: Float[Tensor, "*N S F"]) -> Float[Tensor, "*N T S"]:
-    """a b^T; of single matrices as the linear layer does it."""
+    """a b^T; single matrices take the same path as the linear layer."""
     if a.shape[:-2].numel() == 1:
         columns = b.reshape(b.shape[-2:])
         if by_onednn(a, columns):
@@ -60,17 +60,17 @@ def dot_products(a: Float[Tensor, "*N T F"], b: Float[Tensor, "*N S F"]) -> Floa
 
 
 def matrix_times(matrix: Float[Tensor, "N T S"], vector: Float[Tensor, "N S"]) -> Float[Tensor, "N T"]:
-    """Each matrix times its vector; a batch of one, for which the batched product is slow, by itself."""
+    """Each matrix times its vector; a batch of one skips the batched product, which is slow for it."""
     if matrix.shape[0] == 1:
         return matrix[0].mv(vector[0])[None]
     return (matrix @ vector[..., None])[..., 0]
 
 
 def by_onednn(a: Float[Tensor, "*T N"], b: Float[Tensor, "M N"]) -> bool:
-    """Whether a b^T goes to oneDNN: a rule of shapes and processor, so that a resumed run finds the same.
+    """Whether a b^T goes to oneDNN; depends on shapes and processor only, so a resumed run decides alike.
 
-    Where somebody looks at the operations or rewrites them (a compiler, a function transform, a dispatch
-    mode, autocast, a tensor of another kind), they are torch's own.
+    Whenever something inspects or rewrites the operations (a compiler, a function transform, a dispatch mode,
+    autocast, a tensor subclass), torch's own product is used.
     """
     return (
         not torch.compiler.is_compiling()
@@ -86,15 +86,15 @@ def by_onednn(a: Float[Tensor, "*T N"], b: Float[Tensor, "M N"]) -> bool:
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Float32 on a CPU, of no subclass, without a forward-mode tangent."""
+    """Whether a tensor is float32 on a CPU, not a subclass, and has no forward-mode tangent."""
     kind = x.dtype == torch.float32 and x.is_cpu and type(x) in (Tensor, nn.Parameter)
     return kind and unpack_dual(x).tangent is None
 
 
 @functools.cache
 def _has_idle_avx512() -> bool:
-    """Whether oneDNN has vector instructions that MKL leaves idle: on a processor that is not Intel's."""
-    # an older torch does not name the processor
+    """Whether oneDNN can use AVX-512 where MKL does not: on processors other than Intel's."""
+    # older versions of torch do not name the processor
     known: dict[str, object] = dict(getattr(torch.cpu, "get_capabilities", dict)())
     return (
         torch.backends.mkldnn.is_available()
@@ -104,7 +104,7 @@ def _has_idle_avx512() -> bool:
 
 
 class _Product(torch.autograd.Function):
-    """a b^T by oneDNN; its gradients are such products again, to any order."""
+    """a b^T by oneDNN, differentiable to any order: its gradients are again such products."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
@@ -127,9 +127,10 @@ def _product(a: Float[Tensor, "*T N"], b: Float[Tensor, "M N"]) -> Float[Tensor,
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
         product: Tensor = _Product.apply(a, b)  # type: ignore[no-untyped-call]
         return product
-    # a matrix or its transpose as they are; of other strides it would take a path a thousand times slower
+    # contiguous matrices and their transposes are passed as they are; any other strides would send oneDNN
+    # down a path a thousand times slower
     dense = b if b.is_contiguous() or b.mT.is_contiguous() else b.contiguous()
     rows = torch.ops.mkldnn._linear_pointwise(a.flatten(0, -2), dense, None, "none", [], "")
-    # no view, whose change in place autograd refuses behind a custom function
+    # not a view: autograd refuses in-place changes to a view returned by a custom function
     written: Tensor = torch.ops.aten._unsafe_view(rows, (*a.shape[:-1], b.shape[0]))
     return written

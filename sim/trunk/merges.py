@@ -1,6 +1,6 @@
 """Residual merges: how a branch output joins the trunk before the Post-Norm RMSNorm."""
 
-# B batch (behind a leading axis of runs in an ensemble), T tokens, D width
+# B batch (after a leading axis of runs in an ensemble), T tokens, D width
 
 import torch
 from jaxtyping import Float
@@ -13,11 +13,11 @@ from meanmode.theory.setting import Gains
 
 
 class Merge(nn.Module):
-    """A residual merge followed by a non-affine RMSNorm, X' = RMSNorm(Z(X, F)); `PreNorm` alone has none.
+    """A residual merge followed by a non-affine RMSNorm, X' = RMSNorm(Z(X, F)); only `PreNorm` has no norm.
 
     Args:
-        width: features of a token.
-        eps: added to the mean square in the norm.
+        width: features per token.
+        eps: added to the mean square in the RMSNorm.
     """
 
     def __init__(self, width: int, *, eps: float = MERGE_EPS) -> None:
@@ -30,24 +30,24 @@ class Merge(nn.Module):
         return trunk + branch
 
     def read(self, trunk: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
-        """What a branch reads of the trunk, and whatever comes behind the last block: the normed trunk."""
+        """The trunk as a branch, or the layer after the last block, reads it: normalised."""
         return trunk
 
     def forward(
         self, trunk: Float[Tensor, "*B T D"], branch: Float[Tensor, "*B T D"], segments: Segments
     ) -> Float[Tensor, "*B T D"]:
-        """The normalised merge of trunk and branch; `segments` are the token counts of image and text.
+        """Merge trunk and branch and normalise; `segments` are the token counts of image and text.
 
-        Under autocast the branch comes in half precision; merge and norm are computed in that of the trunk.
+        Under autocast the branch arrives in half precision; merge and norm use the precision of the trunk.
         """
         merged = self.combine(trunk, branch.to(trunk.dtype), segments)
         return rms_norm(merged, (self.width,), eps=self.eps)
 
     def gains(self) -> Gains:
-        """What the merge multiplies mean and centered part by now, for the theory (rms over features).
+        """The merge's current gains on mean and centered part (rms over features), as the theory uses them.
 
         Raises:
-            ValueError: a merge that has no gains: it is not linear in the branch, or no norm follows.
+            ValueError: the merge has no gains: it is not linear in the branch, or no norm follows.
         """
         return Gains(mean_skip=1.0, mean_write=1.0, centered_skip=1.0, centered_write=1.0)
 
@@ -102,8 +102,8 @@ class DeepNorm(Merge):
 class MVSplit(Merge):
     """Z = X + beta * (P F) + alpha * J (F - X), J and P segment-wise (R1, arXiv:2605.06169 Eq. 7-8).
 
-    alpha, the gain on the mean, makes it a leaky integrator; beta is the gain on the centered part. Both are
-    learned per feature.
+    alpha, the gain on the mean, makes the mean a leaky integrator; beta is the gain on the centered part.
+    Both are learned per feature.
     """
 
     def __init__(self, width: int, alpha: float = 0.0, beta: float = 1.0, *, eps: float = MERGE_EPS) -> None:
@@ -140,25 +140,25 @@ class HardCentering(Merge):
 class Highway(DeepNorm):
     """Z = lambda X + RMSNorm(F) with a constant lambda: Post-Norm with a highway path, Keel-style.
 
-    The branch is normed token by token before it joins, so that a merge changes a share 1 / (1 + lambda^2) of
-    the trunk's energy whatever the weights are, and with lambda^2 of the order of the number of merges the
-    path from the last block to the first stays open. This is our equation for the idea of arXiv:2601.19895
-    (Post-Norm beyond 1000 layers by a highway path), not that paper's, which we do not quote. A branch of
-    zeros stays zero; near it the norm's derivative is 1 / sqrt(eps).
+    The branch is normalised token by token before it joins, so a merge replaces a share 1 / (1 + lambda^2) of
+    the trunk's energy whatever the weights; with lambda^2 of the order of the number of merges, the gradient
+    path from the last block to the first stays open. The equation is ours; only the idea (Post-Norm beyond
+    1000 layers by a highway path) is that of arXiv:2601.19895. A branch of zeros stays zero; the norm's
+    derivative there is 1 / sqrt(eps).
     """
 
     def combine(self, trunk: Tensor, branch: Tensor, segments: Segments) -> Tensor:
         return self.gain * trunk + rms_norm(branch, (self.width,), eps=self.eps)
 
     def gains(self) -> Gains:
-        raise ValueError("no theory of the merge 'highway': its branch is normed")
+        raise ValueError("no theory of the merge 'highway': its branch is normalised")
 
 
 class PreNorm(Merge):
-    """X' = X + F(RMSNorm(X)): the branches read a normed trunk, the trunk has no norm and grows.
+    """X' = X + F(RMSNorm(X)): branches read a normalised trunk; the trunk itself has no norm and grows.
 
-    The contrast to the Post-Norm merges. The last norm, which a head needs, is the `read` that every reader
-    of the trunk goes through: a stack ends in the trunk as it is, and TCS knows no lengths.
+    The contrast to the Post-Norm merges. Every reader of the trunk, a final head included, normalises it by
+    `read`; a stack therefore returns the trunk unnormalised. TCS does not depend on token lengths.
     """
 
     def read(self, trunk: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
@@ -182,18 +182,19 @@ def make_merge(
     beta: float = 1.0,
     eps: float = MERGE_EPS,
 ) -> Merge:
-    """The merge of a name, behind one sub-layer.
+    """Build the merge of one sub-layer.
 
     Args:
-        name: one of `theory.MERGES` but `mv_split_attn`, which names two (`Setting.merges`).
-        width: features of a token.
-        residual_gain: lambda of layerscale, rezero and highway, a of deepnorm.
-        alpha: mean gain of mv_split.
-        beta: centered gain of mv_split.
-        eps: of the RMSNorm.
+        name: one of `meanmode.theory.setting.MERGES`, except `mv_split_attn`, which stands for two different
+            merges (`Setting.merges`).
+        width: features per token.
+        residual_gain: lambda of layerscale, rezero and highway; a of deepnorm.
+        alpha: initial mean gain of mv_split.
+        beta: initial centered gain of mv_split.
+        eps: added to the mean square in the RMSNorm.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
     """
     if name == "mv_split":
         return MVSplit(width, alpha, beta, eps=eps)

@@ -1,4 +1,4 @@
-"""Token mixers by name."""
+"""Builds token mixers by name."""
 
 from meanmode.sim.trunk.attention import (
     BlendedAttention,
@@ -16,18 +16,18 @@ from meanmode.theory.setting import MIXERS, identity_blend
 def make_mixer(
     name: str, width: int, heads: int, *, share: float = 0.5, rope: bool = False, eps: float = QK_EPS
 ) -> Mixer:
-    """The mixer of a name.
+    """Build a token mixer.
 
     Args:
         name: one of `meanmode.theory.setting.MIXERS`.
-        width: features of a token.
-        heads: attention heads.
-        share: l of `lazy`.
-        rope: rotate the queries and keys of image tokens; `uniform` and `state_space` have none.
-        eps: of QK-Norm.
+        width: features per token.
+        heads: number of attention heads.
+        share: l of `lazy`, the weight of softmax attention (1 - l is that of the identity).
+        rope: rotate the queries and keys of image tokens; ignored by `uniform` and `state_space`.
+        eps: added to the mean square in QK-Norm.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
     """
     if name not in MIXERS:
         raise ValueError(f"unknown mixer {name!r}: choose one of {', '.join(MIXERS)}")

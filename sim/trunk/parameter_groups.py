@@ -6,7 +6,7 @@ from meanmode.sim.trunk.stack import Block
 
 
 def members_of(block: Block, group: str) -> list[nn.Parameter]:
-    """The parameters of a block that make one of `GROUPS`."""
+    """The parameters of a block in one of `meanmode.sim.intervene.grammar.GROUPS`."""
     mixer, ffn, merges = block.operator, block.ffn, (block.merge_attn, block.merge_ffn)
     if group == "alpha":
         return [gain for merge in merges for name, gain in merge.named_parameters() if name == "alpha"]

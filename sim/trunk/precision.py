@@ -1,8 +1,8 @@
-"""Single precision whatever autocast says."""
+"""Measuring in single precision or better, regardless of autocast."""
 
 from torch import Tensor
 
 
 def single(x: Tensor) -> Tensor:
-    """The tensor in float32 or better: half-precision trunks are measured in single precision."""
+    """Cast half precision to float32; leave wider types unchanged."""
     return x.float() if x.dtype.itemsize < 4 else x

@@ -1,4 +1,4 @@
-"""Segments of a token sequence, their means, and replicated tokens."""
+"""Segments of a token sequence (image, text), their means, and token replication."""
 
 import torch
 from jaxtyping import Float
@@ -8,23 +8,24 @@ Segments = tuple[int, ...]
 
 
 class Replicated(tuple[int, ...]):
-    """Segments whose every token stands `copies` times in a row, at one position (law X1)."""
+    """Segments in which each token is repeated `copies` times in a row, at one position (law X1)."""
 
     copies: int
 
     def __new__(cls, segments: Segments, copies: int) -> "Replicated":
-        """The segments of a replicated sequence, `segments` being those of one copy."""
+        """Segments of the replicated sequence; `segments` are those of a single copy."""
         found = super().__new__(cls, (copies * length for length in segments))
         found.copies = copies * getattr(segments, "copies", 1)
         return found
 
 
 def segment_mean(x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B T D"]:
-    """J_seg X: every token replaced by the mean of its segment (arXiv:2605.06169 App. E); empty segments are
-    skipped.
+    """J_seg X: every token replaced by the mean of its segment (arXiv:2605.06169 App. E).
+
+    Empty segments are skipped.
 
     Raises:
-        ValueError: the segments do not add up to the tokens.
+        ValueError: the segments do not add up to the number of tokens.
     """
     if sum(segments) != x.shape[-2]:
         raise ValueError(f"segments {segments} hold {sum(segments)} tokens, the trunk has {x.shape[-2]}")
@@ -35,14 +36,14 @@ def segment_mean(x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor
 def replicate_tokens(
     x: Float[Tensor, "*B T D"], segments: Segments, copies: int
 ) -> tuple[Float[Tensor, "*B kT D"], Segments]:
-    """Every token `copies` times in a row, and the segments that go with it (law X1).
+    """Repeat every token `copies` times in a row; return the tokens and their segments (law X1).
 
-    Positions go with the tokens: token i of the result stands where token i // copies stood. Where the
-    targets of the tokens are replicated too, the mean loss, all parameter gradients and what an optimiser
-    makes of them stay what they are, while the amplification of every writer is multiplied.
+    Token i of the result has the position of token i // copies. If the targets are replicated too, the mean
+    loss, all parameter gradients and the optimiser's steps are unchanged, while the amplification of every
+    writer is multiplied by `copies`.
 
     Raises:
-        ValueError: fewer than one copy, or segments that do not add up to the tokens.
+        ValueError: fewer than one copy, or the segments do not add up to the number of tokens.
     """
     if copies < 1:
         raise ValueError(f"copies must be at least 1, got {copies}")

@@ -1,4 +1,4 @@
-"""The trunk: Post-Norm blocks of attention and SwiGLU, each sub-layer joined by its own residual merge."""
+"""The trunk: blocks of a token mixer and a SwiGLU, each joined to the trunk by its own residual merge."""
 
 # B batch, T tokens, D width, H heads
 
@@ -30,15 +30,15 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """One block: X <- merge(X, attention(X)), then X <- merge(X, SwiGLU(X)); each merge ends in an RMSNorm.
+    """One block: X <- merge(X, mixer(X)), then X <- merge(X, SwiGLU(X)).
 
-    Every branch reads `merge.read(X)`: the trunk itself, but where the merge leaves it without a norm.
+    Every branch reads `merge.read(X)`: the trunk itself, unless the merge leaves it unnormalised (pre-norm).
 
     Sub-module names follow the published checkpoint (`operator.{q,k,v}_proj`, `operator.proj`, `ffn.w13`,
     `ffn.w2`). The residual writers are `operator.proj` (label `attn`) and `ffn.w2` (label `ffn`).
 
     Args:
-        setting: sizes, mixer and merge.
+        setting: sizes, mixer, merges and standard deviations of the weights.
         merge_eps: added to the mean square in the norms of the merges.
         qk_eps: added to the mean square in QK-Norm.
     """
@@ -70,11 +70,11 @@ class Block(nn.Module):
     def reset_parameters(
         self, generator: torch.Generator, *, setting: Setting | None = None, run: int | None = None
     ) -> None:
-        """Draw all weights afresh, in a fixed order: N(0, weight_std^2), the writers N(0, writer_std^2).
+        """Draw all weights again, in a fixed order: N(0, weight_std^2), the writers N(0, writer_std^2).
 
         Args:
-            generator: where the draws come from, on any device.
-            setting: whose standard deviations; None takes the block's own.
+            generator: source of the draws, on any device.
+            setting: supplies the standard deviations; None uses the block's own setting.
             run: in an ensemble, the member whose weights are drawn.
         """
         setting = self.setting if setting is None else setting
@@ -99,16 +99,16 @@ def blocks_of(model: nn.Module) -> list[Block]:
     """The blocks of a model, in order.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the model has none.
     """
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     if not blocks:
-        raise ValueError("the model holds no meanmode.sim.trunk.stack.Block")
+        raise ValueError("the model has no meanmode.sim.trunk.stack.Block")
     return blocks
 
 
 class Stack(nn.Module):
-    """`depth` blocks in a row, all resident; `meanmode.sim.simulate` streams them instead."""
+    """`depth` blocks in sequence, all in memory; `meanmode.sim.simulate` streams them instead."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
@@ -116,14 +116,14 @@ class Stack(nn.Module):
         self.blocks = nn.ModuleList(Block(setting) for _ in range(setting.depth))
 
     def forward(self, x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
-        """The final trunk; what comes behind it reads it as the branches do, by `Merge.read`."""
+        """The final trunk; later layers should read it as the branches do, through `Merge.read`."""
         for block in self.blocks:
             x = block(x, self.setting.segments)
         return x
 
 
 def _aligned_tokens(setting: Setting, cosine: float, generator: torch.Generator) -> Tensor:
-    """sqrt(cosine) 1 u^T + sqrt(1 - cosine) E, u and E standard normal and fresh for every sample."""
+    """sqrt(cosine) 1 u^T + sqrt(1 - cosine) E, with u and E standard normal, drawn anew for every sample."""
     tokens = sum(setting.segments)
     common = torch.randn(setting.batch, 1, setting.width, generator=generator)
     own = torch.randn(setting.batch, tokens, setting.width, generator=generator)
@@ -131,9 +131,9 @@ def _aligned_tokens(setting: Setting, cosine: float, generator: torch.Generator)
 
 
 def synthetic_input(setting: Setting, generator: torch.Generator) -> Float[Tensor, "*B T D"]:
-    """X_0 = RMSNorm(sqrt(c0) 1 u^T + sqrt(1 - c0) E), u and E standard normal and fresh for every sample.
+    """X_0 = RMSNorm(sqrt(c0) 1 u^T + sqrt(1 - c0) E), with u and E standard normal, fresh per sample.
 
-    c0 is `input_cosine`: the pair cosine of the tokens up to O(1 / width). Text tokens, if any, share u.
+    c0 is `input_cosine`, the pair cosine of the tokens up to O(1 / width). Text tokens, if any, share u.
     """
     tokens = _aligned_tokens(setting, setting.input_cosine, generator)
     return rms_norm(tokens, (setting.width,), eps=MERGE_EPS)
@@ -142,6 +142,6 @@ def synthetic_input(setting: Setting, generator: torch.Generator) -> Float[Tenso
 def synthetic_adjoint(setting: Setting, generator: torch.Generator) -> Float[Tensor, "*B T D"]:
     """dL/dX_L = sqrt(c_G) 1 u^T + sqrt(1 - c_G) E, as `synthetic_input` but without the norm.
 
-    c_G is `adjoint_cosine`. Drawn from a stream of its own, it is independent of the trunk.
+    c_G is `adjoint_cosine`. The adjoint has its own random stream and is independent of the trunk.
     """
     return _aligned_tokens(setting, setting.adjoint_cosine, generator)

@@ -1,7 +1,7 @@
-"""The gated state-space mixer: a scan of the tokens both ways, each with a decay of its own, in O(T)."""
+"""The state-space mixer: a bidirectional scan with token-dependent decays, in O(T)."""
 
-# B batch (behind a leading axis of runs in an ensemble), T tokens, D width, H heads, F features of a head,
-# N any number of heads, C tokens of a chunk, K chunks
+# B batch (after a leading axis of runs in an ensemble), T tokens, D width, H heads, F features per head,
+# N any number of heads, C tokens per chunk
 
 import torch
 from jaxtyping import Float
@@ -13,13 +13,13 @@ from meanmode.sim.trunk.linear import Linear
 from meanmode.sim.trunk.segments import Segments
 
 CHUNK = 64
-"""Tokens that are mixed by a matrix; from chunk to chunk a state is carried."""
+"""Tokens per chunk: within a chunk a matrix mixes them, between chunks a state is carried over."""
 
 
 def decay_products(log_decay: Float[Tensor, "*N C"]) -> Float[Tensor, "*N C C"]:
     """prod_{s < k <= t} a_k below the diagonal (t, s), 1 on it, 0 above.
 
-    Sums of logarithms that all start at s, so that no large sums are subtracted and every exponent is
+    Computed from sums of logarithms that all start at s: no large sums are subtracted, and every exponent is
     negative.
     """
     tokens = log_decay.shape[-1]
@@ -33,7 +33,7 @@ def scan(
 ) -> Float[Tensor, "*N T F"]:
     """h_t = a_t h_{t-1} + v_t with h_0 = 0, a = exp(log_decay) <= 1, in O(T chunk) work.
 
-    Within a chunk by its matrix of decay products; the last state of a chunk enters the next.
+    Within a chunk, the matrix of decay products mixes the tokens; its last state enters the next chunk.
     """
     tokens = values.shape[-2]
     chunk = min(chunk, tokens)
@@ -42,21 +42,20 @@ def scan(
     within = decay_products(log_decay) @ pad(values, (0, 0, 0, missing)).unflatten(-2, (-1, chunk))
     since_start = log_decay.cumsum(-1).exp().unsqueeze(-1)
     state, states = torch.zeros_like(within[..., 0, -1, :]), []
-    for place in range(within.shape[-3]):
+    for index in range(within.shape[-3]):
         states.append(state)
-        state = within[..., place, -1, :] + since_start[..., place, -1, :] * state
+        state = within[..., index, -1, :] + since_start[..., index, -1, :] * state
     carried = since_start * torch.stack(states, dim=-2).unsqueeze(-2)
     return (within + carried).flatten(-3, -2)[..., :tokens, :]
 
 
 class StateSpace(Mixer):
-    """h_t = a_t h_{t-1} + (1 - a_t) v_t, one decay a_t = sigmoid(w x_t + b_h) a head and token (N10).
+    """h_t = a_t h_{t-1} + (1 - a_t) v_t, with a decay a_t = sigmoid(w x_t + b_h) per head and token (N10).
 
-    An image is not causal: the output is the mean of a scan from the first token to the last and one from the
-    last to the first, with the same decays. Tokens are scanned in the order of the sequence, image rows first
-    and text behind, with no state between heads. The offsets b_h are constants, as no block has a bias: head
-    h keeps 1 - 2^-(h+1) of its state where the projection is silent, a memory of 2, 4, 8, ... tokens. No
-    output gate: that is a mixer by itself.
+    Images are not causal, so the output is the mean of a forward and a backward scan with the same decays.
+    Tokens are scanned in sequence order, image rows first, then text; heads share no state. The offsets b_h
+    are constants, as no block has a bias: where the projection is zero, head h keeps 1 - 2^-(h+1) of its
+    state, a memory of 2, 4, 8, ... tokens. There is no output gate; gating is a mixer of its own.
 
     Row t of the matrix sums to 1 - (prod_{s <= t} a_s + prod_{s >= t} a_s) / 2, not to 1.
     """
@@ -75,7 +74,7 @@ class StateSpace(Mixer):
     def operands(
         self, x: Float[Tensor, "*B T D"], segments: Segments
     ) -> tuple[Float[Tensor, "*B H T _"], ...]:
-        """The logits of the decays."""
+        """The logits of the decays, [*B, H, T, 1]."""
         return ((self.decay_proj(x) + self.offset).transpose(-1, -2).unsqueeze(-1),)
 
     def matrix_of(self, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N T T"]:

@@ -1,6 +1,6 @@
-"""What inputs of more than one pair cosine do to the predicted front: clusters, patches of a photograph.
+"""The predicted front on inputs with more than one pair cosine: clusters, patches of a photograph.
 
-The forecast is the front at the mean pair cosine of each input. Run as `python tests/bench/ansatz.py`.
+The forecast is the front at the mean pair cosine of each input. Run with `python tests/bench/ansatz.py`.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ Input = Callable[[Setting, torch.Generator], Tensor]
 
 
 def clustered(setting: Setting, generator: torch.Generator) -> Tensor:
-    """Tokens around four random centers, pair cosine 0.9 within a cluster and 0 between."""
+    """Tokens around four random centers, with pair cosine 0.9 within a cluster and 0 between clusters."""
     centers = torch.randn(setting.batch, CLUSTERS, setting.width, generator=generator)
     own = torch.randn(setting.batch, setting.tokens, setting.width, generator=generator)
     common = centers[:, torch.arange(setting.tokens) % CLUSTERS]
@@ -39,7 +39,7 @@ def clustered(setting: Setting, generator: torch.Generator) -> Tensor:
 
 
 def photograph_patches(setting: Setting, generator: torch.Generator) -> Tensor:
-    """8 x 8 patches of 8 x 8 pixels of a crop of matplotlib's sample photograph, randomly projected."""
+    """8 x 8 patches of 8 x 8 pixels, cropped from matplotlib's sample photograph and randomly projected."""
     pixels = torch.tensor(
         image.imread(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)).copy()
     ).float()
@@ -53,7 +53,7 @@ def photograph_patches(setting: Setting, generator: torch.Generator) -> Tensor:
 
 
 def study(name: str, drawn: Input) -> None:
-    """Measured front, forecast at each input's own mean pair cosine, and their difference."""
+    """Print the measured front, the forecast at each input's mean pair cosine, and their difference."""
     meanmode.sim.simulate.synthetic_input = drawn
     differences, measured, predicted, cosines = [], [], [], []
     for seed in tqdm(range(SEEDS), desc=name, file=sys.stderr, leave=False):

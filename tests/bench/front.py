@@ -1,4 +1,4 @@
-"""Prediction and sweep throughput: `make bench`."""
+"""Throughput of predictions and sweeps. Run with `make bench`."""
 
 import dataclasses
 import statistics
@@ -19,7 +19,7 @@ REPEATS = 5
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Median wall time of a few runs."""
+    """Median wall time of `REPEATS` runs."""
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
@@ -29,7 +29,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def predictions() -> None:
-    """One prediction with its tables cached, and a hundred deterministic ones."""
+    """Time one prediction with its tables cached, and a hundred deterministic ones."""
     setting = Setting(tokens=64)
     predict_front(setting)
     print(f"predict_front, tables cached: {seconds(lambda: predict_front(setting)):.3f} s")
@@ -38,7 +38,7 @@ def predictions() -> None:
 
 
 def workers() -> None:
-    """Throughput of two workers over one on the same cells, the forecast laid out beforehand."""
+    """Speed-up of two workers over one on the same cells, with the forecast written beforehand."""
     axes = {"tokens": (256,), "weight_std": (0.0625,), "input_cosine": (0.0,), "merge": ("plain",)}
     sweep = COLLAPSE_FRONT.with_options(axes, seeds=80)
     times = {}

@@ -1,6 +1,6 @@
-"""What a sweep costs beside its cells: opening, writing and the cluster, for cells of about a second.
+"""Overhead of a sweep over its cells: opening, writing and the cluster, for cells of about a second.
 
-`python tests/bench/overhead.py`; one process and two local workers, medians over `REPEATS` sweeps.
+One process and two local workers, medians over `REPEATS` sweeps. Run with `python tests/bench/overhead.py`.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ SWEEP = Sweep(
 
 
 def quietly(sweep: Sweep, store: Path, workers: int) -> float:
-    """Wall time of a sweep whose store is laid out."""
+    """Wall time of a sweep, without laying out its store; progress output is hidden."""
     lay_out(sweep, store)
     start = time.perf_counter()
     with contextlib.redirect_stderr(io.StringIO()):
@@ -46,9 +46,9 @@ def quietly(sweep: Sweep, store: Path, workers: int) -> float:
 
 
 def one_process(sweep: Sweep) -> None:
-    """`run_sweep` on a store that is laid out over the `simulate` calls in it.
+    """Overhead of `run_sweep`, on a store that is already laid out, relative to its `simulate` calls.
 
-    Both are timed in the same run, for the speed of a shared machine changes by more than what is measured.
+    Both are timed in the same run, since the speed of a shared machine varies by more than the overhead.
     """
     plain: list[float] = []
 
@@ -73,13 +73,13 @@ def one_process(sweep: Sweep) -> None:
 
 
 def writing(sweep: Sweep) -> None:
-    """The parts of it: opening the store, looking for what is to do, writing one cell."""
+    """The parts of the overhead: opening the store, finding the remaining cells, writing one cell."""
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "s.zarr"
         lay_out(sweep, store)
         cell = sweep.cells[0]
         values = simulate(dataclasses.replace(cell.setting, depth=4), cell.seed, backward=sweep.backward)
-        parts: dict[str, list[float]] = {"open": [], "look for cells to do": [], "write a cell": []}
+        parts: dict[str, list[float]] = {"open": [], "find the remaining cells": [], "write a cell": []}
         for _ in range(20):
             times = [time.perf_counter()]
             writer = SweepWriter(store)
@@ -94,7 +94,7 @@ def writing(sweep: Sweep) -> None:
 
 
 def two_workers(sweep: Sweep) -> None:
-    """The time two local workers spend between cells, from the first start to the last end of a cell."""
+    """Share of time that two local workers spend between cells, from the first start to the last end."""
     idle, starts = [], []
     for _ in range(REPEATS):
         with tempfile.TemporaryDirectory() as folder:

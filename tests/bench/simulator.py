@@ -1,6 +1,6 @@
-"""What the observables cost, how the simulator scales, what an ensemble gains: `make bench`.
+"""Cost of the observables, scaling of the simulator, speed-up of ensembles. Run with `make bench`.
 
-With a GPU at hand the ratios are printed for it too; `--json FILE` writes all of them down.
+If a GPU is available, its ratios are printed too; `--json FILE` also writes them to a file.
 """
 
 import argparse
@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from meanmode.sim.observe.observable_names import observable_dims
 from meanmode.sim.observe.probe import Probe
-from meanmode.sim.observe.record import observable_dims
 from meanmode.sim.simulate import simulate, simulate_ensemble, stream
 from meanmode.sim.train.data_order import data_order
 from meanmode.sim.train.ensemble_loop import train_ensemble
@@ -50,7 +50,7 @@ TRAINED = Setting(
 
 
 class Straightforward(nn.Module):
-    """REFERENCE section 1 as one would write it down: the trunk the bare stack is measured against."""
+    """The block of arXiv:2605.06169 in plain PyTorch: the baseline for the bare stack."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
@@ -85,14 +85,14 @@ class Straightforward(nn.Module):
 
 
 def ratios(work: dict[str, Callable[[], object]], device: str) -> dict[str, float]:
-    """Median times over that of the first, in turns, each from another start and after one of its kind."""
+    """Median times relative to the first entry, taken in rotating order, each after a warm-up of its own."""
     times: dict[str, list[float]] = {name: [] for name in work}
     names = list(work)
     for repeat in range(REPEATS):
         turn = repeat % len(names)
         for name in names[turn:] + names[:turn]:
             run = work[name]
-            run()  # each follows itself: what ran before leaves its mark on allocator and cache
+            run()  # warm up: whatever ran before has left its mark on allocator and cache
             start = time.perf_counter()
             run()
             if device == "cuda":
@@ -104,7 +104,7 @@ def ratios(work: dict[str, Callable[[], object]], device: str) -> dict[str, floa
 
 
 def observables(device: str) -> dict[str, float]:
-    """Forward and backward of a resident stack, bare and probed, and of the straightforward one."""
+    """Time ratios of forward and backward: a resident stack, bare and probed, and the plain baseline."""
     stack = Stack(TRUNK)
     for index, block in enumerate(stack.blocks, start=1):
         block.reset_parameters(stream(TRUNK, 0, index))
@@ -142,7 +142,7 @@ def observables(device: str) -> dict[str, float]:
 
 
 def training(device: str, runs: int = 16, steps: int = 20) -> float:
-    """Throughput of an ensemble over that of its runs one by one, fused AdamW in both."""
+    """Throughput of training an ensemble relative to its runs one by one, with fused AdamW in both."""
     data, targets = (synthetic_input(TRAINED, stream(TRAINED, seed, 0)).to(device) for seed in (7, 8))
 
     def member(seed: int) -> Stack:
@@ -151,11 +151,11 @@ def training(device: str, runs: int = 16, steps: int = 20) -> float:
             block.reset_parameters(stream(TRAINED, seed, index))
         return stack.to(device)
 
-    def places(seed: int, step: int) -> Tensor:
+    def indices(seed: int, step: int) -> Tensor:
         return torch.from_numpy(data_order(seed, step, len(data), 4)).to(device)
 
     def batch(step: int, members: list[int]) -> tuple[Tensor, Tensor]:
-        chosen = torch.stack([places(seed, step) for seed in members])
+        chosen = torch.stack([indices(seed, step) for seed in members])
         return data[chosen], targets[chosen]
 
     def losses(network: nn.Module, given: tuple[Tensor, Tensor]) -> Tensor:
@@ -174,7 +174,7 @@ def training(device: str, runs: int = 16, steps: int = 20) -> float:
         for step in range(1, steps + 1):
             for group in optimiser.param_groups:
                 group["lr"] = schedule.rate(step)
-            chosen = places(0, step)
+            chosen = indices(0, step)
             optimiser.zero_grad()
             (network(data[chosen]) - targets[chosen]).square().mean().backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -185,7 +185,7 @@ def training(device: str, runs: int = 16, steps: int = 20) -> float:
 
 
 def at_initialisation(device: str, runs: int = 16) -> float:
-    """Throughput of simulating an ensemble of small stacks over one by one."""
+    """Throughput of simulating small stacks as an ensemble relative to one by one."""
     setting = Setting(depth=32, tokens=16, width=32, heads=2, weight_std=0.15)
     cells = [(setting, seed) for seed in range(runs)]
     found = ratios(
@@ -199,7 +199,7 @@ def at_initialisation(device: str, runs: int = 16) -> float:
 
 
 def apart(setting: Setting) -> dict[str, float]:
-    """Seconds and resident memory of a simulation with all observables, in a process of its own."""
+    """Time and resident memory of a simulation with all observables, in a separate process."""
     command = [sys.executable, __file__, "--alone", json.dumps(dataclasses.asdict(setting))]
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(run.stdout)
@@ -207,7 +207,7 @@ def apart(setting: Setting) -> dict[str, float]:
 
 
 def alone(setting: Setting) -> None:
-    """Simulate in this process and print seconds and the largest resident size in gigabytes."""
+    """Simulate in this process; print the seconds and the peak resident size in gigabytes."""
     simulate(dataclasses.replace(setting, depth=2), 0, backward=True)
     start = time.perf_counter()
     found = simulate(setting, 0, backward=True)
@@ -217,7 +217,7 @@ def alone(setting: Setting) -> None:
 
 
 def largest_resident() -> float:
-    """Gigabytes resident at most in this process; on Linux a child's ru_maxrss begins at its parent's."""
+    """Peak resident gigabytes; not from ru_maxrss on Linux, where a child's starts at its parent's."""
     status = Path("/proc/self/status")
     if status.exists():
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -227,7 +227,7 @@ def largest_resident() -> float:
 
 
 def scaling() -> dict[str, object]:
-    """Time against depth from 64 to 1000 blocks, and memory."""
+    """Time as a function of depth from 64 to 1000 blocks, and peak memory."""
     depths = (64, 128, 256, 512, 1000)
     found = [apart(dataclasses.replace(DEEP, depth=depth)) for depth in depths]
     slope = np.polyfit(np.log(depths), np.log([one["seconds"] for one in found]), 1)[0]
@@ -243,8 +243,10 @@ def scaling() -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the ratios to this file")
-    parser.add_argument("--part", action="append", choices=("observables", "ensembles", "scaling"))
+    parser.add_argument("--json", type=Path, help="Also write the ratios to this file.")
+    parser.add_argument(
+        "--part", action="append", choices=("observables", "ensembles", "scaling"), help="Run this part only."
+    )
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     given = parser.parse_args()
     parts = given.part or ["observables", "ensembles", "scaling"]
@@ -261,12 +263,12 @@ def main() -> None:
     }
     for device in devices:
         if "observables" in parts:
-            results[f"{device}: forward and backward, over the bare trunk"] = observables(device)
+            results[f"{device}: forward and backward, relative to the bare trunk"] = observables(device)
         if "ensembles" in parts:
-            results[f"{device}: 16 runs trained as an ensemble, throughput over one by one"] = training(
-                device
+            results[f"{device}: 16 runs trained as an ensemble, throughput relative to one by one"] = (
+                training(device)
             )
-            results[f"{device}: 16 runs simulated as an ensemble, throughput over one by one"] = (
+            results[f"{device}: 16 runs simulated as an ensemble, throughput relative to one by one"] = (
                 at_initialisation(device)
             )
     if "scaling" in parts:

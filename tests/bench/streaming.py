@@ -1,11 +1,11 @@
-"""Training from a large latent store: how long steps wait for their batches, and what stays in memory.
+"""Training from a large latent store: how long steps wait for their batches, and peak memory.
 
     python tests/bench/streaming.py [LATENTS]
 
-A store of so many random latents in the geometry of FLUX.2's VAE (128 channels, side 16, 64 kB each; 100,000
-by default, 6.6 GB in a temporary folder), a hundred of every caption; the preset `latents-samples` for 30
-steps, in a process of its own. Memory is that process's largest resident set, of which files that the system
-keeps in its cache are no part. Beside it the same steps on a hundredth of the latents.
+Writes a store of LATENTS random latents with the geometry of FLUX.2's VAE (128 channels, side 16, 64 kB each;
+100,000 by default, 6.6 GB in a temporary folder), a hundred per caption, and trains the preset
+`latents-samples` on it for 30 steps in a separate process. Memory is that process's peak resident set, which
+excludes the system's file cache. The same steps on a hundredth of the latents serve as the comparison.
 """
 
 import resource
@@ -26,14 +26,14 @@ from meanmode.dit.train.trainer import Trainer
 from meanmode.sim.store.run_reader import open_run
 
 STEPS, SETTLED = 30, 5
-"""Steps of a run, and those at its beginning that are not looked at."""
+"""Steps per run, and how many of the first ones are ignored."""
 
 SMALLEST = 64
-"""Latents, of which a batch can be made."""
+"""Least number of latents that makes a batch."""
 
 
 def lay_out(path: Path, count: int) -> None:
-    """A complete store of random latents."""
+    """Write a complete store of random latents."""
     captions = ["", *(f"caption {number}" for number in range(count // 100))]
     encoder = text_encoder("labels")
     zeros, ones = np.zeros(128), np.ones(128)
@@ -50,13 +50,13 @@ def lay_out(path: Path, count: int) -> None:
         attributes={"encoding": {"images": "random"}, "source": {"side": 256, "digest": "random"}},
     )
     store, generator = LatentStore(path, "r+"), torch.Generator().manual_seed(0)
-    for place, part in enumerate(store.parts):
+    for index, part in enumerate(store.parts):
         shape = (len(store.rows(part)), *store.arrays[part[0]].shape[1:])
-        store.write(place, torch.randn(shape, generator=generator).half().numpy())
+        store.write(index, torch.randn(shape, generator=generator).half().numpy())
 
 
 def train(store: Path, out: Path) -> None:
-    """Train on a store, and say what it took."""
+    """Train on a store and print the time per step, the waits and the peak memory."""
     options = {"data": f"latents:{store}", "steps": str(STEPS), "telemetry_every": "0"}
     run = with_data(PRESETS["latents-samples"], options)
     Trainer(run, out).train()
@@ -66,7 +66,7 @@ def train(store: Path, out: Path) -> None:
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     count = LatentStore(store).arrays["latents"].shape[0]
     print(
-        f"{count:8,} latents: {spent / len(waited):.3f} s a step, waiting {waited.sum() / spent:.3%} of it, "
+        f"{count:8,} latents: {spent / len(waited):.3f} s per step, waiting {waited.sum() / spent:.3%}, "
         f"longest wait {1e3 * waited.max():.2f} ms, largest resident set {resident:.2f} GiB"
     )
 

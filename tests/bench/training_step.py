@@ -1,7 +1,7 @@
-"""A whole training step of the diffusion transformer against a plain eager one: `make bench`.
+"""A training step of the diffusion transformer against a plain eager implementation. Run with `make bench`.
 
-Both have the same weights, and their outputs agree before anything is timed. With `--json FILE` the ratios
-are written down.
+Both have the same weights, and their outputs are compared before anything is timed. `--json FILE` also writes
+the ratios to a file.
 """
 
 import argparse
@@ -45,7 +45,7 @@ TRAINING = TrainingConfig()
 
 
 class PlainBlock(nn.Module):
-    """REFERENCE section 1 as one would write it down in plain PyTorch."""
+    """The block of arXiv:2605.06169 in plain PyTorch, with a plain or MV-Split merge."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -62,11 +62,11 @@ class PlainBlock(nn.Module):
         means = [part.mean(1, keepdim=True).expand_as(part) for part in (image, text)]
         return torch.cat(means, dim=1)
 
-    def merge(self, x: Tensor, branch: Tensor, place: int) -> Tensor:
+    def merge(self, x: Tensor, branch: Tensor, sublayer: int) -> Tensor:
         if self.split:
             mean = self.segment_mean(branch)
-            merged = x + self.betas[place] * (branch - mean)
-            merged = merged + self.alphas[place] * (mean - self.segment_mean(x))
+            merged = x + self.betas[sublayer] * (branch - mean)
+            merged = merged + self.alphas[sublayer] * (mean - self.segment_mean(x))
         else:
             merged = x + branch
         return F.rms_norm(merged, merged.shape[-1:], eps=1e-5)
@@ -88,7 +88,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainDiT(nn.Module):
-    """REFERENCE sections 1 and 5 in plain PyTorch, independent of `dit` and `sim`."""
+    """The diffusion transformer of arXiv:2605.06169 in plain PyTorch, independent of `dit` and `sim`."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class PlainDiT(nn.Module):
 
 
 def same_weights(plain: PlainDiT, ours: DiT) -> None:
-    """Copy the weights of the network, and those of its gains that are learned."""
+    """Copy the weights of our network to the plain one; the gains of its merges start equal."""
     pairs = [
         (plain.embed.weight.flatten(1), ours.patch_embed.patch_proj.weight),
         (plain.embed.bias, ours.patch_embed.patch_proj.bias),
@@ -145,7 +145,7 @@ def plain_step(network: nn.Module, optimiser: torch.optim.Optimizer, sample: lis
 
 
 def our_step(network: nn.Module, optimiser: Optimiser, sample: list[Tensor]) -> None:
-    """As the trainer makes it: the gradient norm of every parameter is known besides."""
+    """A step as the trainer makes it, which also computes the gradient norm of every parameter."""
     noisy, text, clean, noise = sample
     flow_losses(network(noisy, text), clean, noise).mean().backward()
     _, total = optimiser.gradient_norms()
@@ -155,7 +155,7 @@ def our_step(network: nn.Module, optimiser: Optimiser, sample: list[Tensor]) -> 
 
 
 def decayed(network: nn.Module) -> list[dict[str, object]]:
-    """Weight decay on matrices only."""
+    """Parameter groups with weight decay on matrices only."""
     matrices = [weight for weight in network.parameters() if weight.ndim > 1]
     vectors = [weight for weight in network.parameters() if weight.ndim == 1]
     return [
@@ -165,7 +165,7 @@ def decayed(network: nn.Module) -> list[dict[str, object]]:
 
 
 def times(config: DiTConfig) -> dict[str, float]:
-    """Time of a training step over that of ours."""
+    """Time of each implementation's training step relative to ours."""
     generator = torch.Generator().manual_seed(0)
     clean, noise = torch.randn(2, BATCH, config.channels, config.side, config.side, generator=generator)
     text = torch.randn(BATCH, config.text_tokens, config.text_width, generator=generator)
@@ -186,7 +186,7 @@ def times(config: DiTConfig) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the ratios to this file")
+    parser.add_argument("--json", type=Path, help="Also write the ratios to this file.")
     given = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, object] = {
@@ -197,7 +197,7 @@ def main() -> None:
     for merge, config in MODELS.items():
         tokens = f"T = {config.image_tokens} + {config.text_tokens}"
         sizes = f"L = {config.depth}, D = {config.width}, {tokens}, B = {BATCH}"
-        results[f"time of a training step over ours, {merge} merge, {sizes}"] = times(config)
+        results[f"time of a training step relative to ours, {merge} merge, {sizes}"] = times(config)
     text = json.dumps(results, indent=1)
     print(text)
     if given.json:

@@ -17,13 +17,13 @@ BLOCK, SEEDS = 12, 40
 
 
 def measured(setting: Setting = SETTING) -> np.ndarray:
-    """A of both writers in one block, seed by seed."""
+    """A of both writers in one block, one row per seed."""
     runs = [simulate(setting, seed, backward=True)["amplification"][BLOCK] for seed in range(SEEDS)]
     return np.array(runs, dtype=float)
 
 
 def distance(samples: np.ndarray, setting: Setting = SETTING) -> np.ndarray:
-    """Measured mean less prediction, in standard errors, for both writers."""
+    """Measured mean minus prediction, in standard errors, for both writers."""
     predicted = predict_profile(setting, 600)["amplification"][BLOCK - 1]
     return (samples.mean(0) - predicted) / (samples.std(0, ddof=1) / math.sqrt(SEEDS))
 
@@ -59,8 +59,8 @@ def test_repeated_weights_are_not_fresh(monkeypatch: pytest.MonkeyPatch) -> None
     assert np.abs(distance(measured())).max() > 4
 
 
-def test_an_adjoint_that_knows_the_trunk_is_not_independent_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative control: dL/dX_L is X_L, one token further; the last norm removes the mean mode they share."""
+def test_an_adjoint_that_depends_on_the_trunk_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: dL/dX_L is X_L shifted by one token; the last norm removes their shared mean mode."""
     setting = dataclasses.replace(SETTING, input_cosine=0.3)
     kept: list[torch.Tensor] = []
     down = meanmode.sim.simulate._Walk._down

@@ -1,4 +1,4 @@
-"""The streamed backward pass against torch.autograd of the resident stack, and what it must leave alone."""
+"""The streamed backward pass against torch.autograd on the resident stack, and what it must not change."""
 
 import dataclasses
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from torch import Tensor
 import meanmode.sim.simulate
 from meanmode.sim.observe import observables
 from meanmode.sim.observe.layer_hooks import watch_writer
-from meanmode.sim.observe.record import BACKWARD_OBSERVABLES, WRITERS, observable_dims
+from meanmode.sim.observe.observable_names import BACKWARD_OBSERVABLES, WRITERS, observable_dims
 from meanmode.sim.simulate import ADJOINT_STREAM, simulate, stream
 from meanmode.sim.trunk.stack import Stack, synthetic_adjoint, synthetic_input
 from meanmode.theory.setting import MERGES, MIXERS, Setting
@@ -46,7 +46,7 @@ def resident(setting: Setting, seed: int) -> tuple[Stack, Tensor, Tensor]:
 
 
 class BlockPairs(NamedTuple):
-    """What both writers of a block read and the cotangents they got; gradients of queries and keys."""
+    """Inputs and output cotangents of a block's writers, and its query and key gradients."""
 
     writers: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
     queries: Tensor | None
@@ -54,7 +54,7 @@ class BlockPairs(NamedTuple):
 
 
 def walked(setting: Setting, seed: int) -> tuple[Stack, list[BlockPairs], Tensor]:
-    """A resident stack with its autograd gradients, what its writers saw, and dL/dX_0."""
+    """A resident stack with its autograd gradients, what every block saw, and dL/dX_0."""
     stack, x, adjoint = resident(setting, seed)
     seen: dict[torch.nn.Module, tuple[Tensor, Tensor]] = {}
     for block in stack.blocks:
@@ -91,7 +91,7 @@ def test_watched_writers_give_the_gradients_of_autograd(setting: Setting) -> Non
 
 
 @pytest.mark.parametrize("setting", STACKS, ids=NAMES)
-def test_simulation_records_what_the_resident_stack_has(setting: Setting) -> None:
+def test_simulation_records_the_values_of_the_resident_stack(setting: Setting) -> None:
     _, found, at_input = walked(setting, 6)
     recorded = simulate(setting, 6, backward=True)
     expected = observables.adjoint_tcs(at_input).mean().item()
@@ -114,7 +114,7 @@ def test_simulation_records_what_the_resident_stack_has(setting: Setting) -> Non
 
 
 @pytest.mark.parametrize("setting", STACKS, ids=NAMES)
-def test_forward_results_are_those_of_a_forward_run_to_the_bit(setting: Setting) -> None:
+def test_forward_results_are_bitwise_those_of_a_forward_run(setting: Setting) -> None:
     whole = simulate(setting, 2, backward=True)
     other = simulate(dataclasses.replace(setting, adjoint_cosine=0.0), 2)
     for name, values in other.items():
@@ -124,7 +124,7 @@ def test_forward_results_are_those_of_a_forward_run_to_the_bit(setting: Setting)
     assert set(other) == set(observable_dims(setting))
 
 
-def test_backward_results_are_those_of_the_same_seed_again() -> None:
+def test_backward_results_repeat_with_the_same_seed() -> None:
     first, again = (simulate(SMALL, 3, backward=True) for _ in range(2))
     for name, values in first.items():
         np.testing.assert_array_equal(again[name], values)
@@ -135,7 +135,7 @@ def test_backward_results_are_those_of_the_same_seed_again() -> None:
 
 
 @pytest.mark.parametrize("cosine", [0.0, 0.3, 0.9])
-def test_synthetic_adjoint_has_its_cosine_and_draws_of_its_own(cosine: float) -> None:
+def test_synthetic_adjoint_has_its_cosine_and_is_drawn_independently(cosine: float) -> None:
     setting = Setting(tokens=64, batch=64, adjoint_cosine=cosine)
     adjoint = synthetic_adjoint(setting, stream(setting, 0, ADJOINT_STREAM))
     cosines = observables.adjoint_tcs(adjoint)
@@ -147,7 +147,7 @@ def test_synthetic_adjoint_has_its_cosine_and_draws_of_its_own(cosine: float) ->
 
 
 def test_streams_of_inputs_and_weights_are_those_of_the_first_stores() -> None:
-    """Drawn before there were adjoints and mixers: committed stores stay reproducible."""
+    """Streams from before adjoints and mixers existed: committed stores stay reproducible."""
     setting = Setting(tokens=16, weight_std=0.0625, adjoint_cosine=0.5, depth=5)
     seeds = [stream(setting, 3, name).initial_seed() for name in (0, 7)]
     assert seeds == [6471162417151420580, 1561681771063694177]

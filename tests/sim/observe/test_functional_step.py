@@ -1,4 +1,4 @@
-"""The functional step: what it measures, that it leaves no trace, and the first AdamW step as predicted."""
+"""The functional step: what it measures, that it leaves no trace, and the predicted first AdamW step."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -55,8 +55,8 @@ def rms(x: Tensor) -> float:
 
 @pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_it_is_the_displacement_by_the_real_next_step(name: str, steps: int) -> None:
-    """With the state the optimiser has by then: the step is made and measured on a copy of everything."""
+def test_it_equals_the_displacement_of_the_actual_next_step(name: str, steps: int) -> None:
+    """With the optimiser's current state: the step is measured, then actually taken."""
     stack, (x, adjoint) = resident(), inputs()
     optimiser = OPTIMISERS[name](stack.parameters())
     for _ in range(steps):
@@ -78,7 +78,7 @@ def snapshot(stack: Stack, optimiser: torch.optim.Optimizer) -> object:
 
 
 def same(found: object, expected: object) -> bool:
-    """Equal to the bit, through all containers."""
+    """Bitwise equal, through nested containers."""
     if isinstance(expected, dict):
         return found.keys() == expected.keys() and all(same(found[key], expected[key]) for key in expected)
     if isinstance(expected, (list, tuple)):
@@ -90,7 +90,7 @@ def same(found: object, expected: object) -> bool:
 @pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_it_leaves_no_trace(name: str, steps: int, failing: bool) -> None:
-    """Nor do the clipped gradients; and training goes on to the bit as it would have without the question."""
+    """Clipped gradients leave none either, and training continues bitwise as without the measurement."""
     (x, adjoint), ends = inputs(), []
     for asked in (False, True):
         stack = resident()
@@ -151,7 +151,7 @@ def test_a_step_may_evaluate_the_loss_and_keep_lists() -> None:
 
 
 def test_without_the_state_the_next_step_would_differ() -> None:
-    """Negative control: what the optimiser remembers is part of what must come back."""
+    """Negative control: the optimiser's state is part of what must be restored."""
     (x, adjoint), stack = inputs(), resident()
     optimiser = OPTIMISERS["adamw"](stack.parameters())
     differentiate(stack, x, adjoint)
@@ -162,7 +162,7 @@ def test_without_the_state_the_next_step_would_differ() -> None:
     assert same(after[:2], before[:2]) and not same(after[2], before[2])
 
 
-def test_a_step_of_another_kind_names_its_state() -> None:
+def test_a_custom_step_passes_its_state_tensors() -> None:
     stack, (x, adjoint) = resident(), inputs()
     weights = list(stack.parameters())
     moments = [torch.ones_like(weight) for weight in weights]
@@ -180,7 +180,7 @@ def test_a_step_of_another_kind_names_its_state() -> None:
 
 
 def test_values_per_block_end_in_the_final_one() -> None:
-    """x_0 stands still, and a block moves by its own weights and by those below it only."""
+    """x_0 does not move, and a block moves only with its own weights and those below it."""
     stack, (x, adjoint) = resident(), inputs()
     optimiser = OPTIMISERS["adamw"](stack.parameters())
     differentiate(stack, x, adjoint)
@@ -201,7 +201,7 @@ def test_values_per_block_end_in_the_final_one() -> None:
     assert (late[:3] == 0).all() and late[3] > 0
 
 
-def test_an_intervention_changes_the_step_it_hands_on() -> None:
+def test_an_intervention_changes_the_step_it_leads_to() -> None:
     stack, (x, adjoint) = resident(), inputs()
     found = []
     for texts in ([], ["delete:mean:writer-gradient", "delete:centered:writer-gradient"], ["freeze:writers"]):
@@ -213,8 +213,8 @@ def test_an_intervention_changes_the_step_it_hands_on() -> None:
 
 
 @pytest.mark.parametrize("states", [False, True])
-def test_runs_of_an_ensemble_are_measured_one_by_one(states: bool) -> None:
-    """Under the optimiser of ensembles, with a rate a run, against each run alone; and without a trace."""
+def test_runs_of_an_ensemble_are_measured_separately(states: bool) -> None:
+    """With the ensemble optimiser and one rate per run, against each run alone; and without a trace."""
     rates, seeds = (0.01, 0.002, 0.0), range(3)
     ensemble = stack_members([resident(seed=seed) for seed in seeds])
     x, adjoint = (torch.stack(parts) for parts in zip(*(inputs(seed=seed) for seed in seeds), strict=True))
@@ -246,7 +246,8 @@ SEEDS = 16
 def first_step(setting: Setting, seed: int, rate: float = 1e-6) -> tuple[float, float]:
     """Squared displacement of the final trunk per unit rate: of the token mean, and of the centered part.
 
-    With zero writers only their gradients do not vanish, and AdamW's first step is -rate sign(gradient).
+    With zero writers, only the writers' gradients do not vanish, and AdamW's first step is
+    -rate sign(gradient).
     """
     stack, (x, adjoint) = resident(setting, seed).double(), (part.double() for part in inputs(setting, seed))
     writers = [layer.weight for block in stack.blocks for layer in (block.operator.proj, block.ffn.w2)]
@@ -263,7 +264,7 @@ def first_step(setting: Setting, seed: int, rate: float = 1e-6) -> tuple[float, 
 
 @pytest.mark.parametrize("fields", [{}, {"input_cosine": 0.3, "adjoint_cosine": 0.5}], ids=str)
 def test_first_step_moves_the_trunk_as_predicted(fields: dict[str, float]) -> None:
-    """The mean part to 8 %; the centered part is known to lie up to 13 % too high."""
+    """The mean part to 8 %; the prediction of the centered part is known to be up to 13 % too high."""
     setting = Setting(depth=8, tokens=16, width=64, heads=4, weight_std=0.1, writer_std=0.0, **fields)
     means, parts = zip(*(first_step(setting, seed) for seed in range(SEEDS)), strict=True)
     predicted = predict_functional_step(setting)

@@ -1,4 +1,4 @@
-"""The dynamic front: gains of current weights, at initialisation and where weights grow with depth."""
+"""The dynamic front: gains of current weights, at initialisation and with weights that vary with depth."""
 
 import math
 
@@ -19,7 +19,7 @@ SETTING = Setting(depth=130, tokens=16, width=64, heads=2, weight_std=0.1, input
 
 
 def fresh_stack(seed: int, weaker: str = "none") -> Stack:
-    """A fresh stack, the first blocks' weights or all writers made weaker."""
+    """A fresh stack, with the weights of the first blocks or all writers scaled down."""
     stack = Stack(SETTING)
     for index, block in enumerate(stack.blocks):
         block.reset_parameters(stream(SETTING, seed, index + 1))
@@ -69,7 +69,7 @@ def test_at_initialisation_the_dynamic_front_is_the_front() -> None:
 
 
 @pytest.mark.parametrize("weaker", ["first blocks", "writers"])
-def test_a_changed_stack_collapses_where_its_gains_say(weaker: str) -> None:
+def test_a_changed_stack_collapses_where_its_gains_predict(weaker: str) -> None:
     measured = np.array([measured_front(fresh_stack(seed, weaker), seed) for seed in range(24)])
     predicted = dynamic_front(SETTING, [block_gains(block) for block in fresh_stack(0, weaker).blocks])
     error = measured.std(ddof=1) / math.sqrt(len(measured))

@@ -1,4 +1,4 @@
-"""Observables of writer gradients against brute force and the laws G1, A1-A5, and where they degenerate."""
+"""Observables of writer gradients against brute force and the laws G1, A1-A5, and on degenerate input."""
 
 from fractions import Fraction
 
@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from meanmode.sim.observe import observables
-from meanmode.sim.observe.writer_gradients import coherence
+from meanmode.sim.observe import observables, writer_gradients
+from meanmode.sim.observe.writer_gradients import coherence, modes_from_gradient
 from meanmode.theory.laws.all_laws import LAWS
 
 
@@ -145,7 +145,7 @@ def test_equal_tokens_are_wholly_coherent() -> None:
         torch.testing.assert_close(values, torch.full((2,), float(wanted)))
 
 
-def test_zero_tokens_are_left_out_of_cosines_and_weigh_nothing() -> None:
+def test_zero_tokens_are_left_out_of_cosines_and_have_no_weight() -> None:
     y, delta = pair(25, 2, 6, 4, 3)
     y[0, 2], delta[0, 4] = 0.0, 0.0
     kept = [0, 1, 3, 5]
@@ -175,7 +175,7 @@ def test_one_token_has_no_pairs(absolute: bool) -> None:
 
 
 def test_samples_that_cancel_have_no_mean_gradient() -> None:
-    """DW_mu is summed over the batch as an optimiser sees it, not a mean of norms."""
+    """DW_mu is summed over the batch as the optimiser sees it; it is not a mean of norms."""
     y, delta = pair(33, 1, 5, 4, 3)
     modes = observables.writer_modes(torch.cat([y, y]), torch.cat([delta, -delta]))
     assert [float(value) for value in modes] == pytest.approx([0, 0, 0], abs=1e-6)
@@ -225,3 +225,39 @@ def test_short_tokens_against_long_cotangents_keep_their_amplification() -> None
     sizes = torch.tensor([1.0, 1.0, 1e-25, 1e-25])[None, :, None]
     found = coherence(torch.ones(1, 4, 3) * sizes, torch.ones(1, 4, 2) * sizes.flip(1))
     assert found.amplification.item() == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("shared", [0.0, 10.0, 1e3, 1e6])
+def test_modes_from_a_gradient_stay_accurate(shared: float) -> None:
+    """If the gradient is nearly coherent, the centered part is computed separately."""
+    generator = torch.Generator().manual_seed(4)
+    y, delta = (torch.randn(2, 50, size, generator=generator) for size in (24, 16))
+    y, delta = y + shared**0.5, delta + shared**0.5
+    gradient = torch.einsum("btm,btn->mn", delta, y)
+    expected = observables.writer_modes(y.double(), delta.double())
+    found = modes_from_gradient(gradient, y, delta)
+    for name in ("g_mean", "g_ctr"):
+        assert getattr(found, name).item() == pytest.approx(getattr(expected, name).item(), rel=3e-5)
+
+
+@pytest.mark.parametrize("entries", [10, 700, 10**6])
+@pytest.mark.parametrize("scale", [1.0, 1e-13, 1e13])
+def test_pairs_formed_a_band_at_a_time_are_all_counted(
+    monkeypatch: pytest.MonkeyPatch, entries: int, scale: float
+) -> None:
+    monkeypatch.setitem(writer_gradients.MATRIX_ENTRIES, "cpu", entries)
+    monkeypatch.setattr(writer_gradients, "LEAST_BAND", 1)
+    generator = torch.Generator().manual_seed(6)
+    y, delta = (torch.randn(3, 23, size, generator=generator) + 0.3 for size in (8, 5))
+    found = coherence(scale * y, delta)
+    y, delta = y.double(), delta.double()
+    gradient = torch.einsum("btm,btn->bmn", delta, y).square().sum((1, 2))
+    own = (y.square().sum(-1) * delta.square().sum(-1)).sum(-1)
+    torch.testing.assert_close(found.amplification.double(), gradient / own, rtol=1e-5, atol=1e-5)
+    for name, absolute in (("kappa", False), ("kappa_abs", True)):
+        units = [part / part.norm(dim=-1, keepdim=True) for part in (y, delta)]
+        pairs = (units[0] @ units[0].mT) * (units[1] @ units[1].mT)
+        pairs = (pairs.abs() if absolute else pairs) * (1 - torch.eye(23))
+        torch.testing.assert_close(
+            getattr(found, name).double(), pairs.sum((1, 2)) / (23 * 22), rtol=1e-5, atol=1e-6
+        )

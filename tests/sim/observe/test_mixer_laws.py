@@ -1,4 +1,4 @@
-"""P1, P2 and S1 measured for every mixer, in float64, against what the laws claim (N2-N4, N8-N10)."""
+"""P1, P2 and S1 measured for every mixer, in float64, against the claims of the laws (N2-N4, N8-N10)."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from meanmode.theory.setting import MIXERS
 
 SEGMENTS = (9, 2)
 HOLDS, FAILS = 1e-10, 0.02
-"""Relative residuals of what holds, and the least of what does not: 0.02 of the mean or of a gradient."""
+"""Largest relative residual where a claim holds, smallest where it fails (0.02 of the mean or gradient)."""
 
 
 def draw(seed: int, *shape: int) -> Tensor:
@@ -23,7 +23,7 @@ def draw(seed: int, *shape: int) -> Tensor:
 
 
 def mixer_of(name: str, *, homogeneous: bool) -> tuple[Mixer, Tensor]:
-    """A mixer and tokens that agree in their first four features; homogeneous values read those alone."""
+    """A mixer, and tokens that agree in their first four features; homogeneous values read only those."""
     mixer = make_mixer(name, 16, 2, share=0.3, rope=True).double()
     with torch.no_grad():
         for seed, layer in enumerate((*mixer.readers, mixer.proj)):
@@ -54,7 +54,7 @@ def test_mean_and_leakage_are_as_claimed(name: str) -> None:
 
 
 def gradient_sizes(name: str, *, homogeneous: bool) -> tuple[float, float]:
-    """Norms of the gradients of what the matrix is made of, and of what else but the values reads."""
+    """Gradient norms of the projections that make the matrix, and of the other readers except the values."""
     mixer, x = mixer_of(name, homogeneous=homogeneous)
     gates = [layer for layer in mixer.readers if layer not in (*mixer.sources, mixer.v_proj)]
     (draw(21, 3, 11, 16) * mixer(x, SEGMENTS)).sum().backward()
@@ -63,7 +63,7 @@ def gradient_sizes(name: str, *, homogeneous: bool) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("name", MIXERS)
-def test_homogeneous_values_silence_what_the_law_says(name: str) -> None:
+def test_homogeneous_values_silence_the_claimed_gradients(name: str) -> None:
     silent, other = (gradient_sizes(name, homogeneous=flag) for flag in (True, False))
     claims = MIXER_CLAIMS[name]
     for claimed, size, scale in zip((claims.silent_scores, claims.silent_gates), silent, other, strict=True):
@@ -72,13 +72,13 @@ def test_homogeneous_values_silence_what_the_law_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in MIXERS if name != "uniform"])
 def test_other_values_silence_nothing(name: str) -> None:
-    """The silence is the values', not the mixer's: values that differ move the scores of every mixer."""
+    """The silence comes from the values, not the mixer: values that differ move every mixer's scores."""
     assert gradient_sizes(name, homogeneous=False)[0] > 0.1
 
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_the_writer_gradient_of_homogeneous_values(name: str) -> None:
-    """N9, N10: mean-coherent where nothing leaks, nothing at all where the row sums are 0."""
+    """N9, N10: purely mean-coherent if nothing leaks, zero if the row sums are 0."""
     mixer, x = mixer_of(name, homogeneous=True)
     y = mixer.mixed(x, SEGMENTS).transpose(1, 2).flatten(2)
     g_mean, g_ctr, _ = observables.writer_modes(y, draw(22, 3, 11, 16))
@@ -91,8 +91,8 @@ def test_the_writer_gradient_of_homogeneous_values(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a_minus_i", "i_minus_a"])
-def test_the_difference_mixers_write_no_mean_but_what_leaks(name: str) -> None:
-    """N2: J B X = +- J A P X, with A of softmax attention with the same weights."""
+def test_the_difference_mixers_write_no_mean_except_leakage(name: str) -> None:
+    """N2: J B X = +- J A P X, with A from softmax attention with the same weights."""
     mixer, x = mixer_of(name, homogeneous=False)
     softmax, _ = mixer_of("softmax", homogeneous=False)
     sign = 1 if name == "a_minus_i" else -1
@@ -100,8 +100,8 @@ def test_the_difference_mixers_write_no_mean_but_what_leaks(name: str) -> None:
     torch.testing.assert_close((mixer.matrix(x, SEGMENTS) @ x[:, None]).mean(-2), sign * leaked)
 
 
-def test_what_a_state_space_loses_and_how_it_is_heard_are_exactly_the_law() -> None:
-    """N10 on the simulated mixer: its matrix, its row sums, and dL/dz by autograd through the scan."""
+def test_the_state_space_loses_and_backpropagates_exactly_what_the_law_says() -> None:
+    """N10 on the simulated mixer: its matrix, its row sums, and dL/dz from autograd through the scan."""
     mixer, x = mixer_of("state_space", homogeneous=True)
     assert isinstance(mixer, StateSpace)
     (logit,) = (operand.detach().requires_grad_() for operand in mixer.operands(x, SEGMENTS))

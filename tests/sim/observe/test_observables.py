@@ -1,4 +1,4 @@
-"""Forward observables against brute-force definitions, at nearly equal tokens, and on degenerate input."""
+"""Forward observables against brute-force definitions, on nearly equal tokens and on degenerate input."""
 
 import mpmath
 import numpy as np
@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from meanmode.sim.observe import attention_statistics, observables
+from meanmode.sim.observe.observable_names import observable_dims
+from meanmode.sim.trunk.attention import SoftmaxAttention
+from meanmode.theory.setting import Setting
 
 EPS = observables.EPS
 
@@ -175,7 +178,7 @@ def test_uniform_attention_keeps_no_centered_part() -> None:
         assert measure(name, x, x, uniform).item() == pytest.approx(0.0, abs=1e-12)
 
 
-def test_identity_attention_keeps_all_of_it() -> None:
+def test_identity_attention_keeps_the_whole_centered_part() -> None:
     x, eye = draw(10, 1, 6, 4), torch.eye(6, dtype=torch.float64).expand(1, 1, 6, 6)
     assert observables.mu_eff(eye).item() == pytest.approx(1.0, rel=1e-12)
     assert observables.retention(eye, x).item() == pytest.approx(1.0, rel=1e-12)
@@ -183,7 +186,7 @@ def test_identity_attention_keeps_all_of_it() -> None:
 
 
 def test_mu_eff_converges_where_singular_values_are_close() -> None:
-    """An operator whose leading values differ by 1e-3: power iteration of a fixed length would not do."""
+    """Leading values that differ by 1e-3, for which power iteration of a fixed length would not suffice."""
     basis = torch.linalg.qr(draw(11, 60, 60)).Q
     values = torch.linspace(1.0, 0.94, 60, dtype=torch.float64)
     matrix = (basis * values) @ torch.linalg.qr(draw(12, 60, 60)).Q
@@ -230,7 +233,7 @@ def test_mu_eff_of_structured_attention(kind: str, tokens: int, dtype: torch.dty
 @pytest.mark.parametrize("kind", ["two blocks", "border", "flip symmetric", "clusters"])
 @pytest.mark.parametrize("tokens", [40, 65, 300])
 def test_matrices_iterated_together_agree_with_one_by_one(kind: str, tokens: int) -> None:
-    """What a GPU does, on a CPU."""
+    """The GPU path, run on a CPU."""
     matrix = torch.cat([structured_attention(kind, tokens)[0], draw_attention(3, 1, 2, tokens)[0]])
     operator = matrix - matrix.mean(-2, keepdim=True)
     operator = operator - operator.mean(-1, keepdim=True)
@@ -278,3 +281,57 @@ def test_half_precision_is_measured_in_single(name: str, dtype: torch.dtype) -> 
     found = measure(name, x, u, a)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 3, 100])
+def test_matrices_formed_a_few_at_a_time_have_the_statistics_of_all(
+    monkeypatch: pytest.MonkeyPatch, at_a_time: int
+) -> None:
+    tokens, segments = 40, (40, 0)
+    monkeypatch.setitem(attention_statistics.MATRIX_ENTRIES, "cpu", at_a_time * tokens**2)
+    mixer = SoftmaxAttention(16, 4).double()
+    x = torch.randn(3, tokens, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with torch.no_grad():
+        for layer in mixer.sources:
+            layer.weight.copy_(torch.randn(16, 16, generator=torch.Generator().manual_seed(2)))
+        found = attention_statistics.attention_statistics(mixer, mixer.operands(x, segments), x)
+        matrix = mixer.matrix(x, segments)
+        operator = matrix - matrix.mean(-2, keepdim=True)
+        operator = operator - operator.mean(-1, keepdim=True)
+        part = (x - x.mean(1, keepdim=True))[:, None]
+        size = torch.linalg.matrix_norm(part)
+        expected = {
+            "mu_eff": torch.linalg.svdvals(operator)[..., 0],
+            "row_div": torch.linalg.matrix_norm(matrix - matrix.mean(-2, keepdim=True))
+            / torch.linalg.matrix_norm(matrix),
+            "retention": torch.linalg.matrix_norm(operator @ part) / size,
+            "leakage": tokens**0.5 * (matrix @ part).mean(-2).norm(dim=-1) / size,
+        }
+    for name, values in expected.items():
+        torch.testing.assert_close(getattr(found, name), values.mean(1), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("shared", [0.0, 1.0, 1e3, 1e6])
+def test_parts_stay_accurate_where_tokens_nearly_agree(shared: float) -> None:
+    x = torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(7)) + shared
+    found, cosines = observables.segment_state(x, (9, 3))
+    for suffix, part in (("", x), ("_image", x[:, :9]), ("_text", x[:, 9:])):
+        exact = part.double() - part.double().mean(1, keepdim=True)
+        torch.testing.assert_close(
+            found[suffix].centered_norm.double(), exact.norm(dim=(1, 2)), rtol=2e-6, atol=1e-9
+        )
+        deficit = observables.tcs_deficit(part.double())
+        assert (1 - cosines[suffix].double() - deficit).abs().max() < 2e-7
+
+
+def test_observables_of_segments_join_to_those_of_all_tokens() -> None:
+    x = torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(7), dtype=torch.float64) + 0.5
+    x[0, 4] = 0.0
+    _, found = observables.segment_state(x, (9, 3))
+    for suffix, part in (("", x), ("_image", x[:, :9]), ("_text", x[:, 9:])):
+        torch.testing.assert_close(found[suffix], observables.tcs(part), rtol=1e-12, atol=1e-12)
+        parts = observables.segment_parts(x, (9, 3))[suffix]
+        torch.testing.assert_close(observables.parts_rho(parts), observables.rho(part))
+    assert set(observables.segment_parts(x, (12, 0))) == {""}
+    assert set(observables.segment_parts(x, (11, 1))) == {"", "_image"}
+    assert set(observable_dims(Setting(text_tokens=3))) >= {"tcs", "tcs_image", "tcs_text"}

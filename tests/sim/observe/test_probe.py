@@ -1,4 +1,4 @@
-"""The probe on resident networks: what it measures, how often, and that it changes nothing."""
+"""The probe on resident networks: its values, that each pass counts once, and that it changes nothing."""
 
 import dataclasses
 
@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from meanmode.sim.observe import attention_statistics, observables
+from meanmode.sim.observe import observables
 from meanmode.sim.observe.layer_hooks import watch_writer
+from meanmode.sim.observe.observable_names import BACKWARD_OBSERVABLES
 from meanmode.sim.observe.probe import Probe
-from meanmode.sim.observe.record import BACKWARD_OBSERVABLES, observable_dims
-from meanmode.sim.observe.writer_gradients import coherence, modes_from_gradient, writer_modes
+from meanmode.sim.observe.writer_gradients import writer_modes
 from meanmode.sim.simulate import ADJOINT_STREAM, simulate, simulate_ensemble, stream
 from meanmode.sim.train.ensemble_optimiser import AdamW, EnsembleOptimiser
-from meanmode.sim.trunk.attention import SoftmaxAttention
 from meanmode.sim.trunk.ensemble import stack_members
 from meanmode.sim.trunk.stack import Stack, synthetic_adjoint, synthetic_input
 from meanmode.theory.setting import Setting
@@ -75,7 +74,7 @@ def passed(network: nn.Module, x: Tensor, adjoint: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("setting", STACKS, ids=NAMES)
-def test_a_probed_stack_gives_what_the_simulation_measures(setting: Setting) -> None:
+def test_a_probed_stack_has_the_values_of_the_simulation(setting: Setting) -> None:
     stack, x, adjoint = resident(setting)
     with Probe(stack) as probe:
         passed(stack, x, adjoint)
@@ -117,7 +116,7 @@ def test_a_checkpointed_pass_counts_once(setting: Setting) -> None:
     assert calls.count("kappa") == 2 * setting.depth and calls.count("adjoint_tcs") == setting.depth + 1
 
 
-def test_only_what_is_asked_for_is_measured() -> None:
+def test_only_the_requested_observables_are_measured() -> None:
     stack, x, adjoint = resident(SETTING)
     with Probe(stack, blocks=[2, 4], names=["tcs_image", "g_mean", "mu_eff"]) as probe:
         passed(stack, x, adjoint)
@@ -154,7 +153,7 @@ def test_autocast_is_measured_in_single_precision() -> None:
         np.testing.assert_allclose(probe.values()[name], expected[name], rtol=0.1, atol=0.02, err_msg=name)
 
 
-def test_what_autocast_does_to_the_network_it_does_not_do_to_the_observables() -> None:
+def test_autocast_affects_the_network_but_not_the_observables() -> None:
     setting = dataclasses.replace(SETTING, tokens=64, width=64, text_tokens=0)
     stack, x, adjoint = resident(setting)
     seen: list[Tensor] = []
@@ -173,7 +172,7 @@ def test_what_autocast_does_to_the_network_it_does_not_do_to_the_observables() -
 
 
 @pytest.mark.parametrize("calls", ["two passes", "a shared block"])
-def test_gradients_of_several_calls_are_those_of_all(calls: str) -> None:
+def test_gradients_of_several_calls_are_summed(calls: str) -> None:
     stack, x, adjoint = resident(SETTING)
     other = synthetic_input(SETTING, stream(SETTING, 5, 0)).requires_grad_()
     pairs: list[tuple[Tensor, Tensor]] = []
@@ -220,7 +219,7 @@ def test_reentrant_checkpointing_is_measured_too() -> None:
         np.testing.assert_allclose(probe.values()[name], expected[name], **ROUNDING, err_msg=name)
 
 
-def test_an_input_that_is_filled_anew_was_measured_before() -> None:
+def test_an_input_that_is_overwritten_was_measured_before() -> None:
     stack, x, _ = resident(SETTING)
     buffer = x.detach().clone()
     with torch.no_grad(), Probe(stack) as probe:
@@ -254,16 +253,16 @@ def test_an_activation_changed_before_it_was_measured_is_an_error() -> None:
 def test_one_probe_at_a_time() -> None:
     stack, x, _ = resident(SETTING)
     with Probe(stack) as probe, torch.no_grad():
-        with pytest.raises(ValueError, match="a probe is on this model already"), Probe(stack):
+        with pytest.raises(ValueError, match="this model already has a probe"), Probe(stack):
             pass
-        with pytest.raises(ValueError, match="in its `with` block already"), probe:
+        with pytest.raises(ValueError, match="already inside its `with` block"), probe:
             pass
         stack(x)
     np.testing.assert_allclose(probe.values()["tcs"], simulate(SETTING, 0)["tcs"], **ROUNDING)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in stack.modules())
 
 
-def test_accumulated_gradients_are_measured_one_by_one() -> None:
+def test_accumulated_gradients_are_measured_separately() -> None:
     stack, x, adjoint = resident(SETTING)
     stack(x).backward(adjoint)
     with Probe(stack) as probe:
@@ -286,7 +285,7 @@ def test_bad_requests_are_named(asked: dict[str, list[object]], message: str) ->
 
 
 def test_a_model_without_blocks_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"holds no sim\.stack\.Block"):
+    with pytest.raises(ValueError, match=r"has no meanmode\.sim\.trunk\.stack\.Block"):
         Probe(nn.Linear(2, 2))
 
 
@@ -312,7 +311,7 @@ def test_a_resident_ensemble_is_probed_with_an_axis_of_runs() -> None:
             np.testing.assert_allclose(probe.values()[name][seed], values, **ROUNDING, err_msg=name)
 
 
-def test_a_writer_frozen_on_the_way_is_still_measured() -> None:
+def test_a_writer_frozen_inside_the_block_is_still_measured() -> None:
     stack, x, adjoint = resident(SETTING)
     layer = stack.blocks[0].operator.proj
     expected = simulate(SETTING, 0, backward=True)["g_ctr"]
@@ -349,8 +348,8 @@ def test_a_member_that_overflows_leaves_the_others() -> None:
     assert np.isnan(together["tcs"][1, 1:]).all() and np.isnan(together["g_mean"][1]).all()
 
 
-def test_a_trunk_with_a_token_that_vanished_is_no_result() -> None:
-    """Squares that overflow make zeros of some tokens first."""
+def test_a_trunk_with_a_vanished_token_has_no_result() -> None:
+    """Overflowing squares first turn some tokens into zeros."""
     setting = Setting(depth=4, tokens=16, width=32, heads=2, batch=2, weight_std=240000)
     recorded = simulate(setting, 0)
     assert np.isnan(recorded["tcs"][-1])
@@ -360,95 +359,3 @@ def test_a_trunk_with_a_token_that_vanished_is_no_result() -> None:
 def test_members_of_different_shapes_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"share their {next(iter(fields))}"):
         simulate_ensemble([(SETTING, 0), (dataclasses.replace(SETTING, **fields), 0)])
-
-
-@pytest.mark.parametrize("at_a_time", [1, 3, 100])
-def test_matrices_formed_a_few_at_a_time_have_the_statistics_of_all(
-    monkeypatch: pytest.MonkeyPatch, at_a_time: int
-) -> None:
-    tokens, segments = 40, (40, 0)
-    monkeypatch.setitem(attention_statistics.MATRIX_ENTRIES, "cpu", at_a_time * tokens**2)
-    mixer = SoftmaxAttention(16, 4).double()
-    x = torch.randn(3, tokens, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    with torch.no_grad():
-        for layer in mixer.sources:
-            layer.weight.copy_(torch.randn(16, 16, generator=torch.Generator().manual_seed(2)))
-        found = attention_statistics.attention_statistics(mixer, mixer.operands(x, segments), x)
-        matrix = mixer.matrix(x, segments)
-        operator = matrix - matrix.mean(-2, keepdim=True)
-        operator = operator - operator.mean(-1, keepdim=True)
-        part = (x - x.mean(1, keepdim=True))[:, None]
-        size = torch.linalg.matrix_norm(part)
-        expected = {
-            "mu_eff": torch.linalg.svdvals(operator)[..., 0],
-            "row_div": torch.linalg.matrix_norm(matrix - matrix.mean(-2, keepdim=True))
-            / torch.linalg.matrix_norm(matrix),
-            "retention": torch.linalg.matrix_norm(operator @ part) / size,
-            "leakage": tokens**0.5 * (matrix @ part).mean(-2).norm(dim=-1) / size,
-        }
-    for name, values in expected.items():
-        torch.testing.assert_close(getattr(found, name), values.mean(1), rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("shared", [0.0, 10.0, 1e3, 1e6])
-def test_modes_read_off_a_gradient_stay_accurate(shared: float) -> None:
-    """Where the gradient is nearly coherent the centered part is computed by itself."""
-    generator = torch.Generator().manual_seed(4)
-    y, delta = (torch.randn(2, 50, size, generator=generator) for size in (24, 16))
-    y, delta = y + shared**0.5, delta + shared**0.5
-    gradient = torch.einsum("btm,btn->mn", delta, y)
-    expected = writer_modes(y.double(), delta.double())
-    found = modes_from_gradient(gradient, y, delta)
-    for name in ("g_mean", "g_ctr"):
-        assert getattr(found, name).item() == pytest.approx(getattr(expected, name).item(), rel=3e-5)
-
-
-@pytest.mark.parametrize("entries", [10, 700, 10**6])
-@pytest.mark.parametrize("scale", [1.0, 1e-13, 1e13])
-def test_pairs_formed_a_band_at_a_time_are_all_counted(
-    monkeypatch: pytest.MonkeyPatch, entries: int, scale: float
-) -> None:
-    from meanmode.sim.observe import writer_gradients as gradients
-
-    monkeypatch.setitem(gradients.MATRIX_ENTRIES, "cpu", entries)
-    monkeypatch.setattr(gradients, "LEAST_BAND", 1)
-    generator = torch.Generator().manual_seed(6)
-    y, delta = (torch.randn(3, 23, size, generator=generator) + 0.3 for size in (8, 5))
-    found = coherence(scale * y, delta)
-    y, delta = y.double(), delta.double()
-    gradient = torch.einsum("btm,btn->bmn", delta, y).square().sum((1, 2))
-    own = (y.square().sum(-1) * delta.square().sum(-1)).sum(-1)
-    torch.testing.assert_close(found.amplification.double(), gradient / own, rtol=1e-5, atol=1e-5)
-    for name, absolute in (("kappa", False), ("kappa_abs", True)):
-        units = [part / part.norm(dim=-1, keepdim=True) for part in (y, delta)]
-        pairs = (units[0] @ units[0].mT) * (units[1] @ units[1].mT)
-        pairs = (pairs.abs() if absolute else pairs) * (1 - torch.eye(23))
-        torch.testing.assert_close(
-            getattr(found, name).double(), pairs.sum((1, 2)) / (23 * 22), rtol=1e-5, atol=1e-6
-        )
-
-
-@pytest.mark.parametrize("shared", [0.0, 1.0, 1e3, 1e6])
-def test_parts_stay_accurate_where_tokens_nearly_agree(shared: float) -> None:
-    x = torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(7)) + shared
-    found, cosines = observables.segment_state(x, (9, 3))
-    for suffix, part in (("", x), ("_image", x[:, :9]), ("_text", x[:, 9:])):
-        exact = part.double() - part.double().mean(1, keepdim=True)
-        torch.testing.assert_close(
-            found[suffix].centered_norm.double(), exact.norm(dim=(1, 2)), rtol=2e-6, atol=1e-9
-        )
-        deficit = observables.tcs_deficit(part.double())
-        assert (1 - cosines[suffix].double() - deficit).abs().max() < 2e-7
-
-
-def test_observables_of_a_segment_join_to_those_of_all_tokens() -> None:
-    x = torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(7), dtype=torch.float64) + 0.5
-    x[0, 4] = 0.0
-    _, found = observables.segment_state(x, (9, 3))
-    for suffix, part in (("", x), ("_image", x[:, :9]), ("_text", x[:, 9:])):
-        torch.testing.assert_close(found[suffix], observables.tcs(part), rtol=1e-12, atol=1e-12)
-        parts = observables.segment_parts(x, (9, 3))[suffix]
-        torch.testing.assert_close(observables.parts_rho(parts), observables.rho(part))
-    assert set(observables.segment_parts(x, (12, 0))) == {""}
-    assert set(observables.segment_parts(x, (11, 1))) == {"", "_image"}
-    assert set(observable_dims(SETTING)) >= {"tcs", "tcs_image", "tcs_text"}

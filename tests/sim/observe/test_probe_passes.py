@@ -1,4 +1,4 @@
-"""The probe where a step takes several passes, and where a sample has no gradient."""
+"""The probe over steps of several passes, and on samples without a gradient."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from meanmode.sim.observe.observable_names import BACKWARD_OBSERVABLES
 from meanmode.sim.observe.probe import Probe
-from meanmode.sim.observe.record import BACKWARD_OBSERVABLES, Array
+from meanmode.sim.observe.record import Array
 from meanmode.sim.observe.step_record import WriterSum
 from meanmode.sim.observe.writer_gradients import writer_modes
 from meanmode.sim.simulate import stream
@@ -46,14 +47,14 @@ def data(setting: Setting = SETTING, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def share_of_loss(model: Callable[[Tensor], Tensor], x: Tensor, targets: Tensor) -> Tensor:
-    """What some samples add to the mean loss of the batch."""
+    """The contribution of some samples to the mean loss of the batch."""
     return (model(x.detach().requires_grad_()) - targets).square().sum() / (
         SETTING.batch * x.shape[-2:].numel()
     )
 
 
 def passed(model: Callable[[Tensor], Tensor], setting: Setting, shares: tuple[int, ...]) -> None:
-    """The passes of a step, pass by pass."""
+    """Run the passes of a step, one after another."""
     for part, targets in zip(*(of.split(shares) for of in data(setting)), strict=True):
         share_of_loss(model, part, targets).backward()
 
@@ -91,7 +92,7 @@ def test_several_passes_have_the_values_of_one_over_the_whole_batch(
 
 
 def test_modes_and_sizes_of_single_passes_do_not_average() -> None:
-    """Else the tests above could not tell."""
+    """Otherwise the tests above could not fail."""
     stack, whole = network(), measured(network())
     apart = []
     for part, targets in zip(*(of.split(2) for of in data()), strict=True):
@@ -104,7 +105,7 @@ def test_modes_and_sizes_of_single_passes_do_not_average() -> None:
         assert np.abs(summed / whole[name] - 1)[1:].min() > 1e-3, name
 
 
-def test_passes_may_be_differentiated_after_all_have_gone_forward() -> None:
+def test_backward_passes_may_follow_after_all_forward_passes() -> None:
     stack = network()
     expected = measured(stack)
     with Probe(stack, passes=3) as probe:
@@ -116,7 +117,7 @@ def test_passes_may_be_differentiated_after_all_have_gone_forward() -> None:
 
 @pytest.mark.parametrize("source", ["the same leaf", "parts of one tensor"])
 def test_inputs_that_outlive_a_pass_are_measured_in_each_once(source: str) -> None:
-    """What a hook has left on them must not measure again in the next pass."""
+    """Hooks left on them must not measure again in the next pass."""
     stack = network()
     x, targets = data()
     x = torch.cat([x[:2]] * 3).requires_grad_()
@@ -162,7 +163,7 @@ def test_a_probe_of_passes_changes_no_bit() -> None:
         gradients.append([weight.grad for weight in stack.parameters()])
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
     hooks = [(of._forward_hooks, of._forward_pre_hooks) for of in stack.modules()]
-    assert not any(before or behind for before, behind in hooks)
+    assert not any(after or before for after, before in hooks)
 
 
 def test_gradients_clipped_and_zeroed_after_the_block_were_read() -> None:
@@ -175,7 +176,7 @@ def test_gradients_clipped_and_zeroed_after_the_block_were_read() -> None:
     agree(probe.values(), expected)
 
 
-def test_every_step_is_measured_by_itself() -> None:
+def test_every_step_is_measured_separately() -> None:
     stack = network()
     expected, probe = measured(stack), Probe(stack, passes=3)
     for _ in range(2):
@@ -231,8 +232,8 @@ def test_a_step_without_gradients_has_forward_observables_only() -> None:
 @pytest.mark.parametrize(
     ("passes", "message"),
     [
-        (2, "of the 2 passes of this step block 1 has made 3: ask for values after the last"),
-        (4, "of the 4 passes of this step block 1 has made 3: ask for values after the last"),
+        (2, "block 1 has made 3 of the 2 passes of this step: read the values after the last pass"),
+        (4, "block 1 has made 3 of the 4 passes of this step: read the values after the last pass"),
     ],
 )
 def test_other_passes_than_announced_are_refused(passes: int, message: str) -> None:
@@ -247,14 +248,14 @@ def test_values_asked_for_too_early_are_refused_and_come_later() -> None:
     stack = network()
     expected = measured(stack)
     with Probe(stack, passes=3) as probe:
-        with pytest.raises(ValueError, match="of the 3 passes of this step block 1 has made 0"):
+        with pytest.raises(ValueError, match="block 1 has made 0 of the 3 passes of this step"):
             probe.values()
         *others, last = (
             share_of_loss(stack, *part) for part in zip(*(of.split(2) for of in data()), strict=True)
         )
         for loss in others:
             loss.backward()
-        with pytest.raises(ValueError, match=r"3 passes of this step 2 measured .* backward included"):
+        with pytest.raises(ValueError, match=r"in 2 of the 3 passes of this step.* backward included"):
             probe.values()
         last.backward()
         agree(probe.values(), expected)
@@ -263,7 +264,7 @@ def test_values_asked_for_too_early_are_refused_and_come_later() -> None:
 
 
 def test_a_step_has_a_pass() -> None:
-    with pytest.raises(ValueError, match="a step has at least 1 pass, got 0"):
+    with pytest.raises(ValueError, match="passes must be at least 1, got 0"):
         Probe(network(), passes=0)
 
 
@@ -289,7 +290,7 @@ def test_sums_stay_accurate_where_a_gradient_is_nearly_coherent(shared: float) -
 def test_a_sample_without_a_direction_does_not_enter_a_mean(
     shares: tuple[int, ...], tokens: int, missing: tuple[str, ...]
 ) -> None:
-    """At the last writer, to which the loss gives a direction in so many tokens of the first sample."""
+    """At the last writer, where `tokens` tokens of the first sample have a direction."""
     stack = network()
     weights = torch.ones(6, 9, 1, dtype=torch.float64)
     weights[0, tokens:] = 0.0
@@ -314,7 +315,7 @@ def test_a_sample_without_a_direction_does_not_enter_a_mean(
         assert probe.values()[name][place] == pytest.approx(expected, rel=1e-5), name
 
 
-def test_a_sample_that_overflows_is_no_sample_without_direction() -> None:
+def test_a_sample_that_overflows_still_enters_the_mean() -> None:
     stack = network()
     x, targets = data()
     targets[0] = torch.inf

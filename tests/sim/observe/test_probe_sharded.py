@@ -1,6 +1,6 @@
-"""The probe where a batch is shared out: two processes (DDP, FSDP2) measure what one does of the whole.
+"""The probe with a batch split over processes: two (DDP, FSDP2) measure what one measures on the whole.
 
-Run as a script this file is one of the two processes.
+Run as a script, this file is one of the two processes.
 """
 
 import contextlib
@@ -88,7 +88,7 @@ def data() -> tuple[Tensor, Tensor]:
 
 
 def step(network: nn.Module, x: Tensor, targets: Tensor, passes: int = 1) -> None:
-    """The passes of a step, whose losses add up to the mean loss; gradients are exchanged in the last."""
+    """The passes of a step, whose losses sum to the mean loss; gradients are exchanged in the last pass."""
     for index, (inputs, wanted) in enumerate(zip(x.chunk(passes), targets.chunk(passes), strict=True), 1):
         exchanged = contextlib.nullcontext()
         if isinstance(network, DistributedDataParallel) and index < passes:
@@ -107,14 +107,14 @@ def share(rank: int) -> tuple[Tensor, Tensor]:
 
 
 def refusal(probe: Probe) -> str:
-    """What is said where values are asked for."""
+    """The error raised when the values are read."""
     with pytest.raises(ValueError) as caught:
         probe.values()
     return str(caught.value)
 
 
 def reports(rank: int) -> dict[str, object]:
-    """What there is to say besides values."""
+    """Everything to report besides values."""
     group, found = dist.group.WORLD, {}
     bare = Network(recomputed=False)
     with Probe(bare, passes=2, group=group) as probe:
@@ -138,7 +138,7 @@ def reports(rank: int) -> dict[str, object]:
 
 
 def process(rank: int, folder: Path) -> None:
-    """One of the two processes: the values of every case, and the reports, in files."""
+    """One of the two processes: writes the values of every case, and the reports, to files."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -159,7 +159,7 @@ def process(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the two processes have written."""
+    """The files that the two processes wrote."""
     path = tmp_path_factory.mktemp("processes")
     command = [sys.executable, "-W", "error", __file__, str(path)]
     running = [subprocess.Popen([*command, str(rank)]) for rank in range(PROCESSES)]
@@ -174,7 +174,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole() -> dict[str, Array]:
-    """What one process measures of the whole batch, in one pass."""
+    """The values that one process measures on the whole batch, in one pass."""
     network = Network(recomputed=False)
     with Probe(network) as probe:
         step(network, *data())
@@ -183,7 +183,7 @@ def whole() -> dict[str, Array]:
 
 @pytest.mark.parametrize("rank", range(PROCESSES))
 @pytest.mark.parametrize(("wrap", "memory", "passes"), CASES)
-def test_processes_together_measure_what_one_does_of_the_whole_batch(
+def test_processes_together_measure_what_one_measures_on_the_whole_batch(
     folder: Path, whole: dict[str, Array], wrap: str, memory: str, passes: int, rank: int
 ) -> None:
     with np.load(folder / f"{wrap}-{memory}-{passes}-{rank}.npz") as found:
@@ -194,7 +194,7 @@ def test_processes_together_measure_what_one_does_of_the_whole_batch(
 
 
 def test_gradients_of_the_halves_do_not_average(whole: dict[str, Array]) -> None:
-    """Else the test above could not tell."""
+    """Otherwise the test above could not fail."""
     halves = []
     for rank in range(PROCESSES):
         network = Network(recomputed=False)
@@ -209,8 +209,8 @@ def test_gradients_of_the_halves_do_not_average(whole: dict[str, Array]) -> None
 @pytest.mark.parametrize(
     ("rank", "message"),
     [
-        (0, "another process has not made its 2 passes of this step"),
-        (1, "of the 2 passes of this step block 1 has made 1: ask for values after the last"),
+        (0, "another process has not made the 2 passes of this step"),
+        (1, "block 1 has made 1 of the 2 passes of this step: read the values after the last pass"),
     ],
 )
 def test_a_pass_missed_by_one_process_is_an_error_in_all(folder: Path, rank: int, message: str) -> None:
@@ -221,7 +221,7 @@ def test_a_pass_missed_by_one_process_is_an_error_in_all(folder: Path, rank: int
 @pytest.mark.parametrize("rank", range(PROCESSES))
 def test_sharded_gradients_need_the_group(folder: Path, rank: int) -> None:
     with np.load(folder / f"reports-{rank}.npz") as found:
-        assert "the weights of block 1 are sharded over processes: name their `group`" in str(found["alone"])
+        assert "the weights of block 1 are sharded over processes: pass their `group`" in str(found["alone"])
         assert np.isfinite(found["forward"]).all()
 
 

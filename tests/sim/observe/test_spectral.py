@@ -1,4 +1,4 @@
-"""The spectral score: known spectra, its filter, its blindness, and what it does not depend on."""
+"""The spectral score: known spectra, its filter, its blind spot, and its invariances."""
 
 import math
 
@@ -19,10 +19,10 @@ def tokens(seed: int = 0) -> Tensor:
 
 
 MIXED = tokens(7)[0, :WIDTH]
-"""An invertible change of features, no rotation."""
+"""An invertible change of features that is not a rotation."""
 
 
-def test_the_identity_has_share_one_and_a_network_with_zero_writers_is_it() -> None:
+def test_the_identity_and_a_network_with_zero_writers_have_share_one() -> None:
     assert koopman_share(tokens(), tokens()) == 1
     setting = Setting(depth=3, width=16, tokens=20, batch=4, writer_std=0.0)
     stack, stream = Stack(setting), torch.Generator().manual_seed(0)

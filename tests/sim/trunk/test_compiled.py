@@ -1,6 +1,6 @@
-"""Probe and interventions on networks that torch.compile has compiled, which would pass over their hooks.
+"""Probe and interventions on networks compiled by torch.compile, which would skip their hooks.
 
-Run as a script this file measures them: the shapes that the test run checks cannot be compiled.
+Run as a script, this file makes the measurements: the test run's checks of shapes cannot be compiled.
 """
 
 import json
@@ -26,7 +26,7 @@ Report = dict[str, dict[str, object]]
 
 
 class Counting:
-    """A compiler that leaves the operations as they are, and counts how often what it made is run."""
+    """A compiler backend that leaves the operations as they are and counts the calls of its compiled code."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -39,12 +39,12 @@ class Counting:
         return run
 
     def since(self, calls: int) -> bool:
-        """Whether anything it made has been run since."""
+        """Whether any compiled code has run since."""
         return self.calls > calls
 
 
 def network(kind: str, backend: Counting) -> nn.Module:
-    """A compiled network, as it is called; of kind `written` it is not compiled."""
+    """A network, compiled in the given way; kind `written` is not compiled."""
     stack = Stack(SETTING)
     for index, block in enumerate(stack.blocks, start=1):
         block.reset_parameters(stream(SETTING, 0, index))
@@ -63,7 +63,7 @@ def passed(model: nn.Module) -> None:
 
 
 def report(kind: str, warm: bool) -> dict[str, object]:
-    """What is measured, and what was run as compiled: inside the contexts, between and behind them."""
+    """Measurements, and whether compiled code ran inside and after the contexts."""
     torch.compiler.reset()
     backend = Counting()
     model = network(kind, backend)
@@ -83,7 +83,7 @@ def report(kind: str, warm: bool) -> dict[str, object]:
     values = probe.values() | {f"handed_on_{name}": of for name, of in active.handed_on().items()}
     return {
         "inside": inside,
-        "behind": backend.since(before),
+        "after": backend.since(before),
         "gradients": gradients,
         "values": {name: of.tolist() for name, of in values.items()},
     }
@@ -91,24 +91,24 @@ def report(kind: str, warm: bool) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def found() -> Report:
-    """The reports of all kinds, cold and warm."""
+    """The reports of all kinds, compiled before (warm) or inside the contexts (cold)."""
     command = [sys.executable, "-W", "error", __file__]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=900).stdout)
 
 
 @pytest.mark.parametrize("start", ["cold", "warm"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_compiled_runs_as_written_inside_and_as_compiled_behind(
+def test_compiled_code_runs_after_the_contexts_and_not_inside_them(
     found: Report, kind: str, start: str
 ) -> None:
     case = found[f"{kind}-{start}"]
     assert not case["inside"]
-    assert case["behind"]
+    assert case["after"]
 
 
 @pytest.mark.parametrize("start", ["cold", "warm"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_compiled_network_is_measured_and_changed_as_one_that_is_not(
+def test_a_compiled_network_is_measured_and_changed_like_an_uncompiled_one(
     found: Report, kind: str, start: str
 ) -> None:
     case, written = found[f"{kind}-{start}"], found["written-cold"]

@@ -33,7 +33,7 @@ def profiles(setting: Setting, seeds: int = SEEDS) -> np.ndarray:
 
 @pytest.mark.parametrize("fields", COLLAPSING, ids=str)
 def test_predicted_front_agrees_with_simulation(fields: dict[str, object]) -> None:
-    """Mean of min(front, depth): predicted within 4 standard errors, of the softmax or plain stack beyond."""
+    """Mean of min(front, depth): within 4 standard errors of its own prediction, not of another stack's."""
     setting = dataclasses.replace(BASE, **fields)
     fronts = [collapse_front(profile) for profile in profiles(setting)]
     found = np.array([setting.depth if front is None else front for front in fronts])
@@ -48,7 +48,7 @@ def test_predicted_front_agrees_with_simulation(fields: dict[str, object]) -> No
 
 @pytest.mark.parametrize("fields", STANDING, ids=str)
 def test_stacks_without_a_front_forget_a_common_input(fields: dict[str, object]) -> None:
-    """None is predicted and none is seen; TCS falls from 0.5 to where the recursion settles."""
+    """No front is predicted and none is measured; TCS falls from 0.5 to the fixed point of the recursion."""
     setting = dataclasses.replace(BASE, depth=30, **fields)
     assert predict_front(setting, 100).front is None
     found = profiles(setting, 16)
@@ -59,7 +59,7 @@ def test_stacks_without_a_front_forget_a_common_input(fields: dict[str, object])
 
 
 def test_both_difference_mixers_have_one_distribution() -> None:
-    """A - I and I - A differ by the sign of W_V, which is drawn symmetrically: the same stacks in law."""
+    """A - I and I - A differ by the sign of W_V, which is drawn symmetrically: equal in distribution."""
     means, errors = [], []
     for mixer in ("a_minus_i", "i_minus_a"):
         found = profiles(dataclasses.replace(BASE, depth=6, input_cosine=0.5, mixer=mixer))[:, -1]
@@ -79,7 +79,9 @@ def test_both_difference_mixers_have_one_distribution() -> None:
     ],
     ids=str,
 )
-def test_where_the_theory_is_silent(fields: dict[str, object], least: float, most: float) -> None:
-    """The side on which controls without a theory fall, at block 30 of eight seeds; wide bands."""
+def test_controls_without_a_theory_fall_on_their_side(
+    fields: dict[str, object], least: float, most: float
+) -> None:
+    """Whether controls without a theory collapse by block 30, over eight seeds; the bands are wide."""
     found = profiles(dataclasses.replace(BASE, depth=30, **fields), 8)[:, -1]
     assert least < found.mean() < most

@@ -1,4 +1,4 @@
-"""Products by oneDNN: as exact as torch's, differentiable like them, and only where nobody looks."""
+"""Products by oneDNN: as accurate as torch's, differentiable, and unused where operations are inspected."""
 
 import runpy
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ BATCH, READ, WRITTEN = (4, 72), 128, 160
 
 @pytest.fixture(autouse=True)
 def avx512_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the processor."""
+    """Use oneDNN on any processor."""
     monkeypatch.setattr(meanmode.sim.trunk.linear, "_has_idle_avx512", lambda: True)
 
 
@@ -37,7 +37,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def large() -> tuple[Linear, Tensor, Tensor]:
-    """A layer, an input that asks for a gradient, and an adjoint, of sizes that oneDNN multiplies."""
+    """A layer, an input that requires a gradient, and an adjoint, large enough for oneDNN."""
     layer = Linear(READ, WRITTEN)
     with torch.no_grad():
         layer.weight.copy_(drawn(WRITTEN, READ))
@@ -45,7 +45,7 @@ def large() -> tuple[Linear, Tensor, Tensor]:
 
 
 def multiplied(x: Tensor, weight: Tensor) -> Tensor:
-    """What the layer makes of them."""
+    """The output of the layer for this input and weight."""
     return torch.func.functional_call(Linear(*weight.shape[::-1]), {"weight": weight}, (x,))
 
 
@@ -105,7 +105,7 @@ def test_any_strides_are_multiplied(layout: Callable[[Tensor], Tensor], operand:
 
 
 class Strides(torch.utils._python_dispatch.TorchDispatchMode):
-    """Whether each second operand that oneDNN gets is a matrix or a transpose of one, without gaps."""
+    """Records whether each second operand passed to oneDNN is a dense matrix or the transpose of one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Strides(torch.utils._python_dispatch.TorchDispatchMode):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 def test_onednn_gets_no_strided_rows(layout: Callable[[Tensor], Tensor]) -> None:
-    """Of these it would take a path a thousand times slower."""
+    """oneDNN would take a path a thousand times slower for them."""
     layer, x, _ = large()
     with Strides() as strides, torch.no_grad():
         meanmode.sim.trunk.linear._product(x, layout(layer.weight))
@@ -136,7 +136,7 @@ def test_without_gradients_the_output_is_the_same(context: Callable[[], Abstract
     assert torch.equal(alone, watched)
 
 
-def test_only_the_gradients_asked_for_are_made_and_paid_for() -> None:
+def test_only_the_required_gradients_are_computed_and_paid_for() -> None:
     layer, x, adjoint = large()
     both = passed(multiplied, x, layer.weight, adjoint)
     fixed = layer(x.detach())
@@ -213,7 +213,7 @@ CONTEXTS = {
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN:UserWarning")  # of the flags' exit
 @pytest.mark.parametrize("name", CONTEXTS)
-def test_who_looks_at_the_operations_finds_those_of_torch(name: str) -> None:
+def test_inspected_operations_are_those_of_torch(name: str) -> None:
     layer, x, _ = large()
     with CONTEXTS[name]():
         y, expected = layer(x), linear(x, layer.weight)
@@ -228,7 +228,7 @@ def test_operations_are_counted() -> None:
     assert counter.get_total_flops() == 2 * x[..., 0].numel() * READ * WRITTEN
 
 
-# torch writes its forward-mode derivatives in a language of its own that it means to drop
+# torch implements its forward-mode derivatives in TorchScript, which it has deprecated
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_function_transforms_and_forward_mode() -> None:
     layer, x, adjoint = large()
@@ -247,7 +247,7 @@ def test_function_transforms_and_forward_mode() -> None:
 
 def test_a_compiler_gets_one_graph_of_torch_operations() -> None:
     layer, x, _ = large()
-    # read anew, since the compiler cannot follow the test run's checks of shapes
+    # loaded again, since the compiler cannot trace the test run's checks of shapes
     unchecked = runpy.run_path(meanmode.sim.trunk.linear.__file__)["Linear"](READ, WRITTEN)
     unchecked.weight = layer.weight
     targets = []
@@ -263,7 +263,7 @@ def test_a_compiler_gets_one_graph_of_torch_operations() -> None:
 
 
 class Subclass(Tensor):
-    """A tensor with a mind of its own."""
+    """A tensor subclass."""
 
 
 REFUSED = {
@@ -280,7 +280,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_goes_to_torch(case: str) -> None:
+def test_other_products_go_to_torch(case: str) -> None:
     layer, x, _ = large()
     x, weight = REFUSED[case](x, layer.weight)
     assert not by_onednn(x, weight)
@@ -343,7 +343,7 @@ def test_dot_products_of_a_batch_of_one(differentiated: tuple[bool, bool]) -> No
             assert operand.grad is None
 
 
-def test_a_batch_of_several_is_left_together() -> None:
+def test_a_batch_of_several_is_multiplied_at_once() -> None:
     a, b = drawn(2, 300, 64).requires_grad_(), drawn(2, 300, 64, seed=1)
     found = dot_products(a, b)
     assert not is_onednn(found)

@@ -40,7 +40,7 @@ def vars_of(gains: object) -> list[float]:
     return [getattr(gains, name) for name in ("mean_skip", "mean_write", "centered_skip", "centered_write")]
 
 
-def test_mv_split_treats_each_segment_by_itself() -> None:
+def test_mv_split_treats_each_segment_separately() -> None:
     """With alpha = 0 no mean is written into either segment."""
     merge = MVSplit(6, alpha=0.0, beta=0.5).double()
     merged = merge.combine(TRUNK, BRANCH, (4, 3))
@@ -64,7 +64,7 @@ def test_unknown_merge_is_named() -> None:
         make_merge("sum", 4)
 
 
-def test_hard_centering_leaves_no_mean_before_the_norm_and_one_behind_it() -> None:
+def test_hard_centering_leaves_no_mean_before_the_norm_but_one_after_it() -> None:
     """N1, segment by segment: J Z = 0, while J RMSNorm(Z) is not."""
     merge = make_merge("hard_centering", 6).double()
     merged = merge.combine(TRUNK, BRANCH, (4, 3))
@@ -80,8 +80,8 @@ def test_hard_centering_gives_its_writer_no_mean_coherent_gradient() -> None:
     assert segment_mean(branch.grad, (4, 3)).abs().max() < 1e-14 < branch.grad.abs().max()
 
 
-def test_attention_only_mv_split_has_a_plain_merge_behind_the_ffn() -> None:
-    """N7: the block is that of `mv_split` up to the FFN's merge, and of `plain` there."""
+def test_attention_only_mv_split_has_a_plain_merge_after_the_ffn() -> None:
+    """N7: the block equals that of `mv_split` up to the FFN's merge, which is that of `plain`."""
     setting = Setting(width=16, heads=2, merge="mv_split_attn", alpha=0.3, beta=0.7)
     block = Block(setting)
     assert isinstance(block.merge_attn, MVSplit) and not isinstance(block.merge_ffn, MVSplit)
@@ -95,7 +95,7 @@ def test_attention_only_mv_split_has_a_plain_merge_behind_the_ffn() -> None:
         setting.gains  # noqa: B018
 
 
-def test_highway_norms_the_branch_so_that_its_size_does_not_matter() -> None:
+def test_highway_normalises_the_branch_so_that_its_size_does_not_matter() -> None:
     merge = Highway(6, 3.0, eps=0.0).double()
     expected = rms_norm(3.0 * TRUNK + rms_norm(BRANCH, (6,)), (6,))
     torch.testing.assert_close(merge(TRUNK, BRANCH, (7, 0)), expected)
@@ -110,7 +110,7 @@ def test_a_highway_with_zero_writers_is_the_identity() -> None:
     torch.testing.assert_close(merge(trunk, torch.zeros_like(trunk), (7, 0)), trunk, rtol=1e-5, atol=1e-5)
 
 
-def test_pre_norm_reads_a_normed_trunk_and_adds_to_it_as_it_is() -> None:
+def test_pre_norm_reads_a_normalised_trunk_and_adds_to_the_trunk_itself() -> None:
     setting = Setting(tokens=7, width=16, heads=2, weight_std=0.3, merge="pre_norm")
     block = Block(setting).double()
     x = 3 * draw(5, 2, 7, 16)
@@ -126,9 +126,7 @@ def test_other_merges_read_the_trunk_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "least", "most"), [("plain", 0.999, 1.001), ("pre_norm", 2.0, 50.0)])
-def test_the_trunk_of_pre_norm_grows_and_that_of_the_others_does_not(
-    name: str, least: float, most: float
-) -> None:
+def test_only_the_trunk_of_pre_norm_grows(name: str, least: float, most: float) -> None:
     setting = Setting(depth=20, tokens=9, width=32, heads=2, weight_std=0.15, merge=name)
     stack = Stack(setting)
     for index, block in enumerate(stack.blocks, start=1):

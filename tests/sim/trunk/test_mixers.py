@@ -1,4 +1,4 @@
-"""Token mixers: their matrices, the fast path against the explicit one, and their definitions."""
+"""Token mixers: their matrices, their fast paths against the explicit ones, and their definitions."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ SEGMENTS = (9, 2)
 
 
 ROW_SUMS = {"a_minus_i": 0.0, "i_minus_a": 0.0}
-"""Row sums other than 1, of all but the state space, whose rows differ (`test_mixer_laws`)."""
+"""Row sums other than 1; the state space, whose row sums vary, has a test of its own (`test_mixer_laws`)."""
 
 
 @pytest.mark.parametrize("rope", [False, True])
@@ -36,7 +36,7 @@ def test_the_fast_path_is_the_matrix_times_the_values(name: str, rope: bool) -> 
 
 
 @pytest.mark.parametrize("name", [name for name in MIXERS if name != "state_space"])
-def test_rows_sum_to_what_they_should(name: str) -> None:
+def test_rows_have_their_sums(name: str) -> None:
     matrix = make_mixer(name, 16, 2, share=0.3).double().matrix(X, SEGMENTS)
     expected = torch.full((2, 2, 11), ROW_SUMS.get(name, 1.0), dtype=torch.float64)
     torch.testing.assert_close(matrix.sum(-1), expected)
@@ -52,8 +52,8 @@ def test_lazy_attention_is_a_share_of_softmax_attention(share: float) -> None:
     torch.testing.assert_close(lazy(X, SEGMENTS), expected)
 
 
-def test_both_difference_mixers_are_one_with_the_sign_of_the_values_turned() -> None:
-    """With W_V drawn symmetrically they are the same ensemble of stacks at initialisation."""
+def test_the_difference_mixers_are_equal_up_to_the_sign_of_the_values() -> None:
+    """With W_V drawn symmetrically, their stacks are equal in distribution at initialisation."""
     low, high = make_mixer("a_minus_i", 16, 2), make_mixer("i_minus_a", 16, 2)
     high.load_state_dict(low.state_dict())
     with torch.no_grad():
@@ -61,8 +61,8 @@ def test_both_difference_mixers_are_one_with_the_sign_of_the_values_turned() -> 
     assert torch.equal(low(X.float(), SEGMENTS), high(X.float(), SEGMENTS))
 
 
-def test_a_gate_opens_by_the_token_and_the_feature() -> None:
-    """A wide open gate is softmax attention; identical tokens have identical gates (N4)."""
+def test_a_gate_depends_on_token_and_feature() -> None:
+    """Constant gates give scaled softmax attention; identical tokens have identical gates (N4)."""
     gated, softmax = GatedAttention(16, 2).double(), make_mixer("softmax", 16, 2).double()
     softmax.load_state_dict({k: v for k, v in gated.state_dict().items() if k != "gate_proj.weight"})
     torch.nn.init.zeros_(gated.gate_proj.weight)
@@ -75,7 +75,7 @@ def test_a_gate_opens_by_the_token_and_the_feature() -> None:
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_statistics_are_those_of_the_matrix(name: str) -> None:
-    """Of a gate they speak of the attention inside it; its branch's gains see the gate."""
+    """For gated attention they describe A, before the gate."""
     mixer = make_mixer(name, 16, 2, share=0.3).double()
     found = attention_statistics(mixer, mixer.operands(X, SEGMENTS), X)
     matrix = mixer.matrix(X, SEGMENTS)
@@ -87,7 +87,7 @@ def test_statistics_are_those_of_the_matrix(name: str) -> None:
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_only_the_state_space_sees_the_order_of_the_tokens(name: str) -> None:
-    """Shuffled and repeated tokens: X1 assumes a mixer that does not know their places."""
+    """Shuffled and repeated tokens: X1 assumes a mixer that does not depend on their order."""
     mixer = make_mixer(name, 16, 2, share=0.3).double()
     expected = mixer(X, SEGMENTS)
     changed = {
@@ -152,8 +152,8 @@ def test_linear_attention_follows_its_definition() -> None:
         torch.testing.assert_close(matrix[0, head], weights / weights.sum(1, keepdim=True))
 
 
-def test_linear_attention_stays_positive_where_features_are_extreme() -> None:
-    """QK-Norm bounds an entry by sqrt(head width), so that no row of products can vanish in float32."""
+def test_linear_attention_stays_positive_for_extreme_features() -> None:
+    """QK-Norm bounds entries by sqrt(head width), so no row of products can vanish in float32."""
     mixer = LinearAttention(128, 1)
     x = torch.randn(1, 6, 128, generator=torch.Generator().manual_seed(5)) * 1e4
     assert (mixer.matrix(x, (6, 0)) > 0).all() and mixer(x, (6, 0)).isfinite().all()

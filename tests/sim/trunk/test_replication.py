@@ -1,4 +1,4 @@
-"""X1: repeating every token leaves the optimiser's path unchanged while the amplification is multiplied."""
+"""X1: repeating every token multiplies the amplification and leaves the optimiser's path unchanged."""
 
 import dataclasses
 from typing import NamedTuple
@@ -11,24 +11,26 @@ from torch.nn.functional import mse_loss
 from meanmode.sim.observe import observables
 from meanmode.sim.observe.layer_hooks import watch_writer
 from meanmode.sim.simulate import stream
+from meanmode.sim.trunk.segments import replicate_tokens
 from meanmode.sim.trunk.stack import Stack, synthetic_input
 from meanmode.theory.setting import MIXERS, Setting
 
 COPIES, STEPS = 4, 20
 BASE = Setting(depth=4, tokens=8, batch=3, width=16, heads=2, weight_std=0.2, input_cosine=0.1)
 VARIANTS = [
-    *({"mixer": mixer} for mixer in MIXERS if mixer != "state_space"),  # the one that sees an order
+    # the state space alone depends on the order of the tokens
+    *({"mixer": mixer} for mixer in MIXERS if mixer != "state_space"),
     {"merge": "mv_split", "alpha": 0.3, "beta": 0.7},
     {"merge": "layerscale", "residual_gain": 0.5},
 ]
 
 
 WriterPair = tuple[Tensor, Tensor]
-"""What a writer read, and the cotangent of what it wrote."""
+"""The input of a writer, and the cotangent of its output."""
 
 
 class Path(NamedTuple):
-    """What training went through: losses, gradients and writer pairs of the first step, final weights."""
+    """A training run: losses, gradients and writer pairs of the first step, final weights."""
 
     losses: list[float]
     gradients: list[Tensor]
@@ -37,7 +39,7 @@ class Path(NamedTuple):
 
 
 def trained(setting: Setting, copies: int, *, reduction: str = "mean") -> Path:
-    """20 AdamW steps of a small stack towards fixed targets of its tokens, every token `copies` times."""
+    """20 AdamW steps of a small stack towards fixed targets per token, with every token repeated."""
     stack = Stack(dataclasses.replace(setting, tokens=copies * setting.tokens))
     for index, block in enumerate(stack.blocks, start=1):
         block.reset_parameters(stream(setting, 0, index))
@@ -102,8 +104,23 @@ def test_kappa_gains_the_pairs_of_copies() -> None:
 
 
 def test_a_summed_loss_is_not_invariant() -> None:
-    """Negative control: X1 rests on the mean loss; the gradients of a sum are multiplied by the copies."""
+    """Negative control: X1 needs the mean loss; a summed loss multiplies the gradients by the copies."""
     once, repeated = (trained(BASE, copies, reduction="sum") for copies in (1, COPIES))
     for found, expected in zip(repeated.gradients, once.gradients, strict=True):
         torch.testing.assert_close(found, COPIES * expected, rtol=1e-9, atol=1e-9)
     assert repeated.losses[0] == pytest.approx(COPIES * once.losses[0])
+
+
+def test_replicated_tokens_follow_each_other() -> None:
+    x = torch.arange(5.0)[:, None]
+    repeated, segments = replicate_tokens(x, (3, 2), 2)
+    assert repeated[:, 0].tolist() == [token // 2 for token in range(10)] and segments == (6, 4)
+
+
+@pytest.mark.parametrize(
+    ("segments", "copies", "message"),
+    [((3, 2), 0, "copies must be at least 1, got 0"), ((3, 3), 2, "hold 6 tokens, the input has 5")],
+)
+def test_impossible_replications_are_refused(segments: tuple[int, ...], copies: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replicate_tokens(torch.zeros(2, 5, 4), segments, copies)

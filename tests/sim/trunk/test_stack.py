@@ -1,4 +1,4 @@
-"""The trunk against the published equations written out in numpy, and the simulation that streams it."""
+"""The trunk against the published equations in numpy, and the simulation that streams it."""
 
 import dataclasses
 import math
@@ -11,8 +11,8 @@ import meanmode.sim.simulate
 from meanmode.sim.intervene.grammar import Intervention
 from meanmode.sim.intervene.interventions import Interventions
 from meanmode.sim.observe import observables
+from meanmode.sim.observe.observable_names import observable_dims
 from meanmode.sim.observe.probe import Probe
-from meanmode.sim.observe.record import observable_dims
 from meanmode.sim.onset.measured_front import collapse_front
 from meanmode.sim.simulate import simulate, simulate_ensemble, stream
 from meanmode.sim.trunk.attention import SoftmaxAttention, rope_angles
@@ -144,11 +144,11 @@ def test_a_trunk_that_overflows_is_recorded_as_nan() -> None:
     assert np.isfinite(recorded["tcs"][0]) and np.isnan(recorded["tcs"][-1])
 
 
-def test_front_is_read_off_a_profile() -> None:
+def test_front_of_a_profile() -> None:
     assert collapse_front([0.1, 0.8, 1.0]) == pytest.approx(1.5)
     assert collapse_front([0.1, 0.2, np.nan]) is None
     assert collapse_front([0.95, 0.99]) == 0.0
-    with pytest.raises(ValueError, match="one profile of TCS"):
+    with pytest.raises(ValueError, match="tcs must be one profile over blocks"):
         collapse_front([])
 
 
@@ -165,7 +165,7 @@ def test_predicted_front_of_the_other_mixers_agrees_with_simulation(mixer: str) 
 
 
 def test_clustered_tokens_break_the_assumption_of_one_pair_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative control: two tight clusters, predicted by their mean pair cosine, are rejected."""
+    """Negative control: two tight clusters do not agree with the prediction from their mean pair cosine."""
 
     def clustered(setting: Setting, generator: torch.Generator) -> torch.Tensor:
         centers = torch.randn(1, 2, setting.width, generator=generator)
@@ -214,7 +214,7 @@ def test_the_prediction_of_another_stack_is_rejected(
 
 
 def test_deleting_the_mean_of_every_branch_leaves_no_front() -> None:
-    """An intervention at initialisation: what collapses is what the branches write into the mean."""
+    """An intervention at initialisation: the collapse comes from what the branches write into the mean."""
     seeds = [(FRONT_SETTING, seed) for seed in range(4)]
     for text, collapses in (("delete:mean:branch", False), ("scale=1.0:mean:branch", True)):
         found = simulate_ensemble(seeds, interventions=[Intervention.parse(text)])
@@ -230,7 +230,7 @@ def test_an_intervention_changes_nothing_before_its_first_block() -> None:
     assert (changed["tcs"][2:] != plain["tcs"][2:]).all() and changed["rho"][2] < 1e-5
 
 
-def test_a_simulated_intervention_is_that_of_the_resident_stack() -> None:
+def test_a_simulated_intervention_equals_that_of_the_resident_stack() -> None:
     changes = [Intervention.parse("replace:mean:branch@blocks=1,3@seed=4")]
     stack = Stack(SMALL)
     for index, block in enumerate(stack.blocks, start=1):
@@ -255,7 +255,7 @@ def test_interventions_a_simulation_cannot_make_are_refused(text: str, message: 
 
 
 def test_repeated_weights_break_the_assumption_of_fresh_ones() -> None:
-    """Negative control: one block repeated through depth is no stack of fresh Gaussian weights."""
+    """Negative control: one block repeated through depth is not a stack of fresh Gaussian weights."""
     fronts = []
     for seed in range(24):
         block = Block(FRONT_SETTING)

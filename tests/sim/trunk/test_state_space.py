@@ -44,7 +44,7 @@ def test_scan_and_its_gradients_are_those_of_the_matrix(tokens: int) -> None:
 
 @pytest.mark.parametrize("scale", [0.0, 3.0, 60.0], ids=["even", "mixed", "saturated"])
 def test_four_thousand_tokens_in_single_precision(scale: float) -> None:
-    """A sum of logarithms of thousands of decays overflows where it is exponentiated with a plus sign."""
+    """The sum of thousands of logarithms of decays would overflow if exponentiated with a plus sign."""
     logit = scale * draw(6, 1, 2, 4096, 1) + 2
     values = draw(7, 1, 2, 4096, 4)
     mixer = StateSpace(8, 2).double()
@@ -55,7 +55,7 @@ def test_four_thousand_tokens_in_single_precision(scale: float) -> None:
 
 
 def test_a_decay_of_zero_forgets_and_of_one_keeps() -> None:
-    """sigmoid(-1e4) is 0 to any precision: no NaN comes of its logarithm, forward or backward."""
+    """sigmoid(-1e4) is 0 in any precision: its logarithm must not cause a NaN, forward or backward."""
     logit = torch.tensor([1e4, -1e4, 1e4, 1e4])[None, None, :, None].requires_grad_()
     values = torch.arange(1.0, 5.0)[None, None, :, None]
     output = StateSpace(1, 1).mix(values, logit)
