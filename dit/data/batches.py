@@ -1,4 +1,4 @@
-"""What a step is trained on: samples, their noise, times and dropped texts, a function of seed and place."""
+"""Training batches: samples, times, noise and dropped texts as a function of seed, step and position."""
 
 # B batch, C channels, H height, W width of a latent, S text tokens
 
@@ -20,29 +20,29 @@ def batch_of(
     run: RunConfig,
     step: int,
     *,
-    places: NDArray[np.int64] | None = None,
+    positions: NDArray[np.int64] | None = None,
     seed: int | None = None,
 ) -> Batch:
-    """The batch of a step of a run.
+    """Return the batch of a training step.
 
     Args:
-        source: of latents and texts.
-        run: its configuration.
-        step: from 1.
-        places: in the batch, of the samples that are asked for; None for all.
-        seed: of the data; None for that of the configuration.
+        source: source of latents and texts.
+        run: configuration of the run.
+        step: training step, counted from 1.
+        positions: indices in the batch of the samples to return; None returns all of them.
+        seed: seed of the data; None uses the one in the configuration.
 
     Raises:
-        ValueError: a sample that holds NaN or infinities.
+        ValueError: a sample contains NaN or infinities.
     """
     training, model = run.training, run.model
     step, seed = training.data_step(step), training.data_seed if seed is None else seed
-    places = np.arange(training.batch) if places is None else places
-    clean, texts = samples_of(source, seed, step, training.batch, places)
+    positions = np.arange(training.batch) if positions is None else positions
+    clean, texts = samples_of(source, seed, step, training.batch, positions)
     drawn = draw(
         seed,
         step,
-        places,
+        positions,
         (model.channels, model.side, model.side),
         time_shift=training.time_shift,
         null_text=training.null_text,

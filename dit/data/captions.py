@@ -1,4 +1,4 @@
-"""Captions of images: from a file, from the names of their classes, or none."""
+"""Captions of images: read from a file, taken from class names, or empty."""
 
 import json
 from pathlib import Path
@@ -6,19 +6,19 @@ from pathlib import Path
 from meanmode.dit.data.images import Images
 
 NO_CAPTION = ""
-"""The empty text, which the unconditional velocity is asked for with."""
+"""The empty text, which conditions the unconditional velocity."""
 
 
 def captions_of(images: Images, spec: str) -> list[str]:
-    """A caption of every image.
+    """Return one caption per image.
 
     Args:
-        images: which.
-        spec: `classes`, names of the classes; `none`, the empty text; or a file of JSON lines
+        images: the images to caption.
+        spec: `classes` for the class names, `none` for the empty text, or a file of JSON lines
             {"file_name": name of the image, "text": its caption}.
 
     Raises:
-        ValueError: no classes, or a file that is missing, damaged, or lacks images.
+        ValueError: the images have no classes, or the file is missing, damaged or incomplete.
     """
     if spec == "none":
         return [NO_CAPTION] * images.size
@@ -29,9 +29,11 @@ def captions_of(images: Images, spec: str) -> list[str]:
         return [images.classes[label] for label in labels if label is not None]
     path, found = Path(spec), {}
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # no other character ends a line of JSON
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would break at other characters
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no readable file of captions; or say classes, or none") from error
+        raise ValueError(
+            f"{path} cannot be read as a file of captions: give a readable file, classes or none"
+        ) from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -40,12 +42,12 @@ def captions_of(images: Images, spec: str) -> list[str]:
             name, text = entry["file_name"], entry["text"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f'line {number} of {path} is no JSON object with "file_name" and "text"'
+                f'line {number} of {path} is not a JSON object with "file_name" and "text"'
             ) from error
         if not (isinstance(name, str) and isinstance(text, str)):
-            raise ValueError(f'line {number} of {path}: "file_name" and "text" must be text')
+            raise ValueError(f'line {number} of {path}: "file_name" and "text" must be strings')
         if name in found:
-            raise ValueError(f"line {number} of {path} is the second caption of {name}: give one an image")
+            raise ValueError(f"line {number} of {path} is a second caption of {name}: give one per image")
         found[name] = text
     names = [images.name(index) for index in range(images.size)]
     missing = [name for name in names if name not in found]

@@ -1,7 +1,7 @@
-"""From images to latents and back: the pixels themselves, linear codecs of patches, FLUX.2's VAE."""
+"""Codecs between images and latents: the pixels themselves, linear patch codecs, and the FLUX.2 VAE."""
 
 # B batch, N images, K colours, H height, W width of an image, C channels, h height, w width of a latent
-# P numbers of a patch (3 x 8 x 8), Q coefficients of a patch
+# P values of a patch (3 x 8 x 8), Q coefficients of a patch
 
 import hashlib
 import json
@@ -20,21 +20,21 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from meanmode.dit.data.flux2_vae import Flux2VAE
 
 PATCH, COEFFICIENTS, MERGED = 8, 32, 2
-"""The geometry of FLUX.2's VAE: 32 numbers for every 8 x 8 pixels, and 2 x 2 of these in one position."""
+"""The geometry of the FLUX.2 VAE: 32 numbers per 8 x 8 pixels, and 2 x 2 such patches per position."""
 
 
 COLOURS = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
-"""Orthonormal colours, in rows: luma, red against blue, both against green."""
+"""Orthonormal colour axes, one per row: luma, red against blue, both against green."""
 
 
 DCT_SPLIT = (26, 4, 2)
-"""Coefficients of each of these colours. Of all splits of 32, with frequencies in the order of their radius
-or of their sum, the one that loses least of the worst of four photographs (30.6 dB; scikit-image's astronaut,
-chelsea, coffee and rocket)."""
+"""Coefficients per colour axis. Of all splits of 32, with frequencies ordered by radius or by sum, this one
+has the smallest loss on the worst of four photographs (30.6 dB; scikit-image's astronaut, chelsea, coffee
+and rocket)."""
 
 
 CONSTANT = 1e-6
-"""Standard deviations up to this are rounding: that of the last of 8 bits is a thousand times larger."""
+"""Standard deviations up to this are rounding: that of the lowest of 8 bits is a thousand times larger."""
 
 
 SPECS = "pixels, dct, pca, flux2:PATH, or store:PATH of a latent store"
@@ -42,16 +42,16 @@ SPECS = "pixels, dct, pca, flux2:PATH, or store:PATH of a latent store"
 
 @runtime_checkable
 class Codec(Protocol):
-    """An encoder of images with its decoder.
+    """An image encoder with its decoder.
 
-    A latent depends on its own image alone, to the bit: images are encoded, and decoded, one at a time on the
-    device they lie on, since matrix products round differently in batches of other sizes.
+    A latent depends on its own image alone, bit for bit: images are encoded and decoded one at a time on
+    their own device, since matrix products round differently for other batch sizes.
 
     Attributes:
         name: pixels, dct, pca or flux2.
-        channels: of a latent.
-        factor: pixels of a side per position of a latent.
-        colours: of the images, 1 (grey) or 3 (RGB).
+        channels: channels of a latent.
+        factor: pixels per latent position along each side.
+        colours: 1 for grey images, 3 for RGB.
     """
 
     name: str
@@ -60,33 +60,33 @@ class Codec(Protocol):
     colours: int
 
     def encode(self, images: Float[Tensor, "B K H W"]) -> Float[Tensor, "B C h w"]:
-        """Latents of images in [0, 1], float32; mean 0 and variance 1 over what the codec was fitted to.
+        """Encode images in [0, 1] as float32 latents, with mean 0 and variance 1 over the fitted images.
 
         Raises:
-            ValueError: no images, other colours, a side that is no multiple of `factor`, or values that are
-                not finite or not in [0, 1].
+            ValueError: no images, a wrong number of colours, a side that is not a multiple of `factor`, or
+                values that are non-finite or outside [0, 1].
         """
         ...
 
     def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K H W"]:
-        """Images of latents, float32, clamped to [0, 1].
+        """Decode latents to float32 images, clamped to [0, 1].
 
         Raises:
-            ValueError: no latents, or another number of channels.
+            ValueError: no latents, or a wrong number of channels.
         """
         ...
 
     def document(self) -> dict[str, Any]:
-        """What `stored_codec` needs beside `tensors`, as JSON; `digest` is the SHA-256 of all parameters."""
+        """Describe the codec as JSON for `stored_codec`; `digest` is the SHA-256 of all parameters."""
         ...
 
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """The fitted parameters, float64; none of a codec that has a folder of its own."""
+        """Return the fitted parameters in float64; empty for a codec that is read from a folder."""
         ...
 
 
 class _Codec:
-    """What all codecs share: images and latents are checked and go one at a time."""
+    """Checks, and encoding and decoding one image at a time, shared by all codecs."""
 
     name: str
     channels: int
@@ -103,10 +103,10 @@ class _Codec:
     def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K H W"]:
         count, channels = latents.shape[:2]
         if not count:
-            raise ValueError("there are no latents to decode: name at least one")
+            raise ValueError("there are no latents to decode: pass at least one")
         if channels != self.channels:
             raise ValueError(
-                f"latents of this codec {self.name} have {self.channels} channels, got {channels}"
+                f"latents of the codec {self.name} need {self.channels} channels, got {channels}"
             )
         return torch.cat([self._decode(latent).clamp(0, 1).float() for latent in latents.split(1)])
 
@@ -125,15 +125,15 @@ class _Codec:
 
 
 class _FittedCodec(_Codec):
-    """A codec whose parameters are a few arrays; it computes in float64, so that float32 shows no rounding.
+    """A codec with a few arrays as parameters; computed in float64, so that float32 results are exact.
 
     Args:
-        name: of the codec.
-        colours: of its images.
-        tensors: its parameters.
+        name: name of the codec.
+        colours: colours of its images, 1 or 3.
+        tensors: the fitted arrays, named as in `parameters`.
 
     Raises:
-        ValueError: others than those in `parameters`.
+        ValueError: the names of the arrays are not those in `parameters`.
     """
 
     parameters: ClassVar[tuple[str, ...]]
@@ -150,20 +150,20 @@ class _FittedCodec(_Codec):
 
     @classmethod
     def fitted(cls, name: str, images: Float[Tensor, "N K H W"]) -> "_FittedCodec":
-        """The codec for images that have been checked."""
+        """Fit the codec to images that have been checked."""
         raise NotImplementedError
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         return {name: values.copy() for name, values in self._tensors.items()}
 
     def _on(self, device: torch.device) -> list[Tensor]:
-        """The parameters, vectors as columns [C, 1, 1]."""
+        """Return the parameters on a device, with vectors as columns [C, 1, 1]."""
         found = (torch.from_numpy(values).to(device) for values in self._tensors.values())
         return [values if values.ndim == 2 else values[:, None, None] for values in found]
 
 
 class PixelCodec(_FittedCodec):
-    """Latents are the pixels, with one mean and one standard deviation for all (1 if all are the same)."""
+    """The pixels, normalised by a single mean and standard deviation (1 if all pixels are equal)."""
 
     parameters = ("mean", "std")
     factor = 1
@@ -189,13 +189,12 @@ class PixelCodec(_FittedCodec):
 
 
 class PatchCodec(_FittedCodec):
-    """Coefficients of patches in an orthonormal basis: the geometry of FLUX.2's VAE, 128 channels, factor 16.
+    """Patch coefficients in an orthonormal basis, in the geometry of the FLUX.2 VAE: 128 channels, factor 16.
 
-    Of 8 x 8 pixels in RGB, as they depart from the mean patch, 32 coefficients of 192 are kept, and those of
-    2 x 2 patches are one position: channel 4 q + 2 y + x is coefficient q of the patch at (y, x). Every
-    channel is whitened over the images of the fit; one that is constant there, as the colours of grey images
-    are, has its mean taken off and is divided by 1. A grey image is encoded as RGB and decoded to the mean of
-    the three.
+    The mean patch is subtracted from every 8 x 8 RGB patch, 32 of the 192 coefficients are kept, and those of
+    2 x 2 patches form one position: channel 4 q + 2 y + x is coefficient q of the patch at (y, x). Every
+    channel is standardised over the fitted images; a constant one, such as the colour channels of grey
+    images, is centred but not scaled. A grey image is encoded as RGB and decoded to the mean of the three.
 
     The basis is `dct_basis` for the name dct, and the principal components of the patches for pca.
     """
@@ -230,17 +229,17 @@ class PatchCodec(_FittedCodec):
 
 
 class Flux2Codec(_Codec):
-    """The frozen VAE of FLUX.2, which is not fitted but read from a folder (`meanmode.dit.data.flux2_vae`).
+    """The frozen FLUX.2 VAE, which is not fitted but read from a folder (`meanmode.dit.data.flux2_vae`).
 
-    Latents have mean 0 and variance 1 over what the VAE was trained on. A grey image is encoded as RGB and
-    decoded to the mean of the three.
+    Latents have mean 0 and variance 1 over the data that the VAE was trained on. A grey image is encoded as
+    RGB and decoded to the mean of the three.
 
     Args:
-        path: the folder.
-        colours: of the images.
+        path: folder of the VAE.
+        colours: colours of the images, 1 or 3.
 
     Raises:
-        ValueError: diffusers is not installed, or there is no whole VAE in that folder.
+        ValueError: diffusers is not installed, or the folder has no complete VAE.
     """
 
     name = "flux2"
@@ -265,22 +264,22 @@ FITTED: dict[str, type[_FittedCodec]] = {"pixels": PixelCodec, "dct": PatchCodec
 
 
 def fitted_codec(spec: str, images: Float[Tensor, "N K H W"]) -> Codec:
-    """The codec of a name, fitted to images in [0, 1].
+    """Fit a codec to images in [0, 1].
 
     Args:
-        spec: `pixels`, `dct`, `pca`, or `flux2:` with the folder of the VAE, which learns no more from the
-            images than how many colours they have.
-        images: all that the codec is fitted to, of one size.
+        spec: `pixels`, `dct`, `pca`, or `flux2:` and the folder of the VAE, which takes only the number of
+            colours from the images.
+        images: all images that the codec is fitted to, of one size.
 
     Raises:
-        ValueError: an unknown name, images that the codec cannot encode, or no readable VAE.
+        ValueError: the codec is unknown, cannot encode these images, or has no readable VAE.
     """
     name, _, path = spec.partition(":")
     if spec not in FITTED and not (name == Flux2Codec.name and path):
-        raise ValueError(f"a codec is {SPECS}, got {spec!r}")
+        raise ValueError(f"codec must be one of {SPECS}, got {spec!r}")
     colours = images.shape[1]
     if colours not in (1, 3):
-        raise ValueError(f"images have 1 colour (grey) or 3 (RGB), got {colours}")
+        raise ValueError(f"images must have 1 colour (grey) or 3 (RGB), got {colours}")
     if spec in FITTED:
         _check_images(images, spec, colours, FITTED[spec].factor)
         return FITTED[spec].fitted(spec, images)
@@ -290,18 +289,19 @@ def fitted_codec(spec: str, images: Float[Tensor, "N K H W"]) -> Codec:
 
 
 def stored_codec(document: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Codec:
-    """The codec that was stored, the same to the bit.
+    """Rebuild a stored codec exactly.
 
     Args:
-        document: of `Codec.document`.
-        tensors: of `Codec.tensors`.
+        document: result of `Codec.document`.
+        tensors: result of `Codec.tensors`.
 
     Raises:
-        ValueError: no document of a codec, parameters other than those of the document, or no readable VAE.
+        ValueError: the document is not that of a codec, the parameters do not match it, or the VAE cannot be
+            read.
     """
     name = document.get("name")
     if name not in (*FITTED, Flux2Codec.name):
-        raise ValueError(f"a codec is {SPECS}, got the document of {name!r}")
+        raise ValueError(f"codec must be one of {SPECS}, got the document of {name!r}")
     needed = ("colours", "digest", "path") if name == Flux2Codec.name else ("colours", "digest")
     lacking = [field for field in needed if field not in document]
     if lacking:
@@ -309,20 +309,20 @@ def stored_codec(document: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]
     codec: _Codec
     if name == Flux2Codec.name:
         codec = Flux2Codec(document["path"], document["colours"])
-        problem = f"{document['path']} holds another VAE than it did: put the former one back"
+        problem = f"the VAE in {document['path']} has changed: restore the original one"
     else:
         codec = FITTED[name](name, document["colours"], tensors)
-        problem = f"the parameters of the codec {name} are not those that its document names: encode again"
+        problem = f"the parameters of the codec {name} do not match its document: encode again"
     if codec.digest != document["digest"]:
         raise ValueError(problem)
     return codec
 
 
 def dct_basis() -> NDArray[np.float64]:
-    """Orthonormal basis [P, Q] of patches: the lowest 2-D cosines (DCT-II) of each of three colours.
+    """Orthonormal basis [P, Q] of patches: the lowest 2-D cosines (DCT-II) of each of three colour axes.
 
-    26 of luma, 4 of red against blue, 2 of both against green (`COLOURS`, `DCT_SPLIT`), frequencies (u, v) in
-    the order of u^2 + v^2, then of u + v, then of u. A patch is [colour, row, column], flattened.
+    26 of luma, 4 of red against blue, 2 of both against green (`COLOURS`, `DCT_SPLIT`), with frequencies
+    (u, v) ordered by u^2 + v^2, then by u + v, then by u. A patch is [colour, row, column], flattened.
     """
     waves = dct(np.eye(PATCH), norm="ortho", axis=0)
     order = sorted(np.ndindex(PATCH, PATCH), key=lambda at: (at[0] ** 2 + at[1] ** 2, sum(at), at))
@@ -335,22 +335,25 @@ def dct_basis() -> NDArray[np.float64]:
 
 
 def _principal_components(products: Float[Tensor, "P P"]) -> Float[Tensor, "P Q"]:
-    """The first of them, of centered patches with this sum of products; the largest entry is positive."""
+    """Leading principal components of centered patches, given their summed outer products.
+
+    The sign is chosen so that the largest entry of each is positive.
+    """
     basis = torch.linalg.eigh(products).eigenvectors.flip(1)[:, :COEFFICIENTS]
-    # rounded: entries of an odd wave are equal in pairs, up to the last bits
+    # rounded, because the entries of an odd wave agree in pairs up to the last bits
     largest = basis.abs().round(decimals=6).argmax(0, keepdim=True)
     return basis * basis.gather(0, largest).sign()
 
 
 def _patches(image: Float[Tensor, "1 K H W"]) -> Float[Tensor, "1 P h w"]:
-    """Of 8 x 8 pixels in RGB, float64."""
+    """Split an image into patches of 8 x 8 RGB pixels, in float64."""
     return pixel_unshuffle(image.double().expand(-1, 3, -1, -1), PATCH)
 
 
 def _coefficients(
     image: Float[Tensor, "1 K H W"], basis: Float[Tensor, "P Q"], centre: Float[Tensor, "P 1 1"]
 ) -> Float[Tensor, "1 C h w"]:
-    """Of the patches of an image, those of 2 x 2 patches stacked."""
+    """Coefficients of the patches of an image, with those of 2 x 2 patches stacked as channels."""
     return pixel_unshuffle(torch.einsum("bpyx,pq->bqyx", _patches(image) - centre, basis), MERGED)
 
 
@@ -359,17 +362,17 @@ def _in_colours(image: Float[Tensor, "1 3 H W"], colours: int) -> Float[Tensor, 
 
 
 def _divisors(std: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
-    """Standard deviations, 1 for what is constant."""
+    """Replace the standard deviation of constant channels by 1."""
     return torch.where(std > CONSTANT, std, 1.0)
 
 
 def _check_images(images: Float[Tensor, "B K H W"], name: str, colours: int, factor: int) -> None:
-    """Refuse what a codec cannot encode; see `Codec.encode`."""
+    """Refuse images that a codec cannot encode; see `Codec.encode`."""
     count, found, *sides = images.shape
     if not count:
-        raise ValueError("there are no images to encode: name at least one")
+        raise ValueError("there are no images to encode: pass at least one")
     if found != colours:
-        raise ValueError(f"this codec {name} was made for images of {colours} colours, got {found}")
+        raise ValueError(f"this codec {name} was fitted to images of {colours} colours, got {found}")
     for side, pixels in zip(("height", "width"), sides, strict=True):
         if not pixels or pixels % factor:
             raise ValueError(
@@ -378,12 +381,12 @@ def _check_images(images: Float[Tensor, "B K H W"], name: str, colours: int, fac
             )
     low, high = (bound.item() for bound in images.aminmax())
     if not (0 <= low and high <= 1):
-        values = f"{low:g} to {high:g}" if images.isfinite().all() else "some that are not finite"
-        raise ValueError(f"the values of images are in [0, 1], got {values}")
+        values = f"{low:g} to {high:g}" if images.isfinite().all() else "non-finite ones"
+        raise ValueError(f"the values of images must be in [0, 1], got {values}")
 
 
 def _digest(fields: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 of parameters."""
+    """SHA-256 of a codec's description and parameters."""
     hashed = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     for name, values in sorted(tensors.items()):
         hashed.update(f"{name} {values.dtype.str} {list(values.shape)}".encode())

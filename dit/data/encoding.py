@@ -1,4 +1,4 @@
-"""Encoding images and captions into a latent store, shard by shard, by one process or many."""
+"""Encode images and captions into a latent store, shard by shard, in one process or many."""
 
 # N images, M captions
 
@@ -22,27 +22,28 @@ from meanmode.dit.data.text_encoders import text_encoder
 from meanmode.sim.store.files import StoreError, StoreExistsError, check_free
 
 FITTED_ON, FITTED_NUMBERS = 2048, 2**26
-"""As many images, evenly spaced, a codec learns its statistics from; fewer where they hold more numbers."""
+"""Largest number of images, evenly spaced, that a codec is fitted to, and of values in all of them."""
 
 
 AT_ONCE = 32
-"""Images or captions; fixed, so that a shard has the same bits whoever encodes it on one kind of device."""
+"""Images or captions encoded together; fixed, so that all processes on one kind of device agree bitwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodingConfig:
-    """What is encoded, and how.
+    """Which images and captions are encoded, and by which codec and text encoder.
 
     Attributes:
-        images: source, of `meanmode.dit.data.images.IMAGES`.
-        codec: of latents, of `meanmode.dit.data.codecs`; or `store:PATH`, that of another store, as it was fitted there.
-        text: encoder of captions, of `meanmode.dit.data.text_encoders`.
-        captions: `classes`, `none`, or a file; as in `meanmode.dit.data.captions`.
-        side: of the images, pixels; None for the source's own.
-        limit: so many images at most, evenly spaced; None for all.
+        images: source of the images, one of `meanmode.dit.data.images.IMAGES`.
+        codec: codec of the latents as in `meanmode.dit.data.codecs`, or `store:PATH` to reuse the codec of
+            another store exactly as it was fitted there.
+        text: text encoder of the captions, as in `meanmode.dit.data.text_encoders`.
+        captions: `classes`, `none`, or a file, as in `meanmode.dit.data.captions`.
+        side: height and width of the images in pixels; None uses the default of the source.
+        limit: largest number of images, evenly spaced; None encodes all.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is out of range.
     """
 
     images: str
@@ -56,40 +57,40 @@ class EncodingConfig:
         at_least(self, {name: 1 for name in ("side", "limit") if getattr(self, name) is not None})
         kind, colon, path = self.images.partition(":")
         if path and f"{kind}:PATH" in IMAGES:
-            # absolute, for an evaluation from another folder; no shell expands a ~ behind a colon
-            place = Path(path).expanduser().resolve()
-            object.__setattr__(self, "images", f"{kind}{colon}{place}")
+            # absolute, so that it holds in other working folders; shells expand no ~ after a colon
+            folder = Path(path).expanduser().resolve()
+            object.__setattr__(self, "images", f"{kind}{colon}{folder}")
 
     def chosen(self, images: Images) -> NDArray[Any]:
-        """The images that are encoded, as places in the source."""
+        """Return the indices of the images to encode."""
         count = images.size if self.limit is None else min(self.limit, images.size)
         return evenly_spaced(images.size, count)
 
 
 def evenly_spaced(size: int, count: int) -> NDArray[Any]:
-    """So many places of so many, evenly spaced from the first on."""
+    """Return `count` of the indices 0 to `size` - 1, evenly spaced and starting at 0."""
     return np.arange(count) * size // count
 
 
 def lay_out(config: EncodingConfig, out: Path, *, device: str = "cpu") -> None:
-    """Lay out the store that `encode` fills: fit the codec, and find the distinct captions.
+    """Fit the codec, find the distinct captions, and create the empty store that `encode` fills.
 
     Args:
-        config: what is encoded.
-        out: where; must not exist.
-        device: that encodes.
+        config: what is encoded, and how.
+        out: path of the new store.
+        device: device that encodes.
 
     Raises:
-        ValueError: images, captions, codec or encoder that are not there or do not fit.
-        StoreError: no room.
-        StoreExistsError: something is already there.
+        ValueError: images, captions, codec or text encoder are missing or do not fit together.
+        StoreError: the store cannot be written.
+        StoreExistsError: the path already exists.
     """
     check_free(out)
     images = images_of(config.images, side=config.side)
     chosen = config.chosen(images)
     texts = captions_of(images, config.captions)
     distinct = [NO_CAPTION, *sorted({texts[index] for index in chosen} - {NO_CAPTION})]
-    places = {caption: place for place, caption in enumerate(distinct)}
+    numbers = {caption: number for number, caption in enumerate(distinct)}
     encoder = text_encoder(config.text, device=device)
     most = max(1, min(FITTED_ON, FITTED_NUMBERS // (images.colours * images.side**2), len(chosen)))
     sample = batch(images, chosen[evenly_spaced(len(chosen), most)]).to(device)
@@ -100,7 +101,7 @@ def lay_out(config: EncodingConfig, out: Path, *, device: str = "cpu") -> None:
         latent=tuple(codec.encode(sample[:1]).shape[1:]),
         text=(max(encoder.lengths(distinct)), encoder.width),
         captions=distinct,
-        caption_of=np.array([places[texts[index]] for index in chosen]),
+        caption_of=np.array([numbers[texts[index]] for index in chosen]),
         image_of=chosen,
         codec=codec,
         text_encoder=encoder,
@@ -120,24 +121,25 @@ def encode(
     device: str = "cpu",
     shard_done: Callable[[int, int], object] = lambda done, total: None,
 ) -> int:
-    """Encode what a store still lacks; how many shards that were.
+    """Encode the missing shards of a store and return how many there were.
 
     Args:
-        config: what is encoded.
-        out: the store.
-        resume: go on with the store that is there.
-        share: number, from 1, and count of the processes that fill the store together: the first that is
-            there lays it out, the others join it.
-        device: that encodes.
-        shard_done: told how many shards are done of how many to do, at first and after each.
+        config: what is encoded, and how.
+        out: path of the store.
+        resume: continue an existing store.
+        share: number of this process, counted from 1, and the number of processes that fill the store
+            together; the first to start creates the store and the others join it.
+        device: device that encodes.
+        shard_done: called with the numbers of finished shards and of shards to do, at the start and after
+            each shard.
 
     Raises:
-        ValueError: images, captions, codec or encoder that are not there or do not fit.
-        StoreError: another store, no store to go on with, or no room.
-        StoreExistsError: there is a store, and neither `resume` nor `share` says to go on with it.
+        ValueError: images, captions, codec or text encoder are missing or do not fit together.
+        StoreError: the store was begun with another configuration, does not exist, or cannot be written.
+        StoreExistsError: the store exists and neither `resume` nor `share` is given.
     """
     if resume and not out.exists():
-        raise StoreError(f"{out} does not exist: there is nothing to go on with")
+        raise StoreError(f"{out} does not exist: there is nothing to resume")
     if not out.exists() or not (resume or share):
         try:
             lay_out(config, out, device=device)
@@ -147,26 +149,26 @@ def encode(
     store = LatentStore(out, "r+")
     _agree(store, config)
     number, count = share or (1, 1)
-    todo = [place for place in store.remaining() if place % count == number - 1]
+    todo = [index for index in store.remaining() if index % count == number - 1]
     shard_done(0, len(todo))
     if todo:
         work = _Work(store, device)
-        for done, place in enumerate(todo, start=1):
-            if not store.is_done(place):  # by another process that goes on with the store
-                store.write(place, work.shard(store.parts[place]))
+        for done, index in enumerate(todo, start=1):
+            if not store.is_done(index):  # another process may have written it meanwhile
+                store.write(index, work.shard(store.parts[index]))
             shard_done(done, len(todo))
     return len(todo)
 
 
 def _agree(store: LatentStore, config: EncodingConfig) -> None:
-    """Refuse to go on with a store of something else."""
+    """Refuse to continue a store that was begun with another configuration."""
     for name, value in dataclasses.asdict(config).items():
         if store.encoding[name] != value:
             raise StoreError(f"{store.path} was begun with {name} {store.encoding[name]}, not {value}")
 
 
 class _Work:
-    """What encodes the shards of a store."""
+    """Encodes the shards of a store with its own codec and text encoder."""
 
     def __init__(self, store: LatentStore, device: str) -> None:
         self.store, self.device = store, device
@@ -174,10 +176,10 @@ class _Work:
         self.encoder = store.text_encoder(device=device)
 
     def shard(self, part: tuple[str, int]) -> NDArray[np.float16]:
-        """The rows of a shard.
+        """Encode the rows of one shard.
 
         Raises:
-            ValueError: an image that cannot be read, or values beyond half precision.
+            ValueError: an image cannot be read, or a value does not fit half precision.
         """
         rows, encoded = self.store.rows(part), self._latents if part[0] == "latents" else self._texts
         parts = (encoded(rows[first : first + AT_ONCE]) for first in range(0, len(rows), AT_ONCE))
@@ -187,7 +189,7 @@ class _Work:
             row = rows[int(wrong.int().argmax())]
             image, caption = self.images.name(int(self.store.image_of[row])), self.store.captions[row]
             of = f"the latent of {image}" if part[0] == "latents" else f"the text {caption!r}"
-            raise ValueError(f"{of} holds values that are not finite in half precision")
+            raise ValueError(f"{of} contains values that are not finite in half precision")
         return values.numpy()
 
     def _latents(self, rows: Sequence[int]) -> Tensor:

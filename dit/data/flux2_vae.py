@@ -1,4 +1,4 @@
-"""The frozen VAE of FLUX.2, as diffusers' AutoencoderKLFlux2 reads it from a folder."""
+"""The frozen FLUX.2 VAE, loaded from a folder by diffusers' AutoencoderKLFlux2."""
 
 # B batch, H height, W width of an image, C channels, h height, w width of a latent
 
@@ -13,32 +13,32 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from meanmode.sim.store.files import file_digest, first_line
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*.safetensors")
-"""Names of the files that diffusers reads: one, or several shards."""
+"""Patterns of the weight files that diffusers reads: a single file, or several shards."""
 
 
 class Flux2VAE:
-    """Normalised latents of RGB images in [0, 1], and images of latents, in float32.
+    """Encode RGB images in [0, 1] to normalised latents and decode them, in float32.
 
-    The latent is the mode of the posterior, so that encoding draws no numbers. Positions of 2 x 2 are stacked
-    in the layout of diffusers' `Flux2Pipeline`, channel 4 c + 2 y + x, and normalised as there: by the
-    running mean and variance of `bn`, its `batch_norm_eps` added to the variance.
+    The latent is the mode of the posterior, so encoding is deterministic. Each 2 x 2 group of positions is
+    stacked in the layout of diffusers' `Flux2Pipeline`, channel 4 c + 2 y + x, and normalised as there: by
+    the running mean and variance of `bn`, with its `batch_norm_eps` added to the variance.
 
     Args:
-        path: the folder, which holds `config.json` and safetensors.
+        path: folder that contains `config.json` and safetensors.
 
     Attributes:
-        channels: of a latent; 128 of the released VAE.
-        factor: pixels of a side per position of a latent; 16 of the released VAE.
-        config: the network's, as it is in the folder, without the entries of diffusers itself.
-        files: SHA-256 of every file of weights.
+        channels: channels of a latent; 128 for the released VAE.
+        factor: pixels per latent position along each side; 16 for the released VAE.
+        config: configuration of the network as stored in the folder, without diffusers' own entries.
+        files: SHA-256 of every weight file.
 
     Raises:
-        ValueError: diffusers is not installed, or the folder is absent or holds no whole VAE for RGB.
+        ValueError: diffusers is not installed, or the folder is missing or has no complete RGB VAE.
     """
 
     def __init__(self, path: Path) -> None:
         self._network = _read(path)
-        # of the file, since diffusers adds defaults, which may be more in another version
+        # read from the file, since diffusers adds defaults that depend on its version
         stored = json.loads((path / "config.json").read_text())
         self.config = {name: value for name, value in stored.items() if name[0] != "_"}
         self.files = {
@@ -48,7 +48,7 @@ class Flux2VAE:
         colours, (self._merged, *others) = config["in_channels"], config["patch_size"]
         if colours != 3 or others != [self._merged]:
             raise ValueError(
-                f"the VAE of {path} must encode RGB and stack squares of positions, got "
+                f"the VAE in {path} must encode RGB and stack square groups of positions, got "
                 f"in_channels {colours} and patch_size {[self._merged, *others]}"
             )
         self.channels = config["latent_channels"] * self._merged**2
@@ -56,13 +56,13 @@ class Flux2VAE:
         self.factor = 2 ** (len(config["block_out_channels"]) - 1) * self._merged
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-        """Latents, computed where the images lie."""
+        """Encode images on their own device."""
         found = self._network.to(images.device).encode(2 * images.float() - 1)
         mean, std = self._moments()
         return (pixel_unshuffle(found.latent_dist.mode(), self._merged) - mean) / std
 
     def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        """Images, not clamped, computed where the latents lie."""
+        """Decode latents on their own device, without clamping."""
         network = self._network.to(latents.device)
         mean, std = self._moments()
         return network.decode(pixel_shuffle(latents.float() * std + mean, self._merged)).sample / 2 + 0.5
@@ -74,29 +74,29 @@ class Flux2VAE:
 
 
 def _read(path: Path) -> Any:
-    """The network of a folder in float32, frozen.
+    """Load the frozen network of a folder in float32.
 
     Raises:
-        ValueError: no diffusers, no such folder, or one that holds no whole VAE.
+        ValueError: diffusers is not installed, or the folder is missing or has no complete VAE.
     """
     try:
         from diffusers import AutoencoderKLFlux2
     except ImportError as error:
-        raise ValueError("FLUX.2's VAE comes with diffusers: pip install '.[eval]'") from error
-    # diffusers would take the path of no folder for a name on its hub
+        raise ValueError("the FLUX.2 VAE needs diffusers: pip install '.[eval]'") from error
+    # diffusers would take a path that is not a folder for a name on the hub
     if not path.is_dir():
-        raise ValueError(f"there is no folder {path}: name the one that holds FLUX.2's VAE")
+        raise ValueError(f"folder {path} does not exist: give the folder of the FLUX.2 VAE")
     try:
         network, found = AutoencoderKLFlux2.from_pretrained(
             path, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except Exception as error:  # what a damaged file raises is up to the library that reads it
-        raise ValueError(f"{path} holds no readable AutoencoderKLFlux2: {first_line(error)}") from error
-    # diffusers draws at random what a file lacks
+    except Exception as error:  # a damaged file may raise anything, depending on the library that reads it
+        raise ValueError(f"{path} has no readable AutoencoderKLFlux2: {first_line(error)}") from error
+    # diffusers initialises missing weights at random
     wrong = [*found["missing_keys"], *found["unexpected_keys"]]
     wrong += [name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()]
     if wrong:
         raise ValueError(
-            f"{path} holds no whole AutoencoderKLFlux2: {wrong[0]} is missing, unknown or not finite"
+            f"{path} has no complete AutoencoderKLFlux2: {wrong[0]} is missing, unknown or not finite"
         )
     return network.float().eval().requires_grad_(False)

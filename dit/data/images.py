@@ -1,4 +1,4 @@
-"""Images with their classes: what latents are made of."""
+"""Sources of images with classes: digits, Fashion-MNIST, photographs and folders of images."""
 
 # N images, K colours (1 grey, 3 RGB), H height, W width of an image
 
@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 from meanmode.sim.store.files import reason
 
 HELD_OUT_EVERY = 10
-"""Of images that come without a test set of their own, every tenth is held out of training."""
+"""In sources without their own test set, every tenth image is held out of training."""
 
 
 FASHION_CLASSES = (
@@ -37,25 +37,25 @@ PHOTOS = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistoche
 
 
 CROP_STEPS = 4
-"""Crops of a photograph begin at every so-many-th part of their side."""
+"""Adjacent crops of a photograph are shifted by their side divided by this number."""
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 SIDES = {"photos": 128, "imagefolder": 256}
-"""Default sides; of other sources that of their own images."""
+"""Default side per source; other sources use the side of their own images."""
 
 
 @runtime_checkable
 class Images(Protocol):
-    """Images of one size, in an order of their own.
+    """An ordered set of square images of one size.
 
     Attributes:
-        size: how many.
-        side: height and width, pixels.
+        size: number of images.
+        side: height and width in pixels.
         colours: 1 for grey, 3 for RGB.
-        classes: names of the classes; empty where there are none.
+        classes: class names; empty if the images have no classes.
     """
 
     size: int
@@ -64,39 +64,39 @@ class Images(Protocol):
     classes: tuple[str, ...]
 
     def image(self, index: int) -> Float[Tensor, "K H W"]:
-        """An image, values in [0, 1]."""
+        """Return an image with values in [0, 1]."""
         ...
 
     def label(self, index: int) -> int | None:
-        """Its class, as a place in `classes`."""
+        """Return the index in `classes` of an image's class; None without classes."""
         ...
 
     def name(self, index: int) -> str:
-        """What it is called in the source and in files of captions."""
+        """Return the name of an image in the source and in caption files."""
         ...
 
     def document(self) -> dict[str, Any]:
-        """Which images these are, as JSON, with a `digest`."""
+        """Describe the source as JSON, with a `digest` of its contents."""
         ...
 
 
 def batch(images: Images, indices: Sequence[int] | NDArray[np.int64]) -> Float[Tensor, "N K H W"]:
-    """Some of the images."""
+    """Stack the images at `indices`."""
     return torch.stack([images.image(int(index)) for index in indices])
 
 
 class ArrayImages:
-    """Images that are in memory: those of scikit-learn's digits and of Fashion-MNIST.
+    """Grey images held in memory: scikit-learn's digits or Fashion-MNIST.
 
     Args:
-        pixels: grey values.
-        largest: value that is white.
-        labels: classes.
-        classes: their names.
-        prefix: of the names of the images.
-        numbers: of the images in their source, which end their names.
-        side: to which they are resized, bilinearly.
-        document: what they are.
+        pixels: grey values [N, H, W].
+        largest: pixel value of white.
+        labels: class index of every image.
+        classes: class names.
+        prefix: first part of the image names.
+        numbers: number of every image in the source, the last part of its name.
+        side: side that images are resized to, bilinearly.
+        document: description of the source, as JSON.
     """
 
     colours = 1
@@ -142,7 +142,7 @@ def _digits(side: int | None, held_out: bool) -> Images:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ValueError("the images `digits` come with scikit-learn: pip install '.[train]'") from error
+        raise ValueError("the images `digits` need scikit-learn: pip install '.[train]'") from error
     found = load_digits()
     chosen = _part(len(found.images), held_out)
     return ArrayImages(
@@ -158,9 +158,9 @@ def _digits(side: int | None, held_out: bool) -> Images:
 
 
 def _part(size: int, held_out: bool) -> NDArray[np.int64]:
-    """Places of the images that are trained on, or of those that are not."""
-    places = np.arange(size)
-    return places[(places % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out]
+    """Indices of the training images or of the held-out ones."""
+    indices = np.arange(size)
+    return indices[(indices % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out]
 
 
 def _digest(*parts: bytes) -> str:
@@ -175,10 +175,10 @@ def _fashion_mnist(folder: Path, side: int | None, held_out: bool) -> Images:
     pixels = _idx(folder / f"{first}-images-idx3-ubyte.gz", 3)
     labels = _idx(folder / f"{first}-labels-idx1-ubyte.gz", 1).astype(np.int64)
     if len(pixels) != len(labels):
-        raise ValueError(f"{folder} holds {len(pixels)} {first} images, but {len(labels)} labels")
+        raise ValueError(f"{folder} has {len(pixels)} {first} images but {len(labels)} labels")
     if labels.max(initial=0) >= len(FASHION_CLASSES):
         raise ValueError(
-            f"{folder} has {first} labels up to {labels.max()}, not 0 to {len(FASHION_CLASSES) - 1}"
+            f"{first} labels in {folder} must be 0 to {len(FASHION_CLASSES) - 1}, got {labels.max()}"
         )
     return ArrayImages(
         pixels,
@@ -193,33 +193,35 @@ def _fashion_mnist(folder: Path, side: int | None, held_out: bool) -> Images:
 
 
 def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """An array of a gzipped idx file: two zero bytes, type 8, dimensions, sizes as big-endian words, bytes.
+    """Read a gzipped idx file: two zero bytes, type 8, dimensions, sizes as big-endian words, values.
 
     Raises:
-        ValueError: no such file, or a damaged one.
+        ValueError: the file is missing or damaged.
     """
     try:
         content = gzip.decompress(path.read_bytes())
     except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist: name the folder of the gzipped idx files") from error
+        raise ValueError(f"{path} does not exist: give the folder of the gzipped idx files") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged: it cannot be unpacked") from error
+        raise ValueError(f"{path} is damaged: it cannot be decompressed") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({reason(error)})") from error
     head = 4 * (1 + dimensions)
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < head:
-        raise ValueError(f"{path} is no idx file of bytes in {dimensions} dimensions")
+        raise ValueError(f"{path} is not an idx file of bytes in {dimensions} dimensions")
     shape = tuple(int(size) for size in np.frombuffer(content, ">u4", dimensions, 4))
     if len(content) - head != np.prod(shape):
-        raise ValueError(f"{path} is truncated: it says {shape}, and holds {len(content) - head} bytes")
+        raise ValueError(
+            f"{path} is damaged: its header says {shape} but it contains {len(content) - head} bytes"
+        )
     return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
 
 
 class Photos:
-    """Square crops of the photographs that scikit-image ships, with their names for classes.
+    """Square crops of the photographs that scikit-image ships; each photograph is a class.
 
-    Held-out crops lie in the right quarter of a photograph (of its width, at least one crop), the others
-    left of it: they share no pixel.
+    Held-out crops lie in the right quarter of a photograph (at least one crop wide) and the others to the
+    left of it, so that the two share no pixel.
     """
 
     colours = 3
@@ -234,7 +236,9 @@ class Photos:
             for top, left in _crops(*photo.shape[:2], side, held_out)
         ]
         if not self._crops:
-            raise ValueError(f"no photograph has room for a crop of side {side} on either side of the cut")
+            raise ValueError(
+                f"no photograph has room for crops of side {side} on both sides of the cut: reduce the side"
+            )
         self.size = len(self._crops)
 
     def image(self, index: int) -> Float[Tensor, "K H W"]:
@@ -257,12 +261,12 @@ def _photographs() -> list[NDArray[np.uint8]]:
     try:
         import skimage.data
     except ImportError as error:
-        raise ValueError("the images `photos` come with scikit-image: pip install '.[eval]'") from error
+        raise ValueError("the images `photos` need scikit-image: pip install '.[eval]'") from error
     return [np.ascontiguousarray(getattr(skimage.data, name)()) for name in PHOTOS]
 
 
 def _crops(height: int, width: int, side: int, held_out: bool) -> Iterator[tuple[int, int]]:
-    """Upper left corners of the crops on one side of the cut."""
+    """Yield the upper left corners of the crops on one side of the cut."""
     cut = min(width - width // 4, width - side)
     step = max(1, side // CROP_STEPS)
     columns = range(cut, width - side + 1, step) if held_out else range(0, cut - side + 1, step)
@@ -272,37 +276,37 @@ def _crops(height: int, width: int, side: int, held_out: bool) -> Iterator[tuple
 
 
 class ImageFolder:
-    """Images of a folder and its sub-folders, sorted by path, cut to a square and reduced to one side.
+    """Images in a folder and its sub-folders, sorted by path, cropped to a square and resized to one side.
 
-    Classes are the names of the sub-folders that hold images directly, where all images lie in some. The
-    middle square of an image is taken, as for class-conditional ImageNet, and scaled by a bicubic filter that
-    is as wide as its reduction. The digest is of paths and sizes, not of what the files hold, which would
-    take longer than encoding.
+    Classes are the names of the sub-folders that directly contain images, provided that every image is in a
+    sub-folder. The central square of an image is taken, as for class-conditional ImageNet, and scaled by a
+    bicubic filter whose support grows with the reduction. The digest covers paths and file sizes, not file
+    contents, since reading those would take longer than encoding.
 
     Raises:
-        ValueError: no folder, or none that holds images.
+        ValueError: the folder is missing or contains no images.
     """
 
     colours = 3
 
     def __init__(self, folder: Path, side: int, held_out: bool) -> None:
         if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder of images")
+            raise ValueError(f"{folder} is not a folder: give the folder of the images")
         paths = sorted(
-            Path(place, name).relative_to(folder)
-            for place, _, names in os.walk(folder, followlinks=True)  # folders of classes are often links
+            Path(parent, name).relative_to(folder)
+            for parent, _, names in os.walk(folder, followlinks=True)  # class folders are often links
             for name in names
             if Path(name).suffix.lower() in SUFFIXES
         )
         if not paths:
-            raise ValueError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+            raise ValueError(f"{folder} contains no images ({', '.join(SUFFIXES)})")
         parents = [path.parent.as_posix() for path in paths]
         self.classes = () if "." in parents else tuple(sorted(set(parents)))
-        places = {name: place for place, name in enumerate(self.classes)}
+        labels = {name: label for label, name in enumerate(self.classes)}
         chosen = _part(len(paths), held_out)
         self._folder, self.side, self.size = folder, side, len(chosen)
-        self._paths = [paths[place] for place in chosen]
-        self._labels = [places.get(parents[place]) for place in chosen]
+        self._paths = [paths[index] for index in chosen]
+        self._labels = [labels.get(parents[index]) for index in chosen]
         listing = [f"{path.as_posix()} {(folder / path).stat().st_size}\n".encode() for path in paths]
         self._document = {"path": str(folder), "digest": _digest(*listing)}
 
@@ -313,10 +317,12 @@ class ImageFolder:
         try:
             with Image.open(path) as found:
                 if found.mode.startswith(("I", "F")):
-                    raise ValueError(f"its values have more than 8 bits (mode {found.mode}): convert it to 8")
+                    raise ValueError(
+                        f"it has more than 8 bits per value (mode {found.mode}): convert it to 8 bits"
+                    )
                 picture = found.convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path} is no readable image: {error}") from error
+            raise ValueError(f"{path} is not a readable image: {error}") from error
         short = min(picture.size)
         left, top = ((size - short) // 2 for size in picture.size)
         square = picture.crop((left, top, left + short, top + short))
@@ -335,20 +341,21 @@ class ImageFolder:
 
 
 IMAGES = ("digits", "fashion-mnist:PATH", "photos", "imagefolder:PATH")
-"""What `images_of` knows."""
+"""Sources that `images_of` accepts."""
 
 
 def images_of(spec: str, *, side: int | None = None, held_out: bool = False) -> Images:
-    """The images that are meant.
+    """Open a source of images.
 
     Args:
-        spec: one of `IMAGES`.
-        side: in pixels; None for that of the images themselves, 128 for photos, 256 for a folder.
-        held_out: those that are not trained on: Fashion-MNIST's own test set, the right of every photograph,
-            every tenth image of the others.
+        spec: source, one of `IMAGES`.
+        side: height and width in pixels; None uses that of the images themselves, 128 for photos, 256 for a
+            folder.
+        held_out: open the images that are not trained on: Fashion-MNIST's test set, the right part of every
+            photograph, or every tenth image of the other sources.
 
     Raises:
-        ValueError: unknown images, or none that can be read.
+        ValueError: the source is unknown, unreadable or empty.
     """
     kind, _, path = spec.partition(":")
     if spec not in IMAGES and (f"{kind}:PATH" not in IMAGES or not path):
@@ -365,5 +372,5 @@ def images_of(spec: str, *, side: int | None = None, held_out: bool = False) -> 
         case _:
             found = ImageFolder(Path(path), side or SIDES[kind], held_out)
     if not found.size:
-        raise ValueError(f"{spec} holds no images {'that are held out' if held_out else 'to train on'}")
+        raise ValueError(f"{spec} has no {'held-out images' if held_out else 'images to train on'}")
     return found

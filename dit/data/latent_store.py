@@ -1,9 +1,10 @@
-"""The latent store: latents and texts that were encoded once, in Zarr, shard by shard."""
+"""The latent store: latents and text tokens, encoded once and kept in Zarr shard by shard."""
 
 # N samples, M captions, C channels, H height, W width of a latent, S text tokens
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +38,7 @@ KIND = "mean-mode latents"
 
 
 LARGEST_SHARD, SMALLEST_SHARD, SHARDS = 1024, 64, 64
-"""Rows of a shard: a part in `SHARDS` of all, within these bounds."""
+"""Bounds on the rows of a shard, and the number of shards aimed at between them."""
 
 
 TODO, DONE = 0, 1
@@ -49,15 +50,15 @@ NEEDED = {
     "codec": ("name", "digest"),
     "text_encoder": ("name", "digest"),
 }
-"""Attributes that every store has, and what they have to say at least."""
+"""Attributes that every store must have, and the keys that each must contain."""
 
 
 CODEC_ARRAY = "codec_"
-"""What the names of the arrays of a codec begin with."""
+"""Prefix of the names of the arrays that hold codec parameters."""
 
 
 def rows_of_a_shard(count: int) -> int:
-    """Rows of each shard of an array of so many."""
+    """Rows per shard for an array of `count` rows."""
     return min(LARGEST_SHARD, max(SMALLEST_SHARD, -(-count // SHARDS)))
 
 
@@ -73,22 +74,22 @@ def lay_out_latents(
     text_encoder: TextEncoder,
     attributes: Mapping[str, Any],
 ) -> None:
-    """Lay out an empty latent store; it appears under `path` complete or not at all.
+    """Create an empty latent store; it appears under `path` complete or not at all.
 
     Args:
-        path: where; must not exist.
-        latent: [C, H, W].
-        text: [S, W_text].
-        captions: distinct ones, the empty one first.
-        caption_of: every sample's, as a place in them [N].
-        image_of: every sample's image, as a place in the source [N].
-        codec: of the latents; its parameters are kept in the store.
-        text_encoder: of the captions.
-        attributes: of the source, JSON-serialisable.
+        path: path of the new store.
+        latent: shape [C, H, W] of a latent.
+        text: shape [S, W_text] of the tokens of a caption.
+        captions: distinct captions, the empty one first.
+        caption_of: index in `captions` of every sample [N].
+        image_of: index in the source of every sample's image [N].
+        codec: codec of the latents, whose parameters are kept in the store.
+        text_encoder: encoder of the captions.
+        attributes: further attributes that describe the source, JSON-serialisable.
 
     Raises:
-        StoreExistsError: something is already there.
-        StoreError: no room, or another error of the file system.
+        StoreExistsError: the path already exists.
+        StoreError: the store cannot be written.
     """
     check_free(path)
     documents = {"codec": codec.document(), "text_encoder": text_encoder.document(), **attributes}
@@ -104,54 +105,68 @@ def lay_out_latents(
             **provenance(),
         }
     )
-    count, texts = len(caption_of), len(captions)
-    rows = {"latents": rows_of_a_shard(count), "texts": rows_of_a_shard(texts)}
-    dims = ("sample", "channel", "row", "column")
-    add_sharded(group, "latents", (count, *latent), rows["latents"], dims, "latent, as the codec gives it")
-    dims = ("caption", "token", "feature")
-    add_sharded(group, "texts", (texts, *text), rows["texts"], dims, "text tokens of a caption")
-    parts = [-(-count // rows["latents"]), -(-texts // rows["texts"])]
-    for name, values, dim, definition in (
-        ("caption_of", caption_of.astype("int32"), "sample", "caption of the sample"),
-        ("image_of", image_of.astype("int32"), "sample", "image of the sample, as a place in the source"),
-    ):
-        add_array(group, name, (count,), "int32", -1, (dim,), {"long_name": definition}, rows=count)[:] = (
-            values
-        )
-    add_array(
-        group,
-        "captions",
-        (texts,),
-        "string",
-        "",
-        ("caption",),
-        {"long_name": "distinct captions"},
-        rows=texts,
-    )[:] = np.array(captions, dtype=object)
+    shards = _add_encoded(group, len(caption_of), latent, len(captions), text)
+    _add_samples(group, captions, caption_of, image_of)
     for name, parameters in codec.tensors().items():
         dims = tuple(f"{name}_{axis}" for axis in range(parameters.ndim))
         array = group.create_array(CODEC_ARRAY + name, data=parameters, dimension_names=dims)
         array.attrs["long_name"] = f"{name} of the codec"
     done = {"long_name": "state of a shard: of latents first, then of texts", "flag_meanings": "to_do done"}
-    add_array(group, "status", (sum(parts),), "int8", TODO, ("shard",), done)
+    add_array(group, "status", (shards,), "int8", TODO, ("shard",), done)
     put_in_place(files, path)
+
+
+def _add_encoded(
+    group: zarr.Group, samples: int, latent: Sequence[int], captions: int, text: Sequence[int]
+) -> int:
+    """Add the arrays that are filled shard by shard, and return the number of their shards."""
+    rows = {"latents": rows_of_a_shard(samples), "texts": rows_of_a_shard(captions)}
+    for name, shape, dims, definition in (
+        (
+            "latents",
+            (samples, *latent),
+            ("sample", "channel", "row", "column"),
+            "latent, as the codec gives it",
+        ),
+        ("texts", (captions, *text), ("caption", "token", "feature"), "text tokens of a caption"),
+    ):
+        add_sharded(group, name, shape, rows[name], dims, definition)
+    return math.ceil(samples / rows["latents"]) + math.ceil(captions / rows["texts"])
+
+
+def _add_samples(
+    group: zarr.Group, captions: Sequence[str], caption_of: NDArray[np.int64], image_of: NDArray[np.int64]
+) -> None:
+    """Add the captions, and every sample's caption and image."""
+    count, texts = len(caption_of), len(captions)
+    for name, values, definition in (
+        ("caption_of", caption_of, "caption of the sample"),
+        ("image_of", image_of, "image of the sample, as a place in the source"),
+    ):
+        long_name = {"long_name": definition}
+        array = add_array(group, name, (count,), "int32", -1, ("sample",), long_name, rows=count)
+        array[:] = values.astype("int32")
+    long_name = {"long_name": "distinct captions"}
+    array = add_array(group, "captions", (texts,), "string", "", ("caption",), long_name, rows=texts)
+    array[:] = np.array(captions, dtype=object)
 
 
 class LatentStore:
     """A latent store, complete or not.
 
     Args:
-        path: of it.
+        path: path of the store.
+        mode: `r` to read, `r+` to write shards as well.
 
     Attributes:
-        encoding: what was asked for, of `meanmode.dit.data.encoding.EncodingConfig`.
-        source, codec_document, text_document: what images, latents and texts are.
-        captions: distinct ones, the empty one first.
-        caption_of, image_of: every sample's, as places in the captions and in the images [N].
-        digest: of all that determines what the store holds.
+        encoding: the `meanmode.dit.data.encoding.EncodingConfig` that it was created with, as a dictionary.
+        source, codec_document, text_document: descriptions of the images, the codec and the text encoder.
+        captions: distinct captions, the empty one first.
+        caption_of, image_of: indices of every sample's caption and image [N].
+        digest: SHA-256 of everything that determines the contents of the store.
 
     Raises:
-        StoreError: no latent store, or a damaged one.
+        StoreError: the path holds no latent store, or a damaged one.
     """
 
     def __init__(self, path: Path, mode: str = "r") -> None:
@@ -179,13 +194,13 @@ class LatentStore:
             raise StoreError(f"{path} is damaged: its captions cannot be read") from error
 
     @cached_property
-    def caption_places(self) -> dict[str, int]:
-        """The place of every caption in `captions`."""
-        return {caption: place for place, caption in enumerate(self.captions)}
+    def caption_indices(self) -> dict[str, int]:
+        """Index of every caption in `captions`."""
+        return {caption: index for index, caption in enumerate(self.captions)}
 
     @property
     def parts(self) -> list[tuple[str, int]]:
-        """The shards, as array and number, in the order of their status."""
+        """All shards as pairs of array name and shard number, in the order of `status`."""
         return [
             (name, number)
             for name in ("latents", "texts")
@@ -199,49 +214,49 @@ class LatentStore:
         return shards[0]
 
     def rows(self, part: tuple[str, int]) -> range:
-        """The rows of a shard."""
+        """Return the rows of a shard."""
         name, number = part
         first = number * self._rows(name)
         return range(first, min(first + self._rows(name), self.arrays[name].shape[0]))
 
-    def is_done(self, place: int) -> bool:
-        """Whether a shard was written, and is still there as a whole."""
-        name, number = self.parts[place]
+    def is_done(self, index: int) -> bool:
+        """Whether the shard at `index` in `parts` was written and its file is still intact."""
+        name, number = self.parts[index]
         try:
-            done = int(np.asarray(self.arrays["status"][place])) == DONE
+            done = int(np.asarray(self.arrays["status"][index])) == DONE
         except UNREADABLE:
             return False
         return done and ShardedRows(self.path, self.arrays[name]).holds(number)
 
     def remaining(self) -> list[int]:
-        """Shards that are still to be written, or were lost, as places in `parts`."""
-        return [place for place in range(len(self.parts)) if not self.is_done(place)]
+        """Return the indices in `parts` of the shards that are missing or were lost."""
+        return [index for index in range(len(self.parts)) if not self.is_done(index)]
 
-    def write(self, place: int, values: NDArray[np.float16]) -> None:
-        """Write a shard, and then that it is done.
+    def write(self, index: int, values: NDArray[np.float16]) -> None:
+        """Write a shard and then mark it as done.
 
         Raises:
-            StoreError: no room, or another error of the file system; the shard then stays to do.
+            StoreError: the shard cannot be written; it is then still to do.
         """
-        part, status = self.parts[place], self.arrays["status"]
+        part, status = self.parts[index], self.arrays["status"]
         rows = self.rows(part)
         try:
-            write_chunk(self.path, status, place, np.array([TODO], np.int8))
-            # what a killed process left of it, which Zarr would read first
+            write_chunk(self.path, status, index, np.array([TODO], np.int8))
+            # Zarr would first read what a killed process left of the shard
             chunk_path(self.path, self.arrays[part[0]], part[1]).unlink(missing_ok=True)
             self.arrays[part[0]].with_config({"write_empty_chunks": True})[rows.start : rows.stop] = values
-            write_chunk(self.path, status, place, np.array([DONE], np.int8))
+            write_chunk(self.path, status, index, np.array([DONE], np.int8))
         except OSError as error:
             raise StoreError(
-                f"{self.path}: shard {place} could not be written ({error.strerror}) and stays to do: "
-                "put that right and go on with --resume"
+                f"{self.path}: shard {index} could not be written ({error.strerror}): "
+                "fix that and continue with --resume"
             ) from error
 
     def codec(self) -> Codec:
-        """The codec of the latents, from its parameters in the store.
+        """Rebuild the codec of the latents from its parameters in the store.
 
         Raises:
-            ValueError: a codec whose weights lie elsewhere, and are not there or others.
+            ValueError: the codec keeps its weights outside the store, and they are missing or have changed.
         """
         if self._codec is None:
             tensors = {
@@ -253,24 +268,24 @@ class LatentStore:
         return self._codec
 
     def text_encoder(self, *, device: str = "cpu") -> TextEncoder:
-        """The encoder of the texts.
+        """Load the text encoder of the captions.
 
         Raises:
-            ValueError: one whose weights are not there, or others.
+            ValueError: its weights are missing or have changed.
         """
         return stored_text_encoder(self.text_document, device=device)
 
     def images(self, *, held_out: bool = False) -> Images:
-        """The images that the latents were made of, or those held out.
+        """Open the images that were encoded, or the held-out images of the same source.
 
         Raises:
-            ValueError: they are not there, or are no longer those.
+            ValueError: the images are missing or have changed.
         """
         spec, side = self.encoding["images"], self.source["side"]
         try:
             images = images_of(spec, side=side)
         except ValueError as error:
-            raise ValueError(f"the images that {self.path} was made of are not there: {error}") from error
+            raise ValueError(f"the images that {self.path} was made from are missing: {error}") from error
         if {"side": side, **images.document()} != self.source:
-            raise ValueError(f"the images {spec} are no longer those that {self.path} was made of")
+            raise ValueError(f"the images {spec} have changed since {self.path} was made from them")
         return images_of(spec, side=side, held_out=True) if held_out else images

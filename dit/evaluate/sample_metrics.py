@@ -1,4 +1,4 @@
-"""How far samples are from real images: FID, KID and Inception Score, beside the floors of each."""
+"""Distance of samples from real images: FID, KID and Inception Score, with the floor of each."""
 
 # N, M images of the two sets, F features, C classes
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from meanmode.dit.evaluate.features import Features
 
 ROWS_AT_ONCE = 512
-"""Of a kernel matrix: 200 MB where the other set has 50 000 images."""
+"""Rows of the kernel matrix computed together: 200 MB if the other set has 50 000 images."""
 
 
 SAMPLES = "samples"
@@ -25,13 +25,13 @@ Array = Float[np.ndarray, "_ F"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A number of a table of results.
+    """One metric of one set of images.
 
     Attributes:
-        name: of the metric, `metric_name`.
-        value: of it.
-        standard_error: of the value, over the draw of the images; None where none is known.
-        n: images of the set that is judged.
+        name: full name of the metric, from `metric_name`.
+        value: value of the metric.
+        standard_error: standard error over the draw of the images; None if unknown.
+        n: number of images in the judged set.
     """
 
     name: str
@@ -49,17 +49,17 @@ def metric_name(
     nfe: int | None = None,
     cfg: float | None = None,
 ) -> str:
-    """What a number is called: `FID-EffNetLite0(n=1000, nfe=25, cfg=2)`.
+    """Full name of a metric, such as `FID-EffNetLite0(n=1000, nfe=25, cfg=2)`.
 
-    It depends on the reference, the time shift and the seed as well, which stand beside it.
+    The value also depends on the reference, the time shift and the seed, which are reported separately.
 
     Args:
         metric: FID, KID or IS.
-        extractor: name of the extractor; a FID is comparable with those of the same one only.
-        n: images that are judged; FID falls with their number, whatever they are.
-        images: what they are, named where they are not samples: `FID-EffNetLite0(n=1000, real)`.
-        nfe: steps of the sampler; None for images that were not sampled.
-        cfg: scale of the guidance.
+        extractor: name of the extractor; only FIDs of the same extractor are comparable.
+        n: number of judged images; FID decreases with it for any images.
+        images: kind of images, included in the name unless they are samples: `FID-EffNetLite0(n=1000, real)`.
+        nfe: number of sampling steps; None for images that were not sampled.
+        cfg: guidance scale; None for images that were not sampled.
     """
     words = [f"n={n}"]
     if images != SAMPLES:
@@ -72,7 +72,7 @@ def metric_name(
 
 
 class _Given(nn.Module):
-    """Features as they are, where torchmetrics asks for a network."""
+    """Identity on features, for torchmetrics, which expects a network."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -83,20 +83,20 @@ class _Given(nn.Module):
 
 
 class Reference:
-    """Real images that others are compared with; what is known of them alone is computed once.
+    """Real images that other sets are compared with; quantities of the real images are computed once.
 
     Args:
-        real: their features.
+        real: features of the real images.
 
     Raises:
-        ValueError: fewer than 3 images, or no torchmetrics.
+        ValueError: fewer than 3 images, or torchmetrics is not installed.
     """
 
     def __init__(self, real: Array) -> None:
         try:
             from torchmetrics.image.fid import FrechetInceptionDistance
         except ImportError as error:
-            raise ValueError("FID and KID come with torchmetrics: pip install '.[eval]'") from error
+            raise ValueError("FID and KID need torchmetrics: pip install '.[eval]'") from error
         self._real = _double(real)
         self._frechet = FrechetInceptionDistance(_Given(real.shape[1]), reset_real_features=False)
         self._frechet.update(self._real, real=True)
@@ -105,15 +105,15 @@ class Reference:
     def frechet_distance(self, images: Array) -> float:
         """FID: |mu - mu_r|^2 + tr(C + C_r - 2 (C C_r)^(1/2)) of the features (arXiv:1706.08500 Eq. 6).
 
-        In double precision; of a set to itself it is zero up to 1e-12 of tr C, or up to 1e-6 where N <= F
-        and C has not full rank. It is biased upwards, the more the fewer images there are: only FIDs of as
-        many images compare.
+        In double precision. The distance of a set to itself is zero up to 1e-12 of tr C, or up to 1e-6 if
+        N <= F and C is rank deficient. It is biased upwards, more strongly for fewer images, so only FIDs of
+        equally many images are comparable.
 
         Args:
             images: features of the other set.
 
         Raises:
-            ValueError: fewer than 3 images, or other features than the reference has.
+            ValueError: fewer than 3 images, or a number of features that differs from the reference.
         """
         self._frechet.reset()
         self._frechet.update(self._fitting(images), real=False)
@@ -122,16 +122,16 @@ class Reference:
     def kernel_distance(self, images: Array) -> tuple[float, float]:
         """KID: unbiased squared MMD under the kernel (x.y / F + 1)^3, and its standard error.
 
-        As arXiv:1801.01401, but of all pairs and not of random subsets: the sets need not be of one size, and
-        nothing is drawn. The error is the jackknife's, one image left out at a time on either side. It is
-        consistent, but where both sets have one distribution: there the statistic is degenerate, and the
-        jackknife's variance about twice too large.
+        As in arXiv:1801.01401 but over all pairs instead of random subsets: the sets may differ in size, and
+        nothing is random. The error is the jackknife's, leaving out one image of either set at a time. It is
+        consistent unless both sets have the same distribution: then the statistic is degenerate and the
+        jackknife variance is about twice too large.
 
         Args:
             images: features of the other set.
 
         Raises:
-            ValueError: fewer than 3 images, or other features than the reference has.
+            ValueError: fewer than 3 images, or a number of features that differs from the reference.
         """
         x, y = self._fitting(images), self._real
         if self._own_sums is None:
@@ -143,21 +143,21 @@ class Reference:
         if images.shape[1] != self._real.shape[1]:
             raise ValueError(
                 f"the images have {images.shape[1]} features, the real ones {self._real.shape[1]}: "
-                "take both with one extractor"
+                "use the same extractor for both"
             )
         return _double(images)
 
 
 def _double(features: Array) -> Tensor:
     if len(features) < 3:
-        raise ValueError(f"a distance of sets needs at least 3 images, got {len(features)}")
+        raise ValueError(f"a distance between sets needs at least 3 images, got {len(features)}")
     return torch.from_numpy(np.ascontiguousarray(features, dtype=np.float64))
 
 
 def _kernel_sums(x: Float[Tensor, "N F"], y: Float[Tensor, "M F"]) -> tuple[Tensor, Tensor]:
-    """Sums of the kernel over the other set [N] and [M]; an image of one set is no pair with itself.
+    """Kernel sums of every image over the other set, [N] and [M], without pairs of an image with itself.
 
-    torchmetrics' `poly_mmd` takes both sets to be of one size, and holds all of the kernel.
+    torchmetrics' `poly_mmd` assumes sets of equal size and keeps the whole kernel in memory.
     """
     from torchmetrics.image.kid import poly_kernel
 
@@ -178,7 +178,7 @@ def _unbiased_mmd(
     across_x: Float[Tensor, " N"],
     across_y: Float[Tensor, " M"],
 ) -> tuple[float, float]:
-    """The U-statistic, and its standard error by the jackknife, from the sums of every image's pairs."""
+    """The U-statistic and its jackknife standard error, from the kernel sums of every image."""
 
     def value(own: tuple[Tensor, Tensor], across: Tensor, n: int, m: int) -> Tensor:
         return own[0] / (n * (n - 1)) + own[1] / (m * (m - 1)) - 2 * across / (n * m)
@@ -194,9 +194,9 @@ def _unbiased_mmd(
 def inception_score(probabilities: Float[np.ndarray, "N C"]) -> tuple[float, float]:
     """IS: exp of the mean KL(p(class | image) | p(class)), and its standard error (arXiv:1606.03498).
 
-    Of all images at once. The divergences are also the influence function of log IS, so that their spread
-    gives the error. torchmetrics' own permutes with the global generator, gives no error for all images at
-    once, and NaN for a class of probability zero.
+    Computed over all images at once. The divergences are also the influence function of log IS, so their
+    spread gives the error. torchmetrics' version permutes with the global generator, gives no error for all
+    images at once, and gives NaN for a class of probability zero.
 
     Raises:
         ValueError: fewer than 2 images.
@@ -220,31 +220,31 @@ def compare(
     decoded: Features | None = None,
     untrained: Features | None = None,
 ) -> list[Row]:
-    """FID, KID and IS of samples, and of what they are to be read against, to one set of real images.
+    """FID, KID and IS of samples and of the sets that put them in context, against the same real images.
 
     Args:
-        samples: N of them.
-        real: the reference, any number.
-        held_out: N real images outside of the reference: what perfect samples would have.
-        extractor: name of what took the features.
-        nfe: steps of the sampler.
-        cfg: scale of the guidance.
-        decoded: the held-out images, encoded and decoded: what perfect latents would have.
-        untrained: N samples of a network with fresh weights.
+        samples: features of N samples.
+        real: features of the reference, any number of images.
+        held_out: features of N real images outside the reference: the score of perfect samples.
+        extractor: name of the feature extractor.
+        nfe: number of sampling steps.
+        cfg: guidance scale.
+        decoded: features of the held-out images, encoded and decoded: the score of perfect latents.
+        untrained: features of N samples of a network with fresh weights.
 
     Returns:
-        Three rows for every set, in the order samples, real, decoded, untrained.
+        Three rows per set, in the order samples, real, decoded, untrained.
 
     Raises:
-        ValueError: sets of other sizes than the samples, or that `Reference` refuses.
+        ValueError: a set differs in size from the samples, or `Reference` refuses it.
     """
     given = {SAMPLES: samples, "real": held_out, "decoded": decoded, "untrained": untrained}
     sets: Mapping[str, Features] = {name: of for name, of in given.items() if of is not None}
     for name, of in sets.items():
         if len(of) != len(samples):
             raise ValueError(
-                f"a table compares sets of one size: there are {len(samples)} samples, "
-                f"but {len(of)} of the images `{name}`"
+                f"all sets must have the same size: there are {len(samples)} samples "
+                f"but {len(of)} images in `{name}`"
             )
     reference, rows = Reference(real.values), []
     for name, of in sets.items():

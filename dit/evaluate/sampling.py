@@ -1,4 +1,4 @@
-"""Samples of a trained network, and the picture of them."""
+"""Draw samples of a trained network, and arrange them in a figure."""
 
 # K conditions, E samples of each, B batch, C channels, H height, W width of a latent, S text tokens
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 SAMPLING_STREAM = 2
-"""First word of the keys of the streams that the noise of samples is drawn from."""
+"""First word of the key of every random stream that gives the noise of a sample."""
 
 
 TILE_PIXELS = 64
-"""Of the side of a sample in a picture, about."""
+"""Approximate side of a sample in the figure."""
 
 
 MINIMAL_PIXELS = 320
-"""Of the width of a picture, for its caption."""
+"""Smallest width of the figure, to leave room for its caption."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,15 +38,15 @@ class SamplingConfig:
     """How samples are drawn.
 
     Attributes:
-        each: samples of every condition.
-        steps: of the Euler sampler (NFE, not counting guidance).
-        cfg_scale: w of the guidance; 1 for none.
-        time_shift: a of the sampling times.
-        seed: of the noise.
-        batch: samples computed at a time; it changes no sample but by rounding.
+        each: number of samples per condition.
+        steps: Euler steps (NFE, not counting guidance).
+        cfg_scale: guidance scale w; 1 disables guidance.
+        time_shift: shift a of the sampling times.
+        seed: seed of the noise.
+        batch: samples computed together; it affects samples only by rounding.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is out of range.
     """
 
     each: int = 8
@@ -63,12 +63,12 @@ class SamplingConfig:
         shifted_time(1.0, self.time_shift)
 
     def evaluations(self, conditions: int) -> int:
-        """Euler steps of all batches together."""
+        """Total number of Euler steps over all batches."""
         return self.steps * math.ceil(conditions * self.each / self.batch)
 
 
 def start_noise(seed: int, label: int, number: int, shape: Sequence[int]) -> Float[Tensor, "C H W"]:
-    """x1 of a sample: standard normal, a function of the seed, its condition's label and its number."""
+    """Standard normal noise x1 of a sample, determined by the seed, the label and the sample number."""
     return torch.randn(*shape, generator=random_stream(seed, SAMPLING_STREAM, label, number))
 
 
@@ -81,31 +81,31 @@ def draw_samples(
     labels: Sequence[int],
     step_done: Callable[[], object] = lambda: None,
 ) -> Float[Tensor, "K E C H W"]:
-    """Samples of every condition, in batches, on the CPU.
+    """Draw samples of every condition in batches, and return them on the CPU.
 
-    Sample e of a condition is the same whatever other conditions, how many samples and which batches there
-    are, up to rounding.
+    Up to rounding, sample e of a condition does not depend on the other conditions, the number of samples or
+    the batch size.
 
     Args:
-        network: on the device that computes.
-        prompts: text of every condition.
-        empty_text: of the unconditional velocity.
-        config: how.
-        labels: a number of every condition that its noise goes with, such as its class.
+        network: network on the device that computes.
+        prompts: text tokens of every condition.
+        empty_text: text tokens of the unconditional velocity.
+        config: how samples are drawn.
+        labels: number that selects the noise of each condition, such as its class.
         step_done: called after every Euler step of a batch.
     """
     sizes, device = network.config, next(network.parameters()).device
     shape = (sizes.channels, sizes.side, sizes.side)
-    wanted = [(place, number) for place in range(len(prompts)) for number in range(config.each)]
+    wanted = [(row, number) for row in range(len(prompts)) for number in range(config.each)]
     done = []
     for first in range(0, len(wanted), config.batch):
         part = wanted[first : first + config.batch]
-        noise = [start_noise(config.seed, labels[place], number, shape) for place, number in part]
+        noise = [start_noise(config.seed, labels[row], number, shape) for row, number in part]
         latents = torch.stack(noise).to(device)
         states = euler_states(
             network,
             latents,
-            prompts[[place for place, _ in part]].to(device),
+            prompts[[row for row, _ in part]].to(device),
             empty_text.to(device).expand(len(part), -1, -1),
             steps=config.steps,
             cfg_scale=config.cfg_scale,
@@ -121,39 +121,38 @@ def draw_samples(
 def samples_figure(
     images: Float[Tensor, "K E H W *rgb"], labels: Sequence[str], caption: str = ""
 ) -> "Figure":
-    """A row of pictures for every condition, with its label; one value of an image is a square of pixels.
+    """Figure with one labelled row of images per condition; every image value is a square of pixels.
 
     Args:
         images: grey or RGB values in [0, 1].
-        labels: of the rows.
-        caption: above, wrapped to the width.
+        labels: label of every row.
+        caption: text above the images, wrapped to the width.
     """
     from matplotlib.figure import Figure
 
     height, width = images.shape[2:4]
     scale, font, gap = max(1, round(TILE_PIXELS / width)), 6, 1
-    dpi = 128  # a power of two, so that sizes in inches are whole pixels again
+    dpi = 128  # a power of two, so that sizes in inches convert exactly to whole pixels
     margins = [(0, 0), (0, 0), (0, gap), (0, gap), *[(0, 0)] * (images.ndim - 4)]
     tiles = np.pad(images.numpy(), margins, constant_values=1.0)
     mosaic = np.concatenate([np.concatenate(list(row), axis=1) for row in tiles], axis=0)
     rows, columns = (scale * size for size in mosaic.shape[:2])
 
-    letter = font * dpi / 72  # pixels of a line's height; letters are about 0.6 of it wide
+    letter = font * dpi / 72  # height of a line in pixels; letters are about 0.6 of that wide
     left = 10 + round(0.6 * letter * max(map(len, labels)))
     total_width = max(left + columns + 6, MINIMAL_PIXELS)
     lines = textwrap.wrap(caption, int((total_width - 8) / (0.6 * letter)))
     top = 6 + round(1.35 * letter * len(lines))
     total_height = top + rows + 6
     figure = Figure(figsize=(total_width / dpi, total_height / dpi), dpi=dpi)
-    place = (left / total_width, 6 / total_height, columns / total_width, rows / total_height)
-    axes = figure.add_axes(place)
+    axes = figure.add_axes((left / total_width, 6 / total_height, columns / total_width, rows / total_height))
     axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     axes.set_xticks([])
     axes.set_yticks(
         [(height + gap) * row + (height - 1) / 2 for row in range(len(tiles))],
         labels,
         fontsize=font,
-        parse_math=False,  # a price is no formula
+        parse_math=False,  # dollar signs are text
     )
     axes.tick_params(length=0, pad=3)
     for spine in axes.spines.values():

@@ -1,4 +1,4 @@
-"""A trained network with what it takes to sample it: texts of captions, pictures of latents, its images."""
+"""A trained network together with its text encoder, its decoder and its images."""
 
 # K captions, B batch, C channels, H height, W width of a latent or of a picture, S text tokens
 
@@ -23,30 +23,30 @@ from meanmode.dit.model.published import load_published
 from meanmode.dit.train.checkpoints import find_checkpoint, load_network, notes_of
 
 DECODED_AT_ONCE = 64
-"""Latents."""
+"""Latents decoded together."""
 
 
 KNOWN = 10
-"""As many known captions an error lists."""
+"""Largest number of known captions listed in an error message."""
 
 
 Texts = tuple[Tensor, Tensor]
-"""Text tokens of captions [K S W_text], and of the empty one, padded alike [S W_text]."""
+"""Text tokens of captions [K S W_text] and of the empty caption [S W_text], padded to the same length."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A network, and what joins its latents and texts to pictures and captions.
+    """A network with everything needed to go from captions to pictures.
 
     Attributes:
-        network: in evaluation.
-        name: where it came from, for captions of figures.
-        document: the same as JSON.
-        captions: those that it was trained with, without the empty one; none of a file of weights.
-        source: its training data; None of a file of weights.
-        texts: of captions.
-        decode: latents [B C H W] to pictures [B K H W] in [0, 1].
-        images: of the training (False), or held out of it (True).
+        network: the network, in evaluation mode.
+        name: origin of the network, for figure captions.
+        document: origin of the network as JSON.
+        captions: captions of the training data except the empty one; none for a weight file.
+        source: training data; None for a weight file.
+        texts: encodes captions as text tokens.
+        decode: maps latents [B C H W] to pictures [B K H W] in [0, 1].
+        images: opens the training images (False) or the held-out images (True).
     """
 
     network: DiT
@@ -59,7 +59,7 @@ class Subject:
     images: Callable[[bool], Images]
 
     def pictures(self, latents: Float[Tensor, "*B C H W"]) -> Float[Tensor, "*B K H2 W2"]:
-        """Pictures of latents, values in [0, 1], computed where the network is, on the CPU."""
+        """Decode latents on the device of the network; pictures are returned on the CPU, in [0, 1]."""
         device = next(self.network.parameters()).device
         parts = latents.reshape(-1, *latents.shape[-3:]).split(DECODED_AT_ONCE)
         found = torch.cat([self.decode(part.to(device)).cpu() for part in parts])
@@ -74,28 +74,29 @@ def open_subject(
     codec: str | None = None,
     damaged: Callable[[str], object] = lambda sentence: None,
 ) -> Subject:
-    """The network of a run's last checkpoint, of one checkpoint, or of a file under the published names.
+    """Open the last checkpoint of a run, a single checkpoint, or a weight file with published names.
 
     Args:
-        path: folder of a run or of a checkpoint, or a file of weights.
-        ema: the moving average of the weights, where the run kept one.
-        text: encoder of the captions, as in `meanmode.dit.data.text_encoders`; of a file of weights, and only of it.
-        codec: of the latents, `flux2:PATH`; likewise.
-        damaged: told of checkpoints that are passed over.
+        path: folder of a run or of a checkpoint, or a weight file.
+        ema: load the moving average of the weights if the run kept one.
+        text: text encoder as in `meanmode.dit.data.text_encoders`; required for a weight file, refused
+            otherwise.
+        codec: codec of the latents, `flux2:PATH`; required for a weight file, refused otherwise.
+        damaged: called with a sentence about each checkpoint that is skipped.
 
     Raises:
-        ValueError: no network, encoder or codec there, or some that do not fit each other.
-        StoreError: no checkpoint there, a damaged one, or data that are damaged.
+        ValueError: network, text encoder or codec are missing or do not fit together.
+        StoreError: there is no checkpoint, or the checkpoint or its data are damaged.
     """
     if path.is_file():
         if text is None or codec is None:
             raise ValueError(
-                f"{path} is a file of weights: say what its texts and latents are with --text qwen3:PATH "
+                f"{path} is a weight file: name its text encoder and its codec with --text qwen3:PATH "
                 "and --codec flux2:PATH"
             )
         return _published(path, text, codec)
     if path.exists() and (text is not None or codec is not None):
-        raise ValueError(f"{path} is no file of weights: its data say what encodes its texts and latents")
+        raise ValueError(f"{path} is not a weight file: its data determine --text and --codec, omit these")
     checkpoint = find_checkpoint(path, damaged)
     run, network = load_network(checkpoint, ema=ema)
     step, averaged = notes_of(checkpoint)["step"], bool(ema and run.training.ema)
@@ -121,8 +122,8 @@ def _of_digits(network: DiT, run: RunConfig, source: Digits, said: dict[str, Any
 
     def images(held_out: bool) -> Images:
         raise ValueError(
-            f"{said['name']} was trained on all digits, none are held out to compare with: encode them "
-            "(mms encode digits) and train on that"
+            f"{said['name']} was trained on all digits, so no held-out images are left for comparison: "
+            "encode them (mms encode digits) and train on that store"
         )
 
     return Subject(
@@ -142,19 +143,19 @@ def _of_latents(network: DiT, source: Latents, said: dict[str, Any]) -> Subject:
     captions = tuple(caption for caption in store.captions if caption != NO_CAPTION)
 
     def texts(wanted: Sequence[str]) -> Texts:
-        if all(caption in store.caption_places for caption in wanted):
+        if all(caption in store.caption_indices for caption in wanted):
             return source.caption_tokens(wanted), source.empty_text
         encoder = store.text_encoder()
         if encoder.name == "labels":
-            unknown = next(caption for caption in wanted if caption not in store.caption_places)
+            unknown = next(caption for caption in wanted if caption not in store.caption_indices)
             raise ValueError(
-                f"{said['name']} was trained on random tokens of every caption and has never seen those of "
+                f"{said['name']} was trained on random tokens per caption and has never seen those of "
                 f"{unknown!r}: choose from {', '.join(captions[:KNOWN])}"
             )
         for caption, length in zip(wanted, encoder.lengths(wanted), strict=True):
             if length > tokens:
                 raise ValueError(
-                    f"{caption!r} has {length} text tokens, {said['name']} was trained with {tokens} at most"
+                    f"{caption!r} has {length} text tokens, {said['name']} was trained with at most {tokens}"
                 )
         return encoder.encode(wanted, tokens), source.empty_text
 
@@ -172,14 +173,16 @@ def _of_latents(network: DiT, source: Latents, said: dict[str, Any]) -> Subject:
 def _published(path: Path, text: str, codec: str) -> Subject:
     kind, _, folder = codec.partition(":")
     if kind != "flux2" or not folder:
-        raise ValueError(f"the latents of a file of weights are those of flux2:PATH, got {codec!r}")
+        raise ValueError(f"the codec of a weight file must be flux2:PATH, got {codec!r}")
     encoder, decoder = text_encoder(text), Flux2Codec(folder, colours=3)
     network = load_published(path).eval()
     config = network.config
     if encoder.width != config.text_width:
-        raise ValueError(f"{text} has {encoder.width} features a token, {path} reads {config.text_width}")
+        raise ValueError(
+            f"{text} gives {encoder.width} features per token, but {path} reads {config.text_width}"
+        )
     if decoder.channels != config.channels:
-        raise ValueError(f"{codec} has {decoder.channels} channels, {path} reads {config.channels}")
+        raise ValueError(f"{codec} has {decoder.channels} channels, but {path} reads {config.channels}")
 
     def texts(wanted: Sequence[str]) -> Texts:
         together = [*wanted, NO_CAPTION]
@@ -187,7 +190,7 @@ def _published(path: Path, text: str, codec: str) -> Subject:
         return found[:-1], found[-1]
 
     def images(held_out: bool) -> Images:
-        raise ValueError(f"{path} does not say what it was trained on")
+        raise ValueError(f"the weight file {path} does not say what it was trained on")
 
     return Subject(
         network=network,

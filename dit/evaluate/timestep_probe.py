@@ -1,6 +1,6 @@
-"""Where a network without a time embedding holds the time: linear probes of its states (App. H, Fig. 11)."""
+"""Where a network without a time embedding represents time: linear probes of its states (App. H, Fig. 11)."""
 
-# B batch, N images, R rows (an image at a time of its own), C channels, H height, W width of a latent,
+# B batch, N images, R rows (one image at one time), C channels, H height, W width of a latent,
 # T tokens, D width, A ridge parameters
 
 import math
@@ -24,15 +24,15 @@ TIMES_EACH = 8
 
 
 PROBE_STREAM = 3
-"""First word of the keys of the streams that the choice of images, times and noise are drawn from."""
+"""First word of the key of every random stream that gives the images, times and noise of a probe."""
 
 
 FOLDS = 4
-"""Groups of images: the last is held out, and of the others each in turn chooses the ridge parameter."""
+"""Groups of images: the last is held out; the others choose the ridge parameter by cross-validation."""
 
 
 RIDGES = 10.0 ** np.arange(-3, 7)
-"""Ridge parameters to choose from, for standardised features; the last leave hardly more than the mean."""
+"""Candidate ridge parameters for standardised features; the largest leave little more than the mean."""
 
 
 STATISTICS = "input_statistics"
@@ -43,17 +43,17 @@ CHANNEL_STATISTICS = "input_channel_statistics"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeRow:
-    """How well t is decoded from one feature of a state, on images that were held out.
+    """How well t is decoded from one feature of a state, on held-out images.
 
     Attributes:
         block: 0 for the input state X_0, l for the state after block l.
         feature: `image_mean` and `text_mean`, token means [D]; `image_centered_rms`, root mean square over
-            the image tokens of what is left without the mean [D]; or, at block 0, a control that needs no
-            network, of the noisy latent: `input_statistics`, its mean and standard deviation, and
-            `input_channel_statistics`, those of every channel, where there are several.
-        r2: share of the variance of t that is explained.
-        mae: mean absolute error of t; 0.25 for a constant.
-        shuffled_r2: the same with the training times permuted across images; near 0.
+            the image tokens after subtracting their mean [D]; or, at block 0, a control of the noisy latent
+            without any network: `input_statistics`, its mean and standard deviation, and
+            `input_channel_statistics`, those per channel if there are several.
+        r2: explained share of the variance of t.
+        mae: mean absolute error of t; 0.25 for a constant prediction.
+        shuffled_r2: `r2` with the training times permuted across images; near 0.
     """
 
     block: int
@@ -65,14 +65,14 @@ class ProbeRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimestepProbe:
-    """All that a probe has found.
+    """Results of a timestep probe.
 
     Attributes:
-        rows: by block.
-        images: how many there were.
-        held_out: how many of them the errors are of.
-        times_each: times of every image.
-        seed: of images, times, noise and permutation.
+        rows: one row per block and feature, ordered by block.
+        images: number of images.
+        held_out: number of images that were held out and give the errors.
+        times_each: number of times per image.
+        seed: seed of images, times, noise and permutation.
     """
 
     rows: tuple[ProbeRow, ...]
@@ -82,7 +82,7 @@ class TimestepProbe:
     seed: int
 
     def document(self) -> dict[str, Any]:
-        """As JSON; what is not finite becomes null."""
+        """Return the results as JSON, with null for values that are not finite."""
         rows = [
             {
                 name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -107,18 +107,18 @@ def probe_timestep(
 ) -> TimestepProbe:
     """Ridge regression of t on the states of a network, split by image (arXiv:2605.06169 App. H).
 
-    Every image is noised at times uniform in [0, 1], each with noise of its own; all its rows are on one side
-    of the split. The control of an untrained network is the same with another network. Three features of
-    every block are held at once, 12 D bytes a row and block.
+    Every image is noised at several times uniform in [0, 1], each with its own noise; all rows of an image
+    are on the same side of the split. For the untrained control pass an untrained network. Three features
+    per block are held in memory, 12 D bytes per row and block.
 
     Args:
-        network: on the device that computes.
-        source: of latents and their texts.
-        images: how many of them, at random.
-        times_each: times of every image.
-        seed: of images, times, noise and permutation.
-        blocks: which states, 0 for X_0; None takes all.
-        batch: rows computed at a time.
+        network: network on the device that computes.
+        source: source of latents and texts.
+        images: number of images, chosen at random.
+        times_each: number of times per image.
+        seed: seed of images, times, noise and permutation.
+        blocks: states to probe, 0 for X_0; None probes all.
+        batch: rows computed together.
         step_done: called after every batch.
 
     Raises:
@@ -131,8 +131,7 @@ def probe_timestep(
             raise ValueError(f"states are numbered 0 (the input) to {depth}, got {block}")
     if not 2 * FOLDS <= images <= source.size:
         raise ValueError(
-            f"a probe takes at least {2 * FOLDS} images, and at most those of the data, {source.size}: "
-            f"got {images}"
+            f"images must be at least {2 * FOLDS} and at most the {source.size} in the data, got {images}"
         )
     if times_each < 1 or batch < 1:
         raise ValueError(f"times_each and batch must be at least 1, got {times_each} and {batch}")
@@ -162,7 +161,7 @@ def _passes(
     seed: int,
     batch: int,
 ) -> Iterator[tuple[NDArray[np.float64], dict[tuple[int, str], NDArray[np.float32]]]]:
-    """Times and features of the rows of every batch; the rows of an image follow each other."""
+    """Yield times and features of the rows of every batch; the rows of an image are consecutive."""
     order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(PROBE_STREAM,)))
     chosen = np.repeat(order.permutation(source.size)[:images], times_each)
     weight = network.patch_embed.patch_proj.weight
@@ -186,7 +185,7 @@ def _passes(
 def _state_features(
     network: DiT, noisy: Tensor, text: Tensor, blocks: Sequence[int]
 ) -> dict[tuple[int, str], NDArray[np.float32]]:
-    """Features of the states, each taken as soon as it is there: a deep trunk's do not fit in memory."""
+    """Features of the states, extracted block by block since all states of a deep trunk exceed memory."""
     x, segments = network.embed(noisy, text)
     found = {}
     for number in range(len(network.blocks) + 1):
@@ -204,7 +203,7 @@ def _state_features(
 
 
 def _statistics(noisy: Float[Tensor, "B C H W"]) -> dict[tuple[int, str], NDArray[np.float32]]:
-    """Mean and standard deviation of noisy latents: over all of their values, and channel by channel."""
+    """Mean and standard deviation of noisy latents, over all values and per channel."""
     sets = {STATISTICS: noisy.flatten(1)[:, None]}
     if noisy.shape[1] > 1:
         sets[CHANNEL_STATISTICS] = noisy.flatten(2)
@@ -223,20 +222,20 @@ def decoded_times(
 ) -> tuple[float, float, float]:
     """R^2, mean absolute error, and R^2 under shuffled training times, of a ridge regression of t.
 
-    The features are standardised. Image i is in group i mod `FOLDS`: the last group is held out, and on the
-    others the ridge parameter is chosen, also by whole images.
+    The features are standardised. Image i is in group i mod `FOLDS`: the last group is held out, and the
+    ridge parameter is chosen on the others, also split by image.
 
     Args:
-        features: of every row.
-        times: of every row.
-        images: number of every row's image.
-        seed: of the permutation.
+        features: features of every row.
+        times: time t of every row.
+        images: image number of every row.
+        seed: seed of the permutation.
 
     Returns:
-        On the held-out images; NaN where the features are not finite.
+        The three values on the held-out images; NaN if the features are not finite.
 
     Raises:
-        ValueError: no scikit-learn.
+        ValueError: scikit-learn is not installed.
     """
     try:
         from sklearn.linear_model import Ridge
@@ -244,7 +243,7 @@ def decoded_times(
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
     except ImportError as error:
-        raise ValueError("the timestep probe comes with scikit-learn: pip install '.[train]'") from error
+        raise ValueError("the timestep probe needs scikit-learn: pip install '.[train]'") from error
     if not np.isfinite(features).all():
         return math.nan, math.nan, math.nan
     x, groups = features.astype(np.float64), images % FOLDS
@@ -255,7 +254,7 @@ def decoded_times(
     targets = np.stack([times, shuffled])
 
     def predicted(fitted: NDArray[np.bool_], on: NDArray[np.bool_]) -> Float64[np.ndarray, "2 A _"]:
-        """Of true and of shuffled times, for every ridge parameter: targets of one fit."""
+        """Predict true and shuffled times for every ridge parameter, as the targets of a single fit."""
         ridge = Ridge(alpha=np.tile(RIDGES, len(targets)), solver="cholesky")
         model = make_pipeline(StandardScaler(), ridge)
         model.fit(x[fitted], np.repeat(targets[:, fitted], len(RIDGES), axis=0).T)

@@ -1,6 +1,6 @@
 """Rectified flow: noising, velocity loss, time shift, and the Euler sampler with guidance."""
 
-# B batch (behind a leading axis of runs in an ensemble), C channels, H height, W width, S text tokens
+# B batch (after a leading axis of runs in an ensemble), C channels, H height, W width, S text tokens
 
 import itertools
 from collections import deque
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 SAMPLES_STREAM = 1
-"""First word of the keys of the streams that times, noise and dropped texts are drawn from."""
+"""First word of the key of every random stream that gives times, noise and dropped texts."""
 
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -26,10 +26,10 @@ Time = TypeVar("Time", Tensor, float)
 
 
 def shifted_time(t: Time, shift: float) -> Time:
-    """t' = a t / (1 + (a - 1) t): for a > 1 more of them near the noise, t = 1 (arXiv:2605.06169).
+    """t' = a t / (1 + (a - 1) t), which for a > 1 moves times towards the noise, t = 1 (arXiv:2605.06169).
 
     Raises:
-        ValueError: a shift that is not positive.
+        ValueError: the shift is not positive.
     """
     if not shift > 0:
         raise ValueError(f"the time shift must be positive, got {shift}")
@@ -38,11 +38,11 @@ def shifted_time(t: Time, shift: float) -> Time:
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """What is random about the samples of a step.
+    """The random quantities of a training step, one per sample.
 
     Attributes:
-        times: t of every sample, in [0, 1], already shifted.
-        dropped: which samples are trained with the empty text.
+        times: time t in [0, 1], after the shift.
+        dropped: True where the sample is trained with the empty text.
         noise: x1, standard normal.
     """
 
@@ -52,7 +52,7 @@ class Draws:
 
 
 def random_stream(seed: int, *key: int) -> torch.Generator:
-    """A stream of random numbers of its own for every seed and key, on the CPU."""
+    """Return an independent random generator on the CPU for a seed and key."""
     (word,) = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(word))
 
@@ -60,27 +60,27 @@ def random_stream(seed: int, *key: int) -> torch.Generator:
 def draw(
     seed: int,
     step: int,
-    places: Sequence[int] | NDArray[np.int64],
+    positions: Sequence[int] | NDArray[np.int64],
     shape: Sequence[int],
     *,
     time_shift: float = 4.0,
     null_text: float = 0.1,
 ) -> Draws:
-    """Times, dropped texts and noise of some samples of a step, each a function of its place in it alone.
+    """Draw times, dropped texts and noise for samples of a step, each from its own position in the batch.
 
-    So they are the same in however many micro-batches or processes the step is computed.
+    The result therefore does not depend on the number of micro-batches or processes.
 
     Args:
-        seed: of the data.
-        step: from 1.
-        places: of the samples in the batch of the step, from 0.
+        seed: seed of the data stream.
+        step: training step, counted from 1.
+        positions: index of each sample in the batch of the step, counted from 0.
         shape: [C, H, W] of a latent.
-        time_shift: a of `shifted_time`, of times that are uniform before.
-        null_text: probability of a dropped text.
+        time_shift: a of `shifted_time`, applied to uniform times.
+        null_text: probability that the text of a sample is dropped.
     """
     times, coins, noise = [], [], []
-    for place in places:
-        generator = random_stream(seed, SAMPLES_STREAM, step, int(place))
+    for position in positions:
+        generator = random_stream(seed, SAMPLES_STREAM, step, int(position))
         time, coin = torch.rand(2, generator=generator).unbind()
         times.append(time)
         coins.append(coin)
@@ -105,7 +105,7 @@ def flow_losses(
     clean: Float[Tensor, "*B C H W"],
     noise: Float[Tensor, "*B C H W"],
 ) -> Float[Tensor, "*B"]:
-    """Mean squared error of every sample's velocity against v = x0 - x1 (Eq. 2), in single precision.
+    """Per-sample mean squared error of the velocity against v = x0 - x1 (Eq. 2), in single precision.
 
     The loss of a batch is the mean over its samples.
     """
@@ -113,7 +113,7 @@ def flow_losses(
 
 
 def sampling_times(steps: int, shift: float) -> Float[Tensor, " {steps}+1"]:
-    """The times of an Euler sampler, shifted, from 1 (noise) to 0 (data), in double precision.
+    """Shifted times of an Euler sampler from 1 (noise) to 0 (data), in double precision.
 
     Raises:
         ValueError: fewer than one step.
@@ -130,7 +130,7 @@ def guided(
     empty_text: Float[Tensor, "B S0 W_text"],
     scale: float,
 ) -> Float[Tensor, "B C H W"]:
-    """v_u + w (v_c - v_u): classifier-free guidance (arXiv:2605.06169); w = 1 asks for v_c alone."""
+    """Classifier-free guidance, v_u + w (v_c - v_u) (arXiv:2605.06169); w = 1 computes v_c alone."""
     conditioned = velocity(latents, text)
     if scale == 1:
         return conditioned
@@ -148,16 +148,16 @@ def euler_states(
     cfg_scale: float = 2.0,
     time_shift: float = 4.0,
 ) -> Iterator[Float[Tensor, "B C H W"]]:
-    """z at every time of `sampling_times` but the first, by Euler's method: z <- z + dt v, dt = t - t_next.
+    """Yield z after every Euler step, z <- z + dt v with dt = t - t_next, at the times of `sampling_times`.
 
-    With v = x0 - x1 the flow goes from noise to data as t falls; diffusers' schedulers have the other sign.
-    A velocity is asked for once a step, twice with guidance.
+    With v = x0 - x1 the flow runs from noise to data as t falls; diffusers' schedulers use the other sign.
+    Each step evaluates the velocity once, or twice with guidance.
 
     Args:
         velocity: the network.
-        noise: x1, where it starts.
-        text: the condition.
-        empty_text: of the unconditional velocity.
+        noise: x1, the initial state.
+        text: text tokens of the condition.
+        empty_text: text tokens of the unconditional velocity.
         steps: number of function evaluations (NFE), not counting guidance.
         cfg_scale: w of `guided`.
         time_shift: a of `shifted_time`.
@@ -165,7 +165,7 @@ def euler_states(
     latents = noise
     times = sampling_times(steps, time_shift).tolist()
     for now, after in itertools.pairwise(times):
-        with torch.no_grad():  # as a decorator it would not reach into the generator of a wrapped function
+        with torch.no_grad():  # a decorator would not cover the body of a wrapped generator
             latents = latents + (now - after) * guided(velocity, latents, text, empty_text, cfg_scale)
         yield latents
 
@@ -180,7 +180,7 @@ def sample(
     cfg_scale: float = 2.0,
     time_shift: float = 4.0,
 ) -> Float[Tensor, "B C H W"]:
-    """Samples: the last of `euler_states`, which has the arguments in its words."""
+    """Draw samples: the last of `euler_states`, which documents the arguments."""
     states = euler_states(
         velocity, noise, text, empty_text, steps=steps, cfg_scale=cfg_scale, time_shift=time_shift
     )

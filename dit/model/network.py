@@ -1,6 +1,6 @@
 """The single-stream diffusion transformer: embedded image and text tokens, the trunk, velocities."""
 
-# B batch (behind a leading axis of runs in an ensemble), C channels, H height, W width of a latent,
+# B batch (after a leading axis of runs in an ensemble), C channels, H height, W width of a latent,
 # P side of a patch, T image tokens, S text tokens, N both, D width
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from meanmode.sim.trunk.segments import Segments, replicate_tokens
 from meanmode.sim.trunk.stack import Block
 
 WEIGHTS_STREAM = 0
-"""First word of the keys of the streams that weights are drawn from."""
+"""First word of the key of every random stream that gives weights."""
 
 
 class PatchEmbedding(nn.Module):
-    """Every patch of a latent to a token: a convolution whose stride is its size, as a matrix.
+    """One token per patch of a latent: a convolution whose stride equals its size, as a matrix product.
 
-    The weight is [D, C P P], features of a patch in the order (channel, row, column): that of the published
-    Conv2d, flattened.
+    The weight is [D, C P P] with the features of a patch in the order (channel, row, column): the published
+    Conv2d weight, flattened.
     """
 
     def __init__(self, config: DiTConfig) -> None:
@@ -34,7 +34,7 @@ class PatchEmbedding(nn.Module):
         self.patch_proj = Linear(config.patch_features, config.width, bias=True)
 
     def forward(self, latents: Float[Tensor, "*B C H W"]) -> Float[Tensor, "*B T D"]:
-        """Tokens, row by row."""
+        """Embed the patches of latents as tokens in row-major order."""
         grid = latents.unflatten(-1, (-1, self.patch)).unflatten(-3, (-1, self.patch))
         # [*B, C, rows, P, columns, P] -> [*B, rows, columns, C, P, P]
         patches = _reordered(grid, (1, 3, 0, 2, 4))
@@ -42,19 +42,21 @@ class PatchEmbedding(nn.Module):
 
 
 def _reordered(x: Tensor, order: tuple[int, ...]) -> Tensor:
-    """The trailing axes in another order, the leading ones where they are."""
+    """Permute the trailing axes and keep the leading ones in place."""
     lead = x.ndim - len(order)
     return x.permute(*range(lead), *(lead + axis for axis in order))
 
 
 class DiT(nn.Module):
-    """Velocities of noisy latents, given text: no time embedding, no modulation (arXiv:2605.06169 section 3).
+    """Velocities of noisy latents given text: no time embedding, no modulation (arXiv:2605.06169 section 3).
 
-    Image and text tokens are embedded, normed apart, and concatenated, image first; the trunk is that of
-    `meanmode.sim.trunk.stack`, and the final projection reads its image tokens as the branches do (`Merge.read`).
+    Image and text tokens are embedded, normalised separately and concatenated, image first. The trunk is that
+    of `meanmode.sim.trunk.stack`; the final projection reads its image tokens as the branches do
+    (`Merge.read`).
 
     Args:
-        config: of it. Weights are drawn with seed 0; `reset_parameters` draws them anew.
+        config: sizes, merge and mixer of the network. Weights are drawn with seed 0; `reset_parameters`
+            redraws them.
     """
 
     def __init__(self, config: DiTConfig) -> None:
@@ -71,14 +73,14 @@ class DiT(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """Draw all weights afresh; those of a block depend on the seed and its number alone."""
+        """Redraw all weights; those of a block depend only on the seed and the number of the block."""
         self.reset_ends(seed)
         for number, block in enumerate(self.blocks, start=1):
             block.reset_parameters(weight_stream(seed, number))
 
     @torch.no_grad()
     def reset_ends(self, seed: int) -> None:
-        """Draw the embeddings and the final projection afresh, with zero biases."""
+        """Redraw the embeddings and the final projection, and set their biases to zero."""
         stream = weight_stream(seed, 0)
         embeddings = (self.patch_embed.patch_proj, self.context_proj)
         of = [(layer, self.config.weight_std) for layer in embeddings if layer is not None]
@@ -90,10 +92,10 @@ class DiT(nn.Module):
     def embed(
         self, latents: Float[Tensor, "*B C H W"], text: Float[Tensor, "*B S W_text"]
     ) -> tuple[Float[Tensor, "*B T D"], Segments]:
-        """X_0, every segment normed by itself, and how many image and text tokens it has.
+        """Return X_0, each segment normalised separately, and its numbers of image and text tokens.
 
         Raises:
-            ValueError: latents or texts of another shape.
+            ValueError: latents or texts have the wrong shape.
         """
         config = self.config
         expected = (config.channels, config.side, config.side)
@@ -104,11 +106,11 @@ class DiT(nn.Module):
         if text.shape[:-2] != latents.shape[:-3] or text.shape[-1] != config.text_width:
             batch = list(latents.shape[:-3])
             raise ValueError(
-                f"texts must be {[*batch, 'tokens', config.text_width]} beside latents of batch {batch}, "
+                f"texts must be {[*batch, 'tokens', config.text_width]} for latents of batch {batch}, "
                 f"got {list(text.shape)}"
             )
         image = self.patch_embed(latents)
-        words = text.to(latents.dtype)  # encoders may write in half precision
+        words = text.to(latents.dtype)  # text may be stored in half precision
         if self.context_proj is not None:
             words = self.context_proj(words)
         parts = [
@@ -121,13 +123,13 @@ class DiT(nn.Module):
     def trunk(
         self, latents: Float[Tensor, "*B C H W"], text: Float[Tensor, "*B S W_text"]
     ) -> Float[Tensor, "*B N D"]:
-        """x_L, the state after the last block."""
+        """Return x_L, the state after the last block."""
         return self._trunk(*self.embed(latents, text))
 
     def _trunk(self, x: Tensor, segments: Segments) -> Tensor:
         again, of = self.recompute
-        for place, block in enumerate(self.blocks):
-            if place % of < again and torch.is_grad_enabled():
+        for index, block in enumerate(self.blocks):
+            if index % of < again and torch.is_grad_enabled():
                 x = checkpoint(block, x, segments, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, segments)
@@ -136,14 +138,14 @@ class DiT(nn.Module):
     def forward(
         self, latents: Float[Tensor, "*B C H W"], text: Float[Tensor, "*B S W_text"]
     ) -> Float[Tensor, "*B C H W"]:
-        """The velocity v = x0 - x1 of every latent.
+        """Predict the velocity v = x0 - x1 of every latent.
 
         Args:
-            latents: z_t, noisy.
-            text: tokens of the condition, any number of them.
+            latents: noisy latents z_t.
+            text: any number of text tokens of the condition.
 
         Raises:
-            ValueError: latents or texts of another shape.
+            ValueError: latents or texts have the wrong shape.
         """
         x = self.trunk(latents, text)
         copies = self.config.copies
@@ -153,24 +155,24 @@ class DiT(nn.Module):
         return self._unpatched(self.final_proj(image))
 
     def _unpatched(self, tokens: Tensor) -> Tensor:
-        """Patches, with their features in the order (row, column, channel), put back in their places."""
+        """Assemble latents from patches whose features are in the order (row, column, channel)."""
         config = self.config
         rows = config.side // config.patch
         patches = tokens.unflatten(-1, (config.patch, config.patch, config.channels))
         grid = patches.unflatten(-4, (rows, rows))
-        # [*B, rows, columns, P, P, C] -> [*B, C, rows, P, columns, P]; reshaped at once: FSDP2 wants no view
+        # [*B, rows, columns, P, P, C] -> [*B, C, rows, P, columns, P]; one reshape: FSDP2 allows no view here
         return _reordered(grid, (4, 0, 2, 1, 3)).reshape(
             *tokens.shape[:-2], config.channels, config.side, config.side
         )
 
 
 def new_block(config: DiTConfig) -> Block:
-    """A block of the network; its weights are still to be drawn."""
+    """Build a block of the network without drawing its weights."""
     return Block(config.setting(), merge_eps=config.merge_eps, qk_eps=config.qk_eps)
 
 
 def weight_stream(seed: int, block: int) -> torch.Generator:
-    """Where the weights of a block are drawn from; block 0 stands for what is outside of the blocks."""
+    """Return the random stream of a block's weights; block 0 stands for everything outside the blocks."""
     return random_stream(seed, WEIGHTS_STREAM, block)
 
 
@@ -180,13 +182,13 @@ def materialised(
     device: torch.device,
     placed: Callable[[nn.Module], object] = lambda module: None,
 ) -> DiT:
-    """A network with fresh weights, block by block, so that no process holds more of it than it keeps.
+    """Build a network with fresh weights block by block, so that no process holds more than its own share.
 
     Args:
-        config: of it.
-        seed: of the weights.
-        device: where they are to be.
-        placed: given each block as it stands on its device, and at last the network (FSDP2 shards it there).
+        config: sizes, merge and mixer of the network.
+        seed: seed of the weights.
+        device: device of the weights.
+        placed: called with each block once it is on the device, then with the network (FSDP2 shards there).
     """
     with torch.device("meta"):
         network = DiT(config)

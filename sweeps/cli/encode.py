@@ -1,4 +1,4 @@
-"""`mms encode`: images and captions to a store of latents and text embeddings."""
+"""`mms encode`: encode images and captions into a latent store."""
 
 import dataclasses
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from meanmode.sweeps.cli.options import shard_option, show_json
+from meanmode.sweeps.cli.options import check_device, shard_option, show_json
 
 
 @click.command()
@@ -17,31 +17,36 @@ from meanmode.sweeps.cli.options import shard_option, show_json
     default="dct",
     show_default=True,
     metavar="CODEC",
-    help="pixels, dct, pca, flux2:PATH, the folder of a FLUX.2 VAE, or store:PATH, that of another store.",
+    help="Codec of the latents: pixels, dct, pca, flux2:PATH with the folder of a FLUX.2 VAE, or store:PATH "
+    "for the codec of another store.",
 )
 @click.option(
     "--text",
     default="labels",
     show_default=True,
     metavar="ENCODER",
-    help="labels (frozen random tokens of every distinct caption), minilm, or qwen3:PATH_OR_ID.",
+    help="Text encoder: labels (frozen random tokens per distinct caption), minilm, or qwen3:PATH_OR_ID.",
 )
 @click.option(
     "--captions",
     default="classes",
     show_default=True,
     metavar="CAPTIONS",
-    help='classes, none, or a file of JSON lines {"file_name": ..., "text": ...}.',
+    help='Captions: classes, none, or a file of JSON lines {"file_name": ..., "text": ...}.',
 )
 @click.option(
     "--side",
     type=click.IntRange(min=1),
-    help="Of the images, pixels.  [default: the source's own; photos 128, a folder 256]",
+    help="Height and width of the images in pixels.  [default: that of the source; photos 128, a folder 256]",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="So many images, evenly spaced.  [default: all]")
-@click.option("--device", default="cpu", show_default=True, help="Where to encode, as torch names it.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Largest number of images to encode, evenly spaced.  [default: all]",
+)
+@click.option("--device", default="cpu", show_default=True, help="Torch device that encodes.")
 @shard_option
-@click.option("--resume", is_flag=True, help="Go on with the store where it stopped.")
+@click.option("--resume", is_flag=True, help="Resume the store where it stopped.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print what would be encoded.")
 def encode(
     images: str,
@@ -58,15 +63,14 @@ def encode(
 ) -> None:
     """Encode IMAGES once: digits, fashion-mnist:PATH, photos, or imagefolder:PATH.
 
-    Those held out (Fashion-MNIST's test set, the right of every photograph, every tenth image of the others)
-    are left for `mms evaluate`.
+    Held-out images (Fashion-MNIST's test set, the right part of every photograph, every tenth image of the
+    other sources) are reserved for `mms evaluate`.
     """
     from tqdm import tqdm
 
     from meanmode.dit.data.encoding import EncodingConfig
     from meanmode.dit.data.encoding import encode as fill
     from meanmode.dit.data.images import images_of
-    from meanmode.sweeps.cli.options import check_device
     from meanmode.sweeps.engine.shards import Shard
 
     check_device(device)

@@ -1,15 +1,18 @@
-"""`mms evaluate`: how good samples are, and where a network holds the time."""
+"""`mms evaluate`: judge the samples of a trained network, or probe where it represents time."""
 
 import dataclasses
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import pandas as pd
 
 from meanmode.sweeps.cli.options import CommaList, json_option, show_json
-from meanmode.sweeps.cli.sample import subject_options
+from meanmode.sweeps.cli.sampling_options import SubjectOptions, progress, subject_options, tell
+
+if TYPE_CHECKING:
+    from meanmode.dit.evaluate.evaluation import EvaluationConfig
+    from meanmode.dit.evaluate.sampling import SamplingConfig
+    from meanmode.dit.evaluate.subject import Subject
 
 
 @click.command()
@@ -19,48 +22,44 @@ from meanmode.sweeps.cli.sample import subject_options
     type=click.IntRange(min=3),
     default=500,
     show_default=True,
-    help="Of the network, and real ones beside them.",
+    help="Number of samples, and of real images judged for comparison.",
 )
 @click.option(
     "--reference",
     type=click.IntRange(min=3),
     default=5000,
     show_default=True,
-    help="Training images that all are compared with, at most.",
+    help="Largest number of training images that everything is compared with.",
 )
-@click.option("--untrained", is_flag=True, help="Judge the same network with fresh weights too.")
+@click.option("--untrained", is_flag=True, help="Also judge the same network with fresh weights.")
 @click.option(
     "--extractor",
     default="effnet-lite0",
     show_default=True,
     metavar="NETWORK",
-    help="What reads the images: effnet-lite0, or inception:PATH, the TorchScript file of the FID Inception.",
+    help="Network that extracts features: effnet-lite0, or inception:PATH with the TorchScript file of the "
+    "FID Inception network.",
 )
 @click.option(
     "--cache",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("features"),
     show_default=True,
-    help="Folder of features of real images that were computed before.",
+    help="Folder that caches features of real images.",
 )
 @click.option(
     "--probe",
     type=click.Choice(["timestep"]),
-    help="Instead: how well a linear probe of every block's state decodes the time (App. H).",
+    help="Measure instead how well a linear probe of each block's state decodes the time (App. H).",
 )
 @click.option(
-    "--blocks", type=CommaList(int), help="States that --probe reads, 0 for the input.  [default: all]"
+    "--blocks",
+    type=CommaList(int),
+    help="States read by --probe, where 0 is the input.  [default: all]",
 )
 @json_option
 def evaluate(
-    path: Path,
-    steps: int,
-    cfg_scale: float,
-    time_shift: float,
-    seed: int,
-    batch: int,
-    device: str,
-    ema: bool,
+    options: SubjectOptions,
     samples: int,
     reference: int,
     untrained: bool,
@@ -72,69 +71,54 @@ def evaluate(
 ) -> None:
     """FID, KID and IS of samples of a network that was trained on a latent store.
 
-    Beside them the same of real images that were held out (what perfect samples would have), and of these
-    encoded and decoded (what perfect latents would have). The names say extractor, count, steps and guidance:
-    only numbers that share them compare.
+    For comparison the same metrics are computed for held-out real images (the score of perfect samples), and
+    for these images after encoding and decoding (the score of perfect latents). The names of the metrics
+    include extractor, number of images, steps and guidance: compare only numbers that share them.
     """
-    from tqdm import tqdm
-
-    from meanmode.dit.evaluate.sampling import SamplingConfig
-    from meanmode.dit.evaluate.subject import open_subject
+    from meanmode.dit.evaluate.evaluation import EvaluationConfig
     from meanmode.sim.store.provenance import provenance
-    from meanmode.sweeps.cli.options import check_device
 
-    check_device(device)
     if probe is None and blocks is not None:
-        raise click.UsageError("--blocks are those of --probe timestep: give that too")
+        raise click.UsageError("--blocks selects the states of a probe: add --probe timestep")
     if probe is not None and untrained:
-        raise click.UsageError("--probe reads the untrained network in any case: leave --untrained out")
-    sampling = SamplingConfig(
-        each=1, steps=steps, cfg_scale=cfg_scale, time_shift=time_shift, seed=seed, batch=batch
-    )
-
-    def tell(sentence: str) -> None:
-        tqdm.write(f"mms: {sentence}", file=sys.stderr)  # on a line of its own, not behind a bar
-
-    if path.is_file():
+        raise click.UsageError("--probe always includes the untrained network: leave out --untrained")
+    sampling = options.sampling()
+    if options.path.is_file():
         raise ValueError(
-            f"{path} is a file of weights, without the data to judge them by: name a run or a checkpoint"
+            f"{options.path} is a weight file, which has no data to compare with: give a run or a checkpoint"
         )
-    subject = open_subject(path, ema=ema, damaged=tell)
-    subject.network.to(device)
+    subject = options.open()
     if probe is None:
-        found = _metrics(
-            subject, sampling, samples, reference, untrained, extractor, device=device, cache=cache, tell=tell
-        )
+        config = EvaluationConfig(samples=samples, reference=reference, untrained=untrained)
+        found = _metrics(subject, config, sampling, extractor, options.device, cache)
     else:
-        found = _probed(subject, samples, seed, blocks, batch)
+        found = _probed(subject, samples, sampling, blocks)
     if as_json:
         show_json({**found, **subject.document, **provenance()})
         return
+    import pandas as pd
+
     click.echo(f"{subject.name}; {found['said']}")
     table = pd.DataFrame(found["rows"])
     click.echo(table.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.4g}"))
 
 
 def _metrics(
-    subject: Any,
-    sampling: Any,
-    samples: int,
-    reference: int,
-    untrained: bool,
+    subject: "Subject",
+    config: "EvaluationConfig",
+    sampling: "SamplingConfig",
     spec: str,
-    **given: Any,
+    device: str,
+    cache: Path,
 ) -> dict[str, Any]:
-    from tqdm import tqdm
-
-    from meanmode.dit.evaluate.evaluation import EvaluationConfig, reference_images, steps_of
+    """Rows and document of the image metrics."""
     from meanmode.dit.evaluate.evaluation import evaluate as judge
+    from meanmode.dit.evaluate.evaluation import reference_images, steps_of
     from meanmode.dit.evaluate.features import extractor
 
-    config = EvaluationConfig(samples=samples, reference=reference, untrained=untrained)
-    network = extractor(spec, device=given.pop("device"))
-    total = steps_of(config, sampling)
-    with tqdm(total=total, desc="steps", file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
-        rows = judge(subject, network, config, sampling, step_done=bar.update, **given)
+    network = extractor(spec, device=device)
+    with progress(steps_of(config, sampling), "steps") as bar:
+        rows = judge(subject, network, config, sampling, cache=cache, tell=tell, step_done=bar.update)
     compared = len(reference_images(subject, config))
     return {
         "said": f"against {compared} training images",
@@ -147,25 +131,25 @@ def _metrics(
 
 
 def _probed(
-    subject: Any, images: int, seed: int, blocks: tuple[int, ...] | None, batch: int
+    subject: "Subject", images: int, sampling: "SamplingConfig", blocks: tuple[int, ...] | None
 ) -> dict[str, Any]:
-    from tqdm import tqdm
-
+    """Rows and document of the timestep probe, for the trained and the untrained network."""
     from meanmode.dit.evaluate.evaluation import untrained_network
     from meanmode.dit.evaluate.timestep_probe import TIMES_EACH, probe_timestep
 
+    assert subject.source is not None
     networks = {"trained": subject.network, "untrained": untrained_network(subject)}
     rows: list[dict[str, Any]] = []
-    total = len(networks) * -(-images * TIMES_EACH // batch)
-    with tqdm(total=total, desc="batches", file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
+    total = len(networks) * -(-images * TIMES_EACH // sampling.batch)
+    with progress(total, "batches") as bar:
         for name, network in networks.items():
             probe = probe_timestep(
                 network,
                 subject.source,
                 images=images,
-                seed=seed,
+                seed=sampling.seed,
                 blocks=blocks,
-                batch=batch,
+                batch=sampling.batch,
                 step_done=bar.update,
             )
             document = probe.document()

@@ -1,4 +1,4 @@
-"""Codecs: round trips, whitening, the bases, what is stored of them, and FLUX.2's VAE against diffusers."""
+"""Codecs: round trips, whitening, the bases, stored codecs, and the FLUX.2 VAE against diffusers."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ PATCHES = ("dct", "pca")
 
 
 def cropped(photo: str, height: int = 10_000, width: int = 10_000) -> torch.Tensor:
-    """The middle of a photograph [3, H, W] in [0, 1], of at most this size, sides divisible by 16."""
+    """The centre of a photograph [3, H, W] in [0, 1], at most this large and with sides divisible by 16."""
     data = pytest.importorskip("skimage.data")
     pixels = torch.from_numpy(getattr(data, photo)()).permute(2, 0, 1).float() / 255
     for dim, most in ((1, height), (2, width)):
@@ -30,7 +30,7 @@ def cropped(photo: str, height: int = 10_000, width: int = 10_000) -> torch.Tens
 
 
 def noise(count: int, colours: int, height: int, width: int | None = None, seed: int = 0) -> torch.Tensor:
-    """Images with all values, far from 0 and 1."""
+    """Images of uniform noise, well inside [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     return 0.3 + 0.4 * torch.rand(count, colours, height, width or height, generator=generator)
 
@@ -41,7 +41,7 @@ def decibels(found: torch.Tensor, image: torch.Tensor) -> float:
 
 
 def reread(codec: Codec) -> Codec:
-    """The codec of what a store keeps: JSON, and arrays of their own."""
+    """Rebuild a codec from what a store keeps: JSON, and copies of its arrays."""
     arrays = {name: values.copy() for name, values in codec.tensors().items()}
     return stored_codec(json.loads(json.dumps(codec.document())), arrays)
 
@@ -80,7 +80,7 @@ def test_pixels_come_back() -> None:
 def test_latents_are_white_over_the_images_of_the_fit(
     on_photos: dict[str, Codec], photos: torch.Tensor, spec: str
 ) -> None:
-    """Pixels as a whole, the others in every channel."""
+    """The pixel codec over all values, the others per channel."""
     latents = on_photos[spec].encode(photos)
     assert latents.dtype == torch.float32
     values = latents.double().flatten()[None] if spec == "pixels" else latents.double().movedim(1, 0)
@@ -127,7 +127,7 @@ def test_channels_of_dct_are_cosines_of_patches(coefficient: int, colour: int, u
 
 
 def test_dct_keeps_more_of_luma_than_of_colour() -> None:
-    """26 of luma, then 4 and 2; nothing of a wave in luma is in another colour."""
+    """26 waves of luma, then 4 and 2 of the other colour axes, which contain no luma."""
     luma = np.abs(dct_basis().reshape(3, 64, 32).sum(0)).max(0) > 1e-12
     assert luma.tolist() == [True] * 26 + [False] * 6
 
@@ -146,7 +146,7 @@ def test_principal_components_are_those_of_the_patches(photos: torch.Tensor) -> 
 
 @pytest.mark.parametrize(("spec", "varying"), [("dct", 4 * 26), ("pca", 128)])
 def test_channels_that_are_constant_over_the_fit_are_not_scaled(spec: str, varying: int) -> None:
-    """The colours of grey images: 0 up to rounding, where a division by rounding would give anything."""
+    """Colour channels of grey images are 0 up to rounding, and must not be divided by that rounding."""
     images = noise(5, 1, 32)
     codec = fitted_codec(spec, images)
     latents, std = codec.encode(images).double(), codec.tensors()["std"]
@@ -178,7 +178,7 @@ def test_images_stay_in_their_range(spec: str) -> None:
 @pytest.mark.parametrize("spec", [*LINEAR, "flux2"])
 @pytest.mark.parametrize("colours", [1, 3])
 def test_a_sample_depends_on_no_other(spec: str, colours: int, vae: Path) -> None:
-    """To the bit, in batches of any size and order, in both directions."""
+    """Bitwise, in batches of any size and order, for encoding and decoding."""
     images = noise(7, colours, 48)
     codec = fitted_codec(f"flux2:{vae}" if spec == "flux2" else spec, images)
     latents = codec.encode(images)
@@ -225,7 +225,7 @@ def test_parameters_of_another_codec_are_refused(spec: str, change: str) -> None
         tensors["std"][-1] *= 1 + 1e-15
     else:
         document[change] = {"colours": 1, "digest": "0"}[change]
-    with pytest.raises(ValueError, match=f"parameters of the codec {spec} are not those"):
+    with pytest.raises(ValueError, match=f"parameters of the codec {spec} do not match its document"):
         stored_codec(document, tensors)
 
 
@@ -256,7 +256,7 @@ def test_other_documents_are_refused(document: dict[str, Any], message: str) -> 
         (
             "jpeg",
             noise(1, 3, 16),
-            "a codec is pixels, dct, pca, flux2:PATH, or store:PATH of a latent store, got 'jpeg'",
+            "codec must be one of pixels, dct, pca, flux2:PATH, or store:PATH of a latent store, got 'jpeg'",
         ),
         ("dct:x", noise(1, 3, 16), "got 'dct:x'"),
         ("flux2", noise(1, 3, 16), "got 'flux2'"),
@@ -273,8 +273,8 @@ def test_other_documents_are_refused(document: dict[str, Any], message: str) -> 
             noise(1, 3, 16, 40),
             "the width of images must be a multiple of 16 for the codec pca, got 40",
         ),
-        ("pca", noise(1, 3, 16, 16) / 0, "got some that are not finite"),
-        ("pixels", noise(1, 3, 16) * torch.nan, "got some that are not finite"),
+        ("pca", noise(1, 3, 16, 16) / 0, "got non-finite ones"),
+        ("pixels", noise(1, 3, 16) * torch.nan, "got non-finite ones"),
         ("dct", noise(1, 3, 16) * 0 + torch.tensor([0, 255.0]).repeat(8), "in .0, 1., got 0 to 255"),
         ("pixels", torch.tensor([0.5, -0.25]).reshape(1, 1, 1, 2), "in .0, 1., got -0.25 to 0.5"),
     ],
@@ -290,9 +290,9 @@ def test_images_that_no_codec_can_be_fitted_to_are_refused(
     ("images", "message"),
     [
         (noise(0, 3, 16), "there are no images to encode"),
-        (noise(2, 1, 16), "this codec dct was made for images of 3 colours, got 1"),
+        (noise(2, 1, 16), "this codec dct was fitted to images of 3 colours, got 1"),
         (noise(2, 3, 16, 8), "the width of images must be a multiple of 16 for the codec dct, got 8"),
-        (noise(2, 3, 16) * torch.nan, "got some that are not finite"),
+        (noise(2, 3, 16) * torch.nan, "got non-finite ones"),
     ],
 )
 def test_images_that_cannot_be_encoded_are_refused(images: torch.Tensor, message: str) -> None:
@@ -302,7 +302,7 @@ def test_images_that_cannot_be_encoded_are_refused(images: torch.Tensor, message
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((0, 128, 1, 1), "no latents to decode"), ((1, 32, 2, 2), "codec dct have 128 channels, got 32")],
+    [((0, 128, 1, 1), "no latents to decode"), ((1, 32, 2, 2), "codec dct need 128 channels, got 32")],
 )
 def test_latents_that_cannot_be_decoded_are_refused(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -310,7 +310,7 @@ def test_latents_that_cannot_be_decoded_are_refused(shape: tuple[int, ...], mess
 
 
 def test_latents_of_flux2_are_those_of_its_pipeline(vae: Path) -> None:
-    """And images are those that the pipeline's autoencoder gives for them."""
+    """Decoded images agree with the pipeline's autoencoder as well."""
     diffusers = pytest.importorskip("diffusers")
     pipeline, network = diffusers.Flux2Pipeline, diffusers.AutoencoderKLFlux2.from_pretrained(vae).eval()
     images = noise(2, 3, 32, 48)
@@ -350,13 +350,13 @@ def test_the_geometry_is_that_of_the_vae(
 
 
 def weights_of(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
-    """The file of a VAE's weights, and what it holds."""
+    """The weight file of a VAE, and its tensors."""
     file = folder / "diffusion_pytorch_model.safetensors"
     return file, pytest.importorskip("safetensors.torch").load_file(file)
 
 
 def change_weight(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
-    """Another tensor under a name, or none."""
+    """Replace a tensor in the weight file, or remove it."""
     file, tensors = weights_of(folder)
     found = change(tensors.pop(name))
     kept = {} if found is None else {name: found}
@@ -389,29 +389,29 @@ def test_another_vae_in_the_folder_is_refused(
     change_config(folder, _diffusers_version="of another time")
     assert stored_codec(document, {}).document() == document
     change(folder)
-    with pytest.raises(ValueError, match=f"{folder} holds another VAE than it did"):
+    with pytest.raises(ValueError, match=f"the VAE in {folder} has changed: restore"):
         stored_codec(document, {})
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (shutil.rmtree, "there is no folder {}: name the one"),
-        (lambda folder: (folder / "config.json").unlink(), "{} holds no readable AutoencoderKLFlux2: "),
-        (lambda folder: truncate(folder / "config.json", 9), "{} holds no readable AutoencoderKLFlux2: "),
-        (lambda folder: weights_of(folder)[0].unlink(), "{} holds no readable AutoencoderKLFlux2: "),
-        (lambda folder: truncate(weights_of(folder)[0], 5000), "{} holds no readable AutoencoderKLFlux2: "),
+        (shutil.rmtree, "folder {} does not exist: give the folder"),
+        (lambda folder: (folder / "config.json").unlink(), "{} has no readable AutoencoderKLFlux2: "),
+        (lambda folder: truncate(folder / "config.json", 9), "{} has no readable AutoencoderKLFlux2: "),
+        (lambda folder: weights_of(folder)[0].unlink(), "{} has no readable AutoencoderKLFlux2: "),
+        (lambda folder: truncate(weights_of(folder)[0], 5000), "{} has no readable AutoencoderKLFlux2: "),
         (
             lambda folder: change_weight(folder, "bn.running_var", lambda values: None),
-            "{} holds no whole AutoencoderKLFlux2: bn.running_var is missing",
+            "{} has no complete AutoencoderKLFlux2: bn.running_var is missing",
         ),
         (
             lambda folder: change_weight(folder, "bn.running_var", lambda values: values * torch.nan),
-            "{} holds no whole AutoencoderKLFlux2: bn.running_var is missing, unknown or not finite",
+            "{} has no complete AutoencoderKLFlux2: bn.running_var is missing, unknown or not finite",
         ),
         (
             lambda folder: change_weight(folder, "bn.running_var", lambda values: values[:4].clone()),
-            "{} holds no readable AutoencoderKLFlux2: .*bn.running_var",
+            "{} has no readable AutoencoderKLFlux2: .*bn.running_var",
         ),
     ],
     ids=["absent", "no config", "half a config", "no weights", "half of them", "a gap", "NaN", "a shape"],
@@ -431,5 +431,5 @@ def test_absent_and_damaged_vaes_are_refused(
 def test_a_vae_of_another_kind_is_refused(
     tiny_vae: Callable[..., Path], tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    with pytest.raises(ValueError, match="must encode RGB and stack squares"):
+    with pytest.raises(ValueError, match="must encode RGB and stack square groups"):
         fitted_codec(f"flux2:{tiny_vae(tmp_path, **options)}", noise(1, 3, 16))

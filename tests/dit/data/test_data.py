@@ -1,4 +1,4 @@
-"""Latents and texts of a run: the digits, their enlargement, frozen texts, and the order of the samples."""
+"""Training data of a run: the digits and their enlargement, frozen texts, and the order of the samples."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ EVERYTHING = np.arange(SIZE)
 
 
 def enlarged(image: np.ndarray, side: int) -> np.ndarray:
-    """Linear interpolation between the centres of pixels, along rows and then along columns."""
+    """Interpolate linearly between pixel centres, along rows and then along columns."""
     centres = (np.arange(side) + 0.5) * 8 / side - 0.5
     rows = [np.interp(centres, np.arange(8), row) for row in image]
     return np.stack([np.interp(centres, np.arange(8), column) for column in np.transpose(rows)], axis=1)
@@ -51,7 +51,7 @@ def test_images_stay_in_their_range() -> None:
 
 
 def test_texts_are_those_of_the_class_and_frozen() -> None:
-    """The same numbers in every run, at any time, whatever else is drawn."""
+    """The same numbers in every run, whatever else is drawn."""
     torch.manual_seed(1)
     one = Digits(DiTConfig(text_tokens=3, text_width=5))
     torch.manual_seed(2)
@@ -78,11 +78,11 @@ def test_a_class_that_no_digit_has_is_refused(label: int) -> None:
 
 
 def test_data_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="digits have 1 channel, the network reads 3"):
+    with pytest.raises(ValueError, match="digits have 1 channel but the network reads 3"):
         Digits(DiTConfig(channels=3))
     with pytest.raises(ValueError, match="a batch of 1798 is larger than the data, 1797 samples"):
         source_of(RunConfig(training=TrainingConfig(batch=1798)))
-    with pytest.raises(ValueError, match="no data yet: encode some"):
+    with pytest.raises(ValueError, match="this preset has no data: encode some"):
         source_of(PRESETS["dit-400l-mvsplit"])
 
 
@@ -93,7 +93,7 @@ def test_a_batch_of_all_data_is_an_epoch() -> None:
 
 
 class Numbered:
-    """A source whose latent and text are the number of the sample; one of them is broken."""
+    """A source whose latent and text are the sample number, with an offset added to sample 7."""
 
     size = 10
     empty_text = torch.zeros(1, 1)
@@ -112,14 +112,14 @@ class Numbered:
         return self.of(indices, "text")[:, None, None]
 
 
-def numbers(seed: int, step: int, batch: int, places: list[int] | None = None) -> list[int]:
-    chosen = np.arange(batch) if places is None else np.array(places)
+def numbers(seed: int, step: int, batch: int, positions: list[int] | None = None) -> list[int]:
+    chosen = np.arange(batch) if positions is None else np.array(positions)
     latents, texts = samples_of(Numbered(), seed, step, batch, chosen)
     assert torch.equal(latents.flatten(), texts.flatten())
     return latents.flatten().int().tolist()
 
 
-def test_samples_are_functions_of_seed_step_and_place() -> None:
+def test_samples_are_functions_of_seed_step_and_position() -> None:
     whole = numbers(0, 3, 4)
     assert numbers(0, 3, 4, [2, 0]) == [whole[2], whole[0]]
     assert numbers(0, 3, 4) == whole != numbers(1, 3, 4)
@@ -138,9 +138,9 @@ def test_every_epoch_has_every_sample_once_in_an_order_of_its_own(batch: int) ->
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_sample_that_is_not_finite_is_named(name: str, value: float) -> None:
     broken = Numbered(**{name: value})
-    with pytest.raises(ValueError, match=f"the {name} of sample 7 holds values that are not finite"):
+    with pytest.raises(ValueError, match=f"the {name} of sample 7 contains non-finite values"):
         samples_of(broken, 0, 1, 10, np.arange(10))
-    spared = [place for place, number in enumerate(numbers(0, 1, 10)) if number != 7]
+    spared = [index for index, number in enumerate(numbers(0, 1, 10)) if number != 7]
     samples_of(broken, 0, 1, 10, np.array(spared))
 
 

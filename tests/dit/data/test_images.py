@@ -1,4 +1,4 @@
-"""Images of every source: which, in what order, what is held out, and what is refused in a sentence."""
+"""Sources of images: contents, order, held-out images and error messages."""
 
 import gzip
 import json
@@ -13,7 +13,7 @@ from meanmode.dit.data.captions import captions_of
 from meanmode.dit.data.images import HELD_OUT_EVERY, Images, batch, images_of
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package dataset-fashion-mnist puts it."""
+"""Folder of Debian's package dataset-fashion-mnist."""
 
 PIXELS = np.arange(2 * 28 * 28).reshape(2, 28, 28).astype(np.uint8)
 
@@ -25,7 +25,7 @@ def write_idx(path: Path, values: np.ndarray) -> None:
 
 @pytest.fixture
 def fashion(tmp_path: Path) -> Path:
-    """Two images of training and one of test, in the files of Fashion-MNIST."""
+    """Two training images and one test image in the file format of Fashion-MNIST."""
     for first, pixels, labels in (("train", PIXELS, [9, 0]), ("t10k", 255 - PIXELS[:1], [3])):
         write_idx(tmp_path / f"{first}-images-idx3-ubyte.gz", pixels)
         write_idx(tmp_path / f"{first}-labels-idx1-ubyte.gz", np.array(labels, np.uint8))
@@ -34,7 +34,7 @@ def fashion(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twenty pictures in two classes, each of one colour with a border that is cut off."""
+    """Twenty pictures in two classes, each of one colour with a border that is cropped."""
     for number in range(20):
         path = tmp_path / "pictures" / ("ape" if number < 8 else "bee") / f"{number:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,10 +69,10 @@ def test_the_real_fashion_mnist_is_whole() -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: content[:-9], "images-idx3-ubyte.gz is damaged: it cannot be unpacked"),
-        (lambda content: b"not gzip", "images-idx3-ubyte.gz is damaged: it cannot be unpacked"),
-        (lambda content: gzip.compress(gzip.decompress(content)[:-5]), "gz is truncated: it says"),
-        (lambda content: gzip.compress(b"\0\0\x0d\x03"), "gz is no idx file of bytes in 3 dimensions"),
+        (lambda content: content[:-9], "images-idx3-ubyte.gz is damaged: it cannot be decompressed"),
+        (lambda content: b"not gzip", "images-idx3-ubyte.gz is damaged: it cannot be decompressed"),
+        (lambda content: gzip.compress(gzip.decompress(content)[:-5]), "gz is damaged: its header says"),
+        (lambda content: gzip.compress(b"\0\0\x0d\x03"), "gz is not an idx file of bytes in 3 dimensions"),
     ],
 )
 def test_damaged_idx_files_are_named(fashion: Path, damage, message: str) -> None:
@@ -84,7 +84,7 @@ def test_damaged_idx_files_are_named(fashion: Path, damage, message: str) -> Non
 
 def test_other_labels_than_images_are_refused(fashion: Path) -> None:
     write_idx(fashion / "train-labels-idx1-ubyte.gz", np.zeros(3, np.uint8))
-    with pytest.raises(ValueError, match="holds 2 train images, but 3 labels"):
+    with pytest.raises(ValueError, match="has 2 train images but 3 labels"):
         images_of(f"fashion-mnist:{fashion}")
 
 
@@ -141,7 +141,7 @@ def test_another_file_is_another_folder(folder: Path) -> None:
 def test_a_corrupt_image_is_named(folder: Path) -> None:
     path = folder / "ape" / "00.png"
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"ape/00\.png is no readable image: "):
+    with pytest.raises(ValueError, match=r"ape/00\.png is not a readable image: "):
         images_of(f"imagefolder:{folder}").image(0)
 
 
@@ -152,7 +152,7 @@ def test_a_corrupt_image_is_named(folder: Path) -> None:
         ("fashion-mnist:", "unknown images 'fashion-mnist:'"),
         ("digits:4", "unknown images 'digits:4'"),
         ("fashion-mnist:/nowhere", "/nowhere/train-images-idx3-ubyte.gz does not exist"),
-        ("imagefolder:/nowhere", "/nowhere is no folder of images"),
+        ("imagefolder:/nowhere", "/nowhere is not a folder: give the folder of the images"),
     ],
 )
 def test_unknown_images_are_refused(spec: str, message: str) -> None:
@@ -161,7 +161,7 @@ def test_unknown_images_are_refused(spec: str, message: str) -> None:
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no images"):
+    with pytest.raises(ValueError, match="contains no images"):
         images_of(f"imagefolder:{tmp_path}")
 
 
@@ -185,10 +185,10 @@ def test_captions_come_from_classes_a_file_or_nowhere(folder: Path, tmp_path: Pa
         ),
         (
             '{"file_name": "ape/00.png", "text": "x"}\n{"file_n',
-            "line 2 of .*captions.jsonl is no JSON object",
+            "line 2 of .*captions.jsonl is not a JSON object",
         ),
-        ('["ape/00.png"]', "line 1 of .*captions.jsonl is no JSON object"),
-        ('{"file_name": "ape/00.png", "text": 3}', 'line 1 of .*: "file_name" and "text" must be text'),
+        ('["ape/00.png"]', "line 1 of .*captions.jsonl is not a JSON object"),
+        ('{"file_name": "ape/00.png", "text": 3}', 'line 1 of .*: "file_name" and "text" must be strings'),
     ],
 )
 def test_captions_that_are_missing_or_damaged_are_named(
@@ -201,7 +201,9 @@ def test_captions_that_are_missing_or_damaged_are_named(
 
 
 def test_an_absent_file_of_captions_is_named() -> None:
-    with pytest.raises(ValueError, match="/nowhere is no readable file of captions; or say classes, or none"):
+    with pytest.raises(
+        ValueError, match="/nowhere cannot be read as a file of captions: give a readable file"
+    ):
         captions_of(images_of("digits"), "/nowhere")
 
 
@@ -219,22 +221,22 @@ def test_images_of_more_than_8_bits_are_refused(folder: Path, mode: str, kind: t
     Image.fromarray(np.full((16, 16), 4000, kind)).save(path)
     (folder / "ape" / "00.png").unlink()
     with pytest.raises(
-        ValueError, match=rf"00\.tiff is no readable image: .* \(mode {mode}\): convert it to 8"
+        ValueError, match=rf"00\.tiff is not a readable image: .* \(mode {mode}\): convert it to 8"
     ):
         images_of(f"imagefolder:{folder}").image(0)
 
 
 def test_labels_of_no_class_are_refused(fashion: Path) -> None:
     write_idx(fashion / "train-labels-idx1-ubyte.gz", np.array([3, 10], np.uint8))
-    with pytest.raises(ValueError, match="has train labels up to 10, not 0 to 9"):
+    with pytest.raises(ValueError, match=r"train labels in .* must be 0 to 9, got 10"):
         images_of(f"fashion-mnist:{fashion}")
 
 
-def test_captions_hold_any_character_and_are_one_an_image(folder: Path, tmp_path: Path) -> None:
+def test_captions_may_contain_any_character_and_are_one_per_image(folder: Path, tmp_path: Path) -> None:
     images, path = images_of(f"imagefolder:{folder}"), tmp_path / "captions.jsonl"
     entries = [{"file_name": images.name(index), "text": "a\u2028b\x85c"} for index in range(images.size)]
     path.write_text("\r\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries), newline="")
     assert captions_of(images, str(path)) == ["a\u2028b\x85c"] * 18
     path.write_text("\n".join(map(json.dumps, [*entries, entries[3]])))
-    with pytest.raises(ValueError, match=r"line 19 of .* is the second caption of ape/03\.png: give one"):
+    with pytest.raises(ValueError, match=r"line 19 of .* is a second caption of ape/03\.png: give one"):
         captions_of(images, str(path))

@@ -1,4 +1,4 @@
-"""Encoding into a latent store and streaming from it: the same bits whoever encodes, in whatever order."""
+"""Encoding into a latent store and streaming from it: bitwise the same for any process and order."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ DIGITS = EncodingConfig(images="digits", codec="pixels", limit=200)
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two hundred digits in four shards, and their eleven captions."""
+    """Two hundred digits in four shards, and their eleven captions in one."""
     path = tmp_path_factory.mktemp("encoded") / "digits.zarr"
     assert encode(DIGITS, path) == 5
     return path
@@ -60,14 +60,14 @@ def arrays(path: Path) -> dict[str, bytes]:
 
 
 def test_a_store_holds_the_latents_and_texts_of_its_images(store: Path) -> None:
-    images, places = images_of("digits"), evenly_spaced(1618, 200)
+    images, indices = images_of("digits"), evenly_spaced(1618, 200)
     captions = captions_of(images, "classes")
-    pixels = batch(images, places)
+    pixels = batch(images, indices)
     expected = fitted_codec("pixels", pixels).encode(pixels)
     source = Latents(store, run_on(store))
     chosen = np.array([199, 3, 64])
     torch.testing.assert_close(source.latents(chosen), expected[chosen], rtol=2**-11, atol=1e-6)
-    texts = text_encoder("labels").encode([captions[places[index]] for index in chosen], 4)
+    texts = text_encoder("labels").encode([captions[indices[row]] for row in chosen], 4)
     torch.testing.assert_close(source.texts(chosen), texts, rtol=2**-11, atol=1e-6)
     torch.testing.assert_close(
         source.empty_text, text_encoder("labels").encode([""], 4)[0], rtol=2**-11, atol=0
@@ -81,7 +81,8 @@ def test_a_store_holds_the_latents_and_texts_of_its_images(store: Path) -> None:
 def test_a_killed_encoding_is_resumed_to_the_bit(store: Path, tmp_path: Path) -> None:
     path = tmp_path / "killed.zarr"
     program = (
-        "import sys, time; from pathlib import Path; from meanmode.dit.data.encoding import EncodingConfig, encode\n"
+        "import sys, time; from pathlib import Path\n"
+        "from meanmode.dit.data.encoding import EncodingConfig, encode\n"
         "encode(EncodingConfig(images='digits', codec='pixels', limit=200), Path(sys.argv[1]),"
         " shard_done=lambda done, total: time.sleep(0.3))"
     )
@@ -113,18 +114,18 @@ def test_a_shard_that_was_not_finished_is_done_again(store: Path, tmp_path: Path
     encode(DIGITS, path)
     zarr.open_group(path, mode="r+")["status"][2] = 0
     (path / "latents" / "c" / "2" / "0" / "0" / "0").write_bytes(b"torn")
-    with pytest.raises(StoreError, match="lacks 1 of 5 shards: go on with mms encode --resume"):
+    with pytest.raises(StoreError, match="lacks 1 of 5 shards: resume it with mms encode --resume"):
         source_of(run_on(path))
     assert encode(DIGITS, path, resume=True) == 1 and arrays(path) == arrays(store)
 
 
-def test_another_store_is_not_gone_on_with(store: Path, tmp_path: Path) -> None:
+def test_another_store_is_not_resumed(store: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreExistsError, match="already exists: pass --resume"):
         encode(DIGITS, store)
     other = dataclasses.replace(DIGITS, codec="pca")
     with pytest.raises(StoreError, match="was begun with codec pixels, not pca"):
         encode(other, store, resume=True)
-    with pytest.raises(StoreError, match="there is nothing to go on with"):
+    with pytest.raises(StoreError, match="there is nothing to resume"):
         encode(DIGITS, tmp_path / "none.zarr", resume=True)
 
 
@@ -156,7 +157,7 @@ def test_values_beyond_half_precision_are_named(tmp_path: Path, monkeypatch: pyt
     whole = PixelCodec.encode
     monkeypatch.setattr(PixelCodec, "encode", lambda codec, images: whole(codec, images) * 1e6)
     with pytest.raises(
-        ValueError, match="the latent of digits/00000 holds values that are not finite in half"
+        ValueError, match="the latent of digits/00000 contains values that are not finite in half"
     ):
         encode(DIGITS, path, resume=True)
 
@@ -172,7 +173,7 @@ def test_other_images_than_were_encoded_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.zarr"
     encode(config, path)
     (folder / "new.png").write_bytes((folder / "00.png").read_bytes())
-    with pytest.raises(ValueError, match=r"are no longer those that .*x\.zarr was made of"):
+    with pytest.raises(ValueError, match=r"have changed since .*x\.zarr was made from them"):
         LatentStore(path).images()
 
 
@@ -190,11 +191,11 @@ def test_a_store_that_does_not_fit_is_refused(store: Path, tmp_path: Path) -> No
         source_of(RunConfig(model=DiTConfig(channels=3, text_width=64), data=f"latents:{store}"))
     with pytest.raises(ValueError, match="a batch of 300 is larger than the data, 200 samples"):
         source_of(run_on(store, batch=300))
-    with pytest.raises(ValueError, match="it was encoded anew"):
+    with pytest.raises(ValueError, match="it was encoded again"):
         source_of(dataclasses.replace(run_on(store), data_digest="0"))
     with pytest.raises(StoreError, match="does not exist"):
         source_of(RunConfig(data=f"latents:{tmp_path / 'nowhere'}"))
-    with pytest.raises(StoreError, match="is no latents of this project"):
+    with pytest.raises(StoreError, match="is not a 'mean-mode latents' store"):
         zarr.open_group(tmp_path / "other.zarr", mode="w")
         source_of(RunConfig(data=f"latents:{tmp_path / 'other.zarr'}"))
 
@@ -209,10 +210,10 @@ def test_large_texts_are_streamed_like_small_ones(store: Path, monkeypatch: pyte
     assert torch.equal(streamed.caption_tokens(["3", ""]), held.caption_tokens(["3", ""]))
 
 
-def test_the_samples_of_a_step_are_those_of_its_place_in_the_order(store: Path) -> None:
+def test_the_samples_of_a_step_depend_on_their_positions_alone(store: Path) -> None:
     source = source_of(run_on(store))
     together, _ = samples_of(source, 3, 7, 8, np.arange(8))
-    apart = torch.cat([samples_of(source, 3, 7, 8, np.array([place]))[0] for place in range(8)])
+    apart = torch.cat([samples_of(source, 3, 7, 8, np.array([position]))[0] for position in range(8)])
     assert torch.equal(together, apart)
 
 
@@ -243,7 +244,7 @@ def test_a_damaged_store_stops_the_training_in_a_sentence(runs, store: Path, tmp
 @pytest.mark.parametrize(
     ("count", "rows"), [(1, 64), (200, 64), (10_000, 157), (70_000, 1024), (10**7, 1024)]
 )
-def test_a_shard_has_so_many_rows(count: int, rows: int) -> None:
+def test_the_rows_of_a_shard_follow_from_the_size(count: int, rows: int) -> None:
     assert rows_of_a_shard(count) == rows
 
 
@@ -258,7 +259,7 @@ def test_a_fork_on_latents_of_another_codec_is_refused(runs, store: Path, tmp_pa
     encode(dataclasses.replace(DIGITS, limit=100), other)
     assert LatentStore(other).codec_document["digest"] != LatentStore(store).codec_document["digest"]
     with pytest.raises(
-        StoreError, match=r"other\.zarr was encoded by the codec pixels \w+, .* was trained on"
+        StoreError, match=r"other\.zarr was encoded by the codec pixels \w+, but .* was trained on"
     ):
         runs.trained(tmp_path / "fork", run_on(other, steps=4), fork=tmp_path / "run")
     again = tmp_path / "again.zarr"
@@ -271,7 +272,7 @@ def test_a_lost_or_torn_shard_is_encoded_again(store: Path, tmp_path: Path, dama
     path = tmp_path / "lost.zarr"
     shutil.copytree(store, path)
     damage(path / "latents" / "c" / "1" / "0" / "0" / "0")
-    with pytest.raises(StoreError, match="lacks 1 of 5 shards: go on with mms encode --resume"):
+    with pytest.raises(StoreError, match="lacks 1 of 5 shards: resume it with mms encode --resume"):
         Latents(path, run_on(store))
     assert encode(DIGITS, path, resume=True) == 1 and arrays(path) == arrays(store)
 
@@ -281,7 +282,7 @@ def test_a_shard_that_is_being_written_again_is_to_do(store: Path, tmp_path: Pat
     shutil.copytree(store, path)
     again = LatentStore(path, "r+")
     monkeypatch.setattr(zarr.Array, "__setitem__", _no_room)
-    with pytest.raises(StoreError, match="stays to do"):
+    with pytest.raises(StoreError, match="fix that and continue with --resume"):
         again.write(1, np.zeros((64, 1, 8, 8), np.float16))
     assert LatentStore(path).remaining() == [1]
 
@@ -291,7 +292,7 @@ def test_a_shard_that_is_being_written_again_is_to_do(store: Path, tmp_path: Pat
     [
         ("encoding", "{}", "its attributes lack encoding: images"),
         ("codec", '{"name": "dct"}', "its attributes lack codec: digest"),
-        ("source", "[]", "its attribute source is no dict"),
+        ("source", "[]", "its attribute source is not a dict"),
         ("digest", None, "its attributes lack digest"),
     ],
 )
@@ -316,7 +317,7 @@ def test_the_codec_of_another_store_is_taken_as_it_is(store: Path, tmp_path: Pat
     assert LatentStore(path).digest != LatentStore(store).digest
 
 
-def test_a_run_goes_on_where_its_store_has_moved(
+def test_a_run_resumes_after_its_store_has_moved(
     runs, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(store, tmp_path / "first.zarr")
@@ -329,7 +330,7 @@ def test_a_run_goes_on_where_its_store_has_moved(
         Trainer(run_on(tmp_path / "third.zarr"), tmp_path / "run", resume=True)
 
 
-def test_a_run_of_an_older_version_goes_on_without_what_it_did_not_write(
+def test_a_run_of_an_older_version_resumes_without_the_variables_it_lacks(
     runs, store: Path, tmp_path: Path
 ) -> None:
     run = run_on(store, steps=4)

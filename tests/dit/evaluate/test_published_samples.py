@@ -1,4 +1,4 @@
-"""Samples of a file under the published names, with its text encoder and its VAE, on the command line."""
+"""Samples from a weight file with published names, its text encoder and its VAE, on the command line."""
 
 import dataclasses
 import json
@@ -23,13 +23,13 @@ Command = Callable[..., tuple[int, str, str]]
 CONFIG = dataclasses.replace(
     PRESETS["dit-1000l-mvsplit"].model,
     **{"depth": 2, "width": 128, "heads": 1, "text_width": 64},
-    # weights that a text shows through, as drawn
+    # weights as drawn, so that the text has an effect
     **{"initialisation": "width_matched", "writer_std": None, "head_std": 0.1, "alpha": 1.0, "beta": 1.0},
 )
 PROMPTS = ("a red car of $4_$", "two dogs on a beach")
-"""The first is no mathematics."""
+"""The first must not be read as mathematics."""
 TILE = 256
-"""Pixels of a side: 16 positions of 16 pixels."""
+"""Side of a tile in pixels: 16 positions of 16 pixels."""
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +39,16 @@ def network() -> DiT:
 
 @pytest.fixture(scope="module")
 def weights(network: DiT, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of a network that reads texts of width 64."""
+    """The weight file of a network that reads texts of width 64."""
     path = tmp_path_factory.mktemp("published") / "model.safetensors"
     export_published(network, path)
     return path
 
 
 def tiles(picture: Path, rows: int) -> np.ndarray:
-    """The tiles of a picture of one sample of every row [rows, pixels, pixels, RGB], 0 to 255."""
+    """The tiles of a picture with one sample per row [rows, pixels, pixels, RGB], 0 to 255."""
     found = np.asarray(Image.open(picture).convert("RGB"))
-    size = TILE + 1  # a gap of one pixel behind every tile
+    size = TILE + 1  # a gap of one pixel after every tile
     mosaic = found[-6 - rows * size : -6, -6 - size : -6].reshape(rows, size, size, 3)
     assert (mosaic[:, TILE:] == 255).all() and (mosaic[:, :, TILE:] == 255).all()
     return mosaic[:, :TILE, :TILE]
@@ -85,16 +85,19 @@ def test_a_picture_is_what_encoder_sampler_and_vae_give(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "is a file of weights: say what its texts and latents are with --text qwen3:PATH and --codec"),
-        (("--text", "labels"), "is a file of weights: say what its texts and latents are"),
-        (("--codec", "flux2:{vae}"), "is a file of weights: say what its texts and latents are"),
-        (("--text", "labels", "--codec", "dct"), "of a file of weights are those of flux2:PATH, got 'dct'"),
-        (("--text", "labels", "--codec", "flux2:"), "are those of flux2:PATH, got 'flux2:'"),
-        (("--text", "labels", "--codec", "flux2:/absent"), "there is no folder /absent: name the one"),
+        ((), "is a weight file: name its text encoder and its codec with --text qwen3:PATH and --codec"),
+        (("--text", "labels"), "is a weight file: name its text encoder and its codec"),
+        (("--codec", "flux2:{vae}"), "is a weight file: name its text encoder and its codec"),
+        (("--text", "labels", "--codec", "dct"), "of a weight file must be flux2:PATH, got 'dct'"),
+        (("--text", "labels", "--codec", "flux2:"), "must be flux2:PATH, got 'flux2:'"),
+        (("--text", "labels", "--codec", "flux2:/absent"), "folder /absent does not exist: give the folder"),
         (("--text", "qwen3:/absent/model", "--codec", "flux2:{vae}"), "/absent/model is neither a folder"),
         (("--text", "clip", "--codec", "flux2:{vae}"), "unknown text encoder 'clip'"),
-        (("--text", "labels", "--codec", "flux2:{vae}"), "knows no captions: give some with --prompt"),
-        (("--prompt", "x", "--classes", "1"), "--classes are captions of the training, --prompt is any"),
+        (
+            ("--text", "labels", "--codec", "flux2:{vae}"),
+            "has no captions of its own: give some with --prompt",
+        ),
+        (("--prompt", "x", "--classes", "1"), "--classes selects training captions and --prompt gives other"),
     ],
 )
 def test_what_is_missing_or_wrong_is_one_line(
@@ -110,8 +113,8 @@ def test_what_is_missing_or_wrong_is_one_line(
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"text_width": 48}, "labels has 64 features a token, {path} reads 48"),
-        ({"channels": 64}, "flux2:{vae} has 128 channels, {path} reads 64"),
+        ({"text_width": 48}, "labels gives 64 features per token, but {path} reads 48"),
+        ({"channels": 64}, "flux2:{vae} has 128 channels, but {path} reads 64"),
     ],
 )
 def test_encoders_that_do_not_fit_the_network_are_refused(
@@ -129,14 +132,14 @@ def test_a_run_says_itself_what_encodes_its_texts(mms: Command, whole: Path, tmp
     status, _, said = mms("sample", whole, "--text", "labels", *out)
     assert (status, said) == (
         2,
-        f"mms: {whole} is no file of weights: its data say what encodes its texts and latents\n",
+        f"mms: {whole} is not a weight file: its data determine --text and --codec, omit these\n",
     )
     status, _, said = mms("sample", tmp_path / "absent", "--text", "labels", *out)
     assert (status, said) == (2, f"mms: {tmp_path / 'absent'} does not exist\n")
 
 
 def test_samples_that_are_not_finite_are_drawn_and_counted(mms: Command, vae: Path, tmp_path: Path) -> None:
-    """Divergence is a result, also behind a VAE and in colours."""
+    """Divergence is a result, also with a VAE and in colour."""
     path, config = tmp_path / "model.safetensors", dataclasses.replace(CONFIG, depth=1)
     network = DiT(config)
     with torch.no_grad():

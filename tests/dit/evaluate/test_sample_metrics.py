@@ -1,4 +1,4 @@
-"""FID, KID and Inception Score against closed forms and against their own spread; the table of them."""
+"""FID, KID and Inception Score against closed forms and their own spread, and the table of all three."""
 
 import sys
 
@@ -14,7 +14,7 @@ WIDTH, COUNT = 6, 400
 
 
 def gaussian(seed: int, mean: np.ndarray, covariance: np.ndarray, count: int = COUNT) -> np.ndarray:
-    """Samples whose own mean and covariance are these, to rounding."""
+    """Samples with exactly this sample mean and covariance, up to rounding."""
     drawn = np.random.default_rng(seed).normal(size=(count, len(mean)))
     drawn -= drawn.mean(0)
     white = drawn @ np.linalg.inv(np.linalg.cholesky(np.cov(drawn, rowvar=False))).T
@@ -31,7 +31,7 @@ def normal(seed: int, count: int, width: int = 4, shift: float = 0.0) -> np.ndar
 
 
 def test_fid_is_the_distance_of_gaussians() -> None:
-    """By the principal root of the product, which the implementation does not take."""
+    """Computed from the principal root of the product, which the implementation avoids."""
     means, covariances = (np.zeros(WIDTH), np.linspace(-1, 2, WIDTH)), (covariance(1), covariance(2))
     root = sqrtm(covariances[0] @ covariances[1]).real
     expected = np.square(means[0] - means[1]).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
@@ -48,18 +48,18 @@ def test_fid_of_a_set_to_itself_is_zero(count: int, width: int, share: float) ->
     reference = Reference(features)
     assert abs(reference.frechet_distance(features)) < share * width
     assert abs(reference.frechet_distance(features + 1) - width) < 1e-5 * width
-    assert abs(reference.frechet_distance(features)) < share * width, "the reference is another by now"
+    assert abs(reference.frechet_distance(features)) < share * width, "the reference has changed"
 
 
 def test_fid_of_equal_distributions_falls_with_their_number() -> None:
-    """The bias that makes FIDs of unlike numbers no comparison; for N <= F it is far from zero."""
+    """This bias makes FIDs of different numbers of images incomparable; for N <= F it is far from zero."""
     reference = Reference(normal(0, 4000, 32))
     few, more, many = (reference.frechet_distance(normal(1, count, 32)) for count in (30, 300, 3000))
     assert few > 4 * more > 4 * 4 * many > 0
 
 
 def mmd(x: np.ndarray, y: np.ndarray) -> float:
-    """Pair by pair."""
+    """Unbiased squared MMD, pair by pair."""
 
     def kernel(a: np.ndarray, b: np.ndarray) -> float:
         return (a @ b / len(a) + 1) ** 3
@@ -101,7 +101,7 @@ def kids(shift: float, runs: int = 200) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_kid_of_one_distribution_is_zero_on_average() -> None:
-    """Unlike that of all pairs with those of an image with itself, which is always positive."""
+    """The biased estimate, which includes pairs of an image with itself, is always positive."""
     values, errors = kids(0.0)
     assert abs(values.mean()) < 4 * values.std() / len(values) ** 0.5
     assert values.min() < 0
@@ -118,12 +118,12 @@ def test_inception_score_of_the_extremes() -> None:
     uniform, certain = np.full((20, 5), 0.2), np.eye(5)[np.arange(20) % 5]
     assert inception_score(uniform) == pytest.approx((1, 0), abs=1e-12)
     assert inception_score(certain) == pytest.approx((5, 0), abs=1e-12)
-    # all of one class: certain, but with no variety
+    # all of one class: certain, but without variety
     assert inception_score(certain[[0, 0, 0]])[0] == pytest.approx(1, abs=1e-12)
 
 
 def test_inception_score_is_the_exponent_of_the_mean_divergence() -> None:
-    """exp of the entropy of the mean less the mean entropy."""
+    """exp of the entropy of the mean minus the mean entropy."""
     p = np.random.default_rng(0).dirichlet(np.ones(5) / 2, size=50)
 
     def entropy(q: np.ndarray) -> float:
@@ -177,7 +177,7 @@ def test_a_table_has_the_floors_beside_the_samples() -> None:
     assert [row.standard_error is None for row in rows] == [True, False, False] * 4
     fids, kids = [row.value for row in rows[::3]], [row.value for row in rows[1::3]]
     assert fids[1] < fids[2] < fids[0] < fids[3] and kids[1] < kids[2] < kids[0] < kids[3]
-    # each as if it had been computed alone
+    # each is the same as if computed alone
     assert fids[3] == pytest.approx(Reference(real.values).frechet_distance(sets["untrained"].values))
     assert kids[3] == pytest.approx(mmd(sets["untrained"].values, real.values), rel=1e-5)
     assert rows[5].value == inception_score(sets["held_out"].probabilities)[0]
@@ -189,13 +189,13 @@ def test_a_table_without_options_has_two_sets() -> None:
 
 
 def test_what_does_not_compare_is_refused() -> None:
-    with pytest.raises(ValueError, match="there are 40 samples, but 39 of the images `real`"):
+    with pytest.raises(ValueError, match="there are 40 samples but 39 images in `real`"):
         compare(features(1), features(2), features(3, 39), extractor="E", nfe=5, cfg=1)
     with pytest.raises(ValueError, match="at least 3 images, got 2"):
         Reference(normal(0, 9)).kernel_distance(normal(1, 2))
     with pytest.raises(ValueError, match="at least 3 images, got 1"):
         Reference(normal(0, 1))
-    with pytest.raises(ValueError, match="have 3 features, the real ones 4: take both with one extractor"):
+    with pytest.raises(ValueError, match="have 3 features, the real ones 4: use the same extractor for both"):
         Reference(normal(0, 9)).frechet_distance(normal(1, 9, 3))
     with pytest.raises(ValueError, match="at least 2 images, got 1"):
         inception_score(np.ones((1, 3)) / 3)
@@ -203,5 +203,5 @@ def test_what_does_not_compare_is_refused() -> None:
 
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
-    with pytest.raises(ValueError, match=r"come with torchmetrics: pip install '\.\[eval\]'"):
+    with pytest.raises(ValueError, match=r"need torchmetrics: pip install '\.\[eval\]'"):
         Reference(normal(0, 9))

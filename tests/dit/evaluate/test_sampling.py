@@ -1,4 +1,4 @@
-"""Samples of a network: the same in any batches, laid out by condition, and drawn by `mms sample`."""
+"""Samples of a network: independent of the batch size, arranged by condition, and drawn by `mms sample`."""
 
 import dataclasses
 import io
@@ -57,7 +57,7 @@ def test_noise_is_standard_normal_and_of_seed_label_and_number_alone() -> None:
     assert not any(torch.equal(one, other) for one in noise for other in others)
 
 
-def test_a_network_that_says_nothing_gives_its_noise_back() -> None:
+def test_a_network_with_zero_velocity_returns_its_noise() -> None:
     network = DiT(dataclasses.replace(CONFIG, head_std=0.0))
     samples = drawn(network, [7, 2], seed=5)
     expected = [[start_noise(5, label, number, SHAPE) for number in range(3)] for label in (7, 2)]
@@ -111,8 +111,8 @@ def test_options_outside_their_range_are_refused(options: dict[str, Any], messag
 
 
 def mosaic(picture: Path | io.BytesIO, rows: int, columns: int, side: int) -> np.ndarray:
-    """The tiles of a picture with labels of one letter [rows, columns, pixels, pixels, RGB], 0 to 255."""
-    size = (side + 1) * (64 // side)  # a gap of one value behind every tile
+    """The tiles of a picture whose labels have one letter [rows, columns, pixels, pixels, RGB], 0 to 255."""
+    size = (side + 1) * (64 // side)  # a gap of one value after every tile
     found = np.asarray(Image.open(picture).convert("RGB"))[-6 - rows * size : -6, 16 : 16 + columns * size]
     tiles = found.reshape(rows, size, columns, size, 3).swapaxes(1, 2)
     assert (tiles[:, :, 64:] == 255).all() and (tiles[:, :, :, 64:] == 255).all()
@@ -120,7 +120,7 @@ def mosaic(picture: Path | io.BytesIO, rows: int, columns: int, side: int) -> np
 
 
 def upscaled(images: Tensor) -> np.ndarray:
-    """Every value of images [rows, columns, side, side] or [..., RGB] as a square of pixels, 0 to 255."""
+    """Images [rows, columns, side, side] or [..., RGB] with every value as a square of pixels, 0 to 255."""
     colours = (images if images.ndim == 5 else images[..., None].expand(*images.shape, 3)).numpy()
     return np.kron(colours * 255, np.ones((64 // images.shape[2],) * 2 + (1,)))
 
@@ -160,7 +160,7 @@ def mms_sample(mms: Command) -> Command:
 
 
 def run_folder(folder: Path, network: DiT, data: str = "digits") -> Path:
-    """What `mms train` leaves: a checkpoint of step 20, with an average in which everything is zero."""
+    """A run folder as `mms train` leaves it: a checkpoint of step 20 whose averaged weights are zero."""
     run = RunConfig(model=network.config, training=TrainingConfig(ema=0.5), data=data)
     weights = {name: weight.detach() for name, weight in network.named_parameters()}
     state = {f"weight.{name}": weight for name, weight in weights.items()}
@@ -177,13 +177,13 @@ def run(tmp_path_factory: pytest.TempPathFactory, network: DiT) -> Path:
 FEW = ("--classes", "3,1", "--each", 2, "--steps", 3)
 
 
-@pytest.mark.parametrize("place", [".", "checkpoints/step-00000020"])
+@pytest.mark.parametrize("path", [".", "checkpoints/step-00000020"])
 def test_a_run_or_checkpoint_is_drawn(
-    mms_sample: Command, run: Path, network: DiT, tmp_path: Path, place: str
+    mms_sample: Command, run: Path, network: DiT, tmp_path: Path, path: str
 ) -> None:
     out = tmp_path / "new" / "samples.png"
     options = ("--cfg-scale", 1.5, "--time-shift", 2, "--seed", 4, "--batch", 3, "--no-ema")
-    status, printed, progress = mms_sample(run / place, *FEW, *options, "--out", out)
+    status, printed, progress = mms_sample(run / path, *FEW, *options, "--out", out)
     assert status == 0 and printed == f"{out}\n" and "steps: " in progress
     samples = drawn(network, [3, 1], each=2, steps=3, cfg_scale=1.5, time_shift=2.0, seed=4)
     expected = Digits(CONFIG).images(samples.flatten(0, 1)).unflatten(0, (2, 2))
@@ -194,7 +194,7 @@ def test_a_run_or_checkpoint_is_drawn(
 
 
 def test_the_average_is_drawn_unless_told_otherwise(mms_sample: Command, run: Path, tmp_path: Path) -> None:
-    """An average of zeros moves nothing: the picture is that of the noise."""
+    """With averaged weights of zero nothing moves: the picture shows the noise."""
     out = tmp_path / "samples.png"
     assert mms_sample(run, *FEW, "--out", out)[0] == 0
     noise = [[start_noise(0, label, number, SHAPE) for number in range(2)] for label in (3, 1)]
@@ -214,8 +214,8 @@ def test_samples_that_are_not_finite_are_counted(mms_sample: Command, tmp_path: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--classes", "3,12"), "was trained with the captions 0 to 9, got 12"),
-        (("--classes", "3,cat"), "'3,cat' is no comma-separated list of int values"),
+        (("--classes", "3,12"), "are numbered 0 to 9, got 12"),
+        (("--classes", "3,cat"), "'3,cat' is not a comma-separated list of int values"),
         (("--each", "0"), "0 is not in the range x>=1"),
         (("--time-shift", "0"), "the time shift must be positive, got 0"),
         (("--out", "samples.jpg"), "give an --out that ends in .png, not samples.jpg"),
@@ -235,12 +235,12 @@ def test_what_has_no_samples_is_refused(mms_sample: Command, tmp_path: Path, net
     assert status == 2 and said == f"mms: {tmp_path / 'nothing'} does not exist\n"
     (tmp_path / "model.safetensors").touch()
     status, _, said = mms_sample(tmp_path / "model.safetensors", *out)
-    assert status == 2 and "is a file of weights: say what its texts and latents are" in said
+    assert status == 2 and "is a weight file: name its text encoder and its codec" in said
     status, _, said = mms_sample(tmp_path, *out)
     assert status == 2 and "holds no whole checkpoint" in said
     folder = run_folder(tmp_path / "latents", network, data="none")
     status, _, said = mms_sample(folder, *out)
-    assert status == 2 and "has no data yet" in said
+    assert status == 2 and "this preset has no data: encode some" in said
     assert not out[1].exists()
 
 

@@ -1,4 +1,4 @@
-"""What a trained network is sampled with: texts of captions, pictures of latents, and its images."""
+"""Subjects: the texts, pictures and images that belong to a trained network."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ SMALL = {"depth": 1, "width": 16, "heads": 1, "patch": 2, "steps": 1, "batch": 4
 
 
 def left_behind(folder: Path, **options: object) -> Path:
-    """What `mms train` leaves of a run that was not trained."""
+    """A run folder as `mms train` leaves it, with untrained weights."""
     settings = {name: str(value) for name, value in {**SMALL, **options}.items()}
     run = with_data(PRESETS["digits-16l"], settings)
     weights = {f"weight.{name}": weight.detach() for name, weight in DiT(run.model).named_parameters()}
@@ -62,22 +62,21 @@ def test_a_run_on_digits_has_their_texts_and_pictures(on_digits: Subject) -> Non
     assert on_digits.captions == tuple("0123456789") and not on_digits.network.training
     texts, empty = on_digits.texts(["7", "0"])
     assert torch.equal(texts, source.prompts(torch.tensor([7, 0]))) and torch.equal(empty, source.empty_text)
-    places = np.array([4, 1000])
-    latents = source.latents(places)
+    latents = source.latents(np.array([4, 1000]))
     assert torch.equal(on_digits.pictures(latents), source.images(latents)[:, None])
 
 
 def test_a_run_on_digits_refuses_other_captions_and_has_no_images(on_digits: Subject) -> None:
     with pytest.raises(ValueError, match=r"digits have the captions 0 to 9, got 'a cat'"):
         on_digits.texts(["3", "a cat"])
-    with pytest.raises(ValueError, match=r"was trained on all digits, none are held out .*mms encode digits"):
+    with pytest.raises(ValueError, match=r"was trained on all digits, so no held-out .*mms encode digits"):
         on_digits.images(True)
 
 
 def test_texts_of_captions_in_the_store_are_those_of_the_store(
     on_store: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the bit, in half precision, and without the encoder."""
+    """Bitwise, in half precision, and without loading the encoder."""
     monkeypatch.setattr(LatentStore, "text_encoder", lambda store: pytest.fail("the encoder is loaded"))
     texts, empty = on_store.texts(["7", "", "7"])
     expected = text_encoder("labels").encode(["7", ""], 4).half().float()
@@ -93,9 +92,9 @@ def test_random_tokens_that_were_never_trained_on_are_refused(on_store: Subject)
 def test_captions_are_looked_up_in_a_table_that_is_made_once(on_store: Subject) -> None:
     source = on_store.source
     on_store.texts(["3"])
-    table = source.store.caption_places
+    table = source.store.caption_indices
     on_store.texts(["4"])
-    assert source.store.caption_places is table and [table[text] for text in ("", "0", "9")] == [0, 1, 10]
+    assert source.store.caption_indices is table and [table[text] for text in ("", "0", "9")] == [0, 1, 10]
 
 
 @pytest.mark.parametrize("lead", [(), (1,), (2, 3), (DECODED_AT_ONCE + 3,), (2, 1, 5)])
@@ -107,12 +106,10 @@ def test_pictures_of_latents_of_any_leading_shape(on_store: Subject, lead: tuple
 
 
 def test_latents_of_a_store_are_its_pictures(on_store: Subject) -> None:
-    places = np.array([0, 33])
-    images, origins = on_store.images(False), on_store.source.store.image_of[places]
+    rows = np.array([0, 33])
+    images, origins = on_store.images(False), on_store.source.store.image_of[rows]
     expected = torch.stack([images.image(int(origin)) for origin in origins])
-    torch.testing.assert_close(
-        on_store.pictures(on_store.source.latents(places)), expected, rtol=0, atol=1e-3
-    )
+    torch.testing.assert_close(on_store.pictures(on_store.source.latents(rows)), expected, rtol=0, atol=1e-3)
     assert images.size == 1618 and on_store.images(True).size == 179
     assert on_store.images(True).name(0) == images_of("digits", held_out=True).name(0)
 
@@ -127,7 +124,7 @@ def test_a_subject_says_where_it_came_from(on_store: Subject) -> None:
 @pytest.mark.parametrize("given", [{"text": "labels"}, {"codec": "dct"}])
 def test_a_run_takes_no_encoders(store: Path, tmp_path: Path, given: dict[str, str]) -> None:
     folder = left_behind(tmp_path / "run", data=f"latents:{store}")
-    with pytest.raises(ValueError, match="is no file of weights: its data say what encodes its texts"):
+    with pytest.raises(ValueError, match="is not a weight file: its data determine --text and --codec"):
         open_subject(folder, **given)
     with pytest.raises(StoreError, match=r"absent does not exist"):
         open_subject(tmp_path / "absent", **given)
@@ -140,7 +137,7 @@ def test_images_that_moved_away_are_missed_only_where_they_are_needed(
     subject = open_subject(on_pictures)
     assert subject.captions == ("cat", "dog") and subject.texts(["cat"])[0].shape == (1, 4, 64)
     assert subject.pictures(torch.zeros(3, 8, 8)).shape == (3, 8, 8)
-    message = rf"^the images that .*x\.zarr was made of are not there: {pictures} is no folder of images$"
+    message = rf"^the images that .*x\.zarr was made from are missing: {pictures} is not a folder: give"
     with pytest.raises(ValueError, match=message):
         subject.images(True)
 
@@ -167,7 +164,7 @@ def test_an_absent_encoder_is_missed_only_by_captions_of_its_own(
     run = left_behind(tmp_path / "run", data=f"latents:{path}")
     known = open_subject(run).texts(["x"])[0]
     assert torch.equal(known, text_encoder(f"qwen3:{folder}").encode(["x"], known.shape[1]))
-    with pytest.raises(ValueError, match=r"'a cat' has 5 text tokens, .* was trained with 1 at most"):
+    with pytest.raises(ValueError, match=r"'a cat' has 5 text tokens, .* was trained with at most 1"):
         open_subject(run).texts(["3", "a cat"])
     folder.rename(tmp_path / "elsewhere")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -1,4 +1,4 @@
-"""Times decoded from states: where they are there, where they are not, and never by way of the image."""
+"""Times decoded from states: found where they are present, and never leaked through the image."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ def of(side: int = 8, **options: object) -> DiTConfig:
 
 
 class Synthetic:
-    """Latents of this mean and standard deviation, with frozen random texts."""
+    """Latents with a given mean and standard deviation, and frozen random texts."""
 
     size = 100
 
@@ -51,13 +51,13 @@ def r2(found: TimestepProbe, block: int, feature: str) -> float:
 
 @pytest.fixture(scope="module")
 def decodable() -> TimestepProbe:
-    """Clean latents have a mean, noise has none: the size of what tokens have in common is the time."""
+    """Clean latents have a mean and noise has none, so the size of the token mean encodes the time."""
     return probed(Synthetic(1.0, 0.5, side=32), DiT(of(side=32)), images=100)
 
 
 @pytest.fixture(scope="module")
 def hidden() -> TimestepProbe:
-    """Clean latents are noise themselves, and the norm of the tokens takes their size away."""
+    """Clean latents are noise themselves, and normalising the tokens removes their size."""
     return probed(Synthetic(0.0, 1.0, side=16), DiT(of(side=16)), images=100)
 
 
@@ -75,12 +75,12 @@ def test_a_time_that_is_not_there_is_not_decoded(hidden: TimestepProbe) -> None:
 def test_the_input_statistics_are_a_control_of_their_own(
     decodable: TimestepProbe, hidden: TimestepProbe
 ) -> None:
-    """The mean of the latents is 1 - t up to noise; of noise in noise the spread has its least at 1/2."""
+    """The mean of the latents is 1 - t up to noise; for noise in noise the spread is smallest at 1/2."""
     assert r2(decodable, 0, "input_statistics") > 0.98
     assert abs(r2(hidden, 0, "input_statistics")) < 0.05
 
 
-def test_texts_know_of_the_time_only_behind_a_block(decodable: TimestepProbe) -> None:
+def test_texts_know_the_time_only_after_a_block(decodable: TimestepProbe) -> None:
     assert abs(r2(decodable, 0, "text_mean")) < 0.05
     assert r2(decodable, 1, "text_mean") > 0.2
 
@@ -106,7 +106,7 @@ def test_rows_are_of_every_state_with_a_control(decodable: TimestepProbe) -> Non
 
 
 def test_features_are_means_and_spreads_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the very states of a forward pass; the text behind the image."""
+    """Of the states of a forward pass, where the text follows the image."""
     network, source, seen = DiT(of(copies=2)), Synthetic(1.0, 0.5), []
     monkeypatch.setattr(
         "meanmode.dit.evaluate.timestep_probe.decoded_times",
@@ -130,7 +130,7 @@ def test_features_are_means_and_spreads_of_the_tokens(monkeypatch: pytest.Monkey
 
 
 def test_statistics_of_channels_stand_beside_those_of_all() -> None:
-    """Where one channel rises as the other falls the mean of both is silent, their spread least at 1/2."""
+    """If one channel rises as the other falls, their mean is constant and their spread smallest at 1/2."""
     source = Synthetic(torch.tensor([1.0, -1.0])[:, None, None], 0.0, channels=2)
     found = probed(source, DiT(of(channels=2)), blocks=[0])
     assert r2(found, 0, "input_channel_statistics") > 0.9
@@ -138,7 +138,7 @@ def test_statistics_of_channels_stand_beside_those_of_all() -> None:
 
 
 def test_times_are_of_image_and_draw_alone() -> None:
-    """The same in any batches, uniform, and others with another seed."""
+    """The same for any batch size, and different for another seed."""
     source = Synthetic(3.0, 0.0)
     one, other = (probed(source, blocks=[1], batch=batch) for batch in (3, 1000))
     for row, again in zip(one.rows, other.rows, strict=True):
@@ -162,7 +162,7 @@ def test_a_linear_time_is_decoded_to_its_noise() -> None:
     found, error, shuffled = decoded_times(features, rows.times, rows.numbers)
     assert found > 0.99 and abs(shuffled) < 0.03
     assert error == pytest.approx(0.01 * (2 / np.pi) ** 0.5, rel=0.2)
-    # neither the scale nor the origin of a feature counts
+    # neither the scale nor the origin of a feature matters
     assert decoded_times(1e6 + 1e-3 * features, rows.times, rows.numbers)[0] == pytest.approx(found, abs=1e-3)
 
 
@@ -175,9 +175,9 @@ def test_features_without_time_are_worth_a_constant() -> None:
 
 
 def test_a_feature_that_names_the_image_decodes_nothing() -> None:
-    """Every image has a time of its own, and features that tell images apart: rows of it would leak.
+    """If every image has one time and features that identify it, a split by row would leak.
 
-    They would also leak into the choice of the ridge parameter, and what is fitted to names is no constant.
+    It would also leak into the choice of the ridge parameter, and a fit to identities is not constant.
     """
     rows = rows_of(2, images=256)
     names = rows.normal(size=(256, 400))[rows.numbers]
@@ -217,8 +217,8 @@ def test_a_diverged_network_is_recorded() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"images": 7}, "at least 8 images, and at most those of the data, 100: got 7"),
-        ({"images": 101}, "at most those of the data, 100: got 101"),
+        ({"images": 7}, "images must be at least 8 and at most the 100 in the data, got 7"),
+        ({"images": 101}, "at most the 100 in the data, got 101"),
         ({"times_each": 0}, "must be at least 1, got 0"),
         ({"blocks": [0, 3]}, r"numbered 0 \(the input\) to 2, got 3"),
     ],
@@ -231,5 +231,5 @@ def test_what_cannot_be_probed_is_refused(options: dict, message: str) -> None:
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     rows = rows_of(5)
-    with pytest.raises(ValueError, match=r"comes with scikit-learn: pip install '\.\[train\]'"):
+    with pytest.raises(ValueError, match=r"needs scikit-learn: pip install '\.\[train\]'"):
         decoded_times(rows.normal(size=(512, 2)), rows.times, rows.numbers)

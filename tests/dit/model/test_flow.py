@@ -89,15 +89,15 @@ def test_a_time_shift_that_is_not_positive_is_refused(shift: float) -> None:
 
 @pytest.mark.parametrize("shift", [1.0, 4.0])
 def test_training_times_are_uniform_and_then_shifted(shift: float) -> None:
-    """P(t' <= s) = s / (a - (a - 1) s), a the shift; 2000 places of step 1, seed 0."""
+    """P(t' <= s) = s / (a - (a - 1) s) for the shift a; 2000 samples of step 1, seed 0."""
     times = draw(0, 1, range(2000), SHAPE, time_shift=shift).times.double().numpy()
     assert stats.kstest(times, lambda s: s / (shift - (shift - 1) * s)).pvalue > 0.01
     wrong = 4.0 if shift == 1 else 1.0
     assert stats.kstest(times, lambda s: s / (wrong - (wrong - 1) * s)).pvalue < 1e-6
 
 
-def test_noise_is_standard_normal_and_nothing_goes_with_anything() -> None:
-    """2000 places of 16 numbers; correlations of times, drops and noise within 4 standard errors of 0."""
+def test_noise_is_standard_normal_and_nothing_is_correlated() -> None:
+    """2000 samples of 16 numbers; correlations of times, drops and noise within 4 standard errors of 0."""
     drawn = draw(0, 1, range(2000), SHAPE, null_text=0.5)
     noise = drawn.noise.flatten(1).numpy()
     assert stats.kstest(noise.ravel(), stats.norm.cdf).pvalue > 0.01
@@ -120,16 +120,16 @@ def test_what_is_dropped_or_shifted_changes_nothing_else() -> None:
     assert not (one.dropped & ~other.dropped).any()
 
 
-@pytest.mark.parametrize("places", [[0], [7, 3, 5], [11, 0], list(reversed(range(12))), np.arange(4, 8)])
-def test_draws_are_functions_of_seed_step_and_place(places: list[int] | NDArray[np.int64]) -> None:
+@pytest.mark.parametrize("positions", [[0], [7, 3, 5], [11, 0], list(reversed(range(12))), np.arange(4, 8)])
+def test_draws_are_functions_of_seed_step_and_position(positions: list[int] | NDArray[np.int64]) -> None:
     torch.manual_seed(1)
-    whole, part = draw(3, 5, range(12), SHAPE), draw(3, 5, places, SHAPE)
-    assert torch.equal(part.times, whole.times[places])
-    assert torch.equal(part.dropped, whole.dropped[places])
-    assert torch.equal(part.noise, whole.noise[places])
+    whole, part = draw(3, 5, range(12), SHAPE), draw(3, 5, positions, SHAPE)
+    assert torch.equal(part.times, whole.times[positions])
+    assert torch.equal(part.dropped, whole.dropped[positions])
+    assert torch.equal(part.noise, whole.noise[positions])
 
 
-def test_every_seed_step_and_place_has_draws_of_its_own() -> None:
+def test_every_seed_step_and_position_has_its_own_draws() -> None:
     drawn = [draw(seed, step, range(4), SHAPE) for seed in range(3) for step in range(1, 5)]
     assert torch.cat([of.times for of in drawn]).unique().numel() == 48
     assert torch.cat([of.noise for of in drawn]).flatten(1).unique(dim=0).shape[0] == 48
@@ -150,10 +150,10 @@ def test_a_sampler_without_steps_is_refused() -> None:
 
 
 class Gaussian:
-    """The true velocity E[x0 - x1 | z_t] where x0 ~ N(mean, std^2), and the flow it makes.
+    """The true velocity E[x0 - x1 | z_t] for x0 ~ N(mean, std^2), and the flow it generates.
 
-    Channel 0 is the data; channel 1 has x0 = 0 and x1 = 1, so that it is the time itself. The text is how
-    far the mean is moved.
+    Channel 0 is the data; channel 1 has x0 = 0 and x1 = 1 and is therefore the time itself. The text shifts
+    the mean by its value.
     """
 
     mean, std = 0.7, 0.3
@@ -169,7 +169,7 @@ class Gaussian:
         return torch.cat([mean + slope * (z - (1 - t) * mean), -torch.ones_like(t)], dim=1)
 
     def data(self, noise: Tensor, moved: float = 0.0) -> Tensor:
-        """Where the exact flow takes the noise."""
+        """End point of the exact flow that starts at the noise."""
         return self.mean + moved + self.std * noise
 
 
@@ -181,7 +181,7 @@ NOISE = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
 
 
 def sampling_error(steps: int, shift: float, cfg_scale: float = 1.0) -> float:
-    """Largest distance of samples from where the exact flow takes their noise."""
+    """Largest distance of samples from the end points of the exact flow."""
     true = Gaussian()
     options = {"steps": steps, "time_shift": shift, "cfg_scale": cfg_scale}
     found = sample(true, true.start(NOISE), text(0.25), text(-0.25), **options)
@@ -192,7 +192,7 @@ def sampling_error(steps: int, shift: float, cfg_scale: float = 1.0) -> float:
 @pytest.mark.parametrize("shift", [1.0, 4.0])
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.0, 2.0])
 def test_euler_converges_to_the_data_with_first_order(shift: float, cfg_scale: float) -> None:
-    """The velocity is linear in the mean: guidance by w takes it to mean + w (condition - empty) + empty."""
+    """The velocity is linear in the mean, which guidance by w moves by w (condition - empty) + empty."""
     steps = [64, 128, 256, 512]
     errors = [sampling_error(number, shift, cfg_scale) for number in steps]
     order = -stats.linregress(np.log(steps), np.log(errors)).slope
@@ -202,7 +202,7 @@ def test_euler_converges_to_the_data_with_first_order(shift: float, cfg_scale: f
 
 @pytest.mark.parametrize("steps", [1, 7])
 def test_straight_flows_are_exact_in_any_number_of_steps(steps: int) -> None:
-    """All data at one point x: v = (x - z) / t; a schedule that stops short of 0 stays away from it."""
+    """If all data are at one point x then v = (x - z) / t; a schedule that ends above 0 would miss x."""
     true = Gaussian()
     true.std = 0.0
     found = sample(true, true.start(NOISE), text(0.0), text(0.0), steps=steps, cfg_scale=1.0)
@@ -210,7 +210,7 @@ def test_straight_flows_are_exact_in_any_number_of_steps(steps: int) -> None:
     assert found[:, 1].abs().max() < 1e-14
 
 
-def test_the_states_are_those_of_the_schedule() -> None:
+def test_the_states_follow_the_schedule() -> None:
     true, schedule = Gaussian(), sampling_times(6, 4.0)
     states = list(euler_states(true, true.start(NOISE), text(0.0), text(0.0), steps=6))
     assert len(states) == 6
@@ -219,7 +219,7 @@ def test_the_states_are_those_of_the_schedule() -> None:
 
 
 @pytest.mark.parametrize(("scale", "asked"), [(1.0, 1), (2.0, 2), (0.0, 2)])
-def test_guidance_is_that_far_from_the_empty_text_to_the_condition(scale: float, asked: int) -> None:
+def test_guidance_extrapolates_from_the_empty_text_to_the_condition(scale: float, asked: int) -> None:
     seen = []
 
     def velocity(latents: Tensor, text: Tensor) -> Tensor:
@@ -247,8 +247,8 @@ def test_samplers_leave_no_graph() -> None:
 
 @pytest.mark.parametrize("shift", [1.0, 4.0])
 @pytest.mark.parametrize("steps", [1, 25])
-def test_diffusers_takes_the_same_way(steps: int, shift: float) -> None:
-    """Its Euler scheduler, given uniform times, shifts them and ends at 0; it wants x1 - x0, which is -v."""
+def test_diffusers_takes_the_same_steps(steps: int, shift: float) -> None:
+    """Its Euler scheduler shifts uniform times and ends at 0; it expects x1 - x0, which is -v."""
     module = pytest.importorskip("diffusers.schedulers.scheduling_flow_match_euler_discrete")
     scheduler = module.FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)])

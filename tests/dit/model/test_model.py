@@ -1,4 +1,4 @@
-"""The network: its weights, its ends, precisions, ensembles and recomputed activations."""
+"""The network: weights, embeddings and head, precisions, ensembles and recomputed activations."""
 
 # B batch, C channels, H height, W width of a latent, S text tokens, D width
 
@@ -33,7 +33,7 @@ CONFIG = DiTConfig(
     writer_std=None,
     head_std=0.2,
 )
-"""With writers that write, or the blocks would do nothing."""
+"""Its writers are not zero, since the blocks would do nothing otherwise."""
 
 
 def with_options(**options: Any) -> DiTConfig:
@@ -67,7 +67,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     "options", [*({"merge": name} for name in MERGES), *({"mixer": name} for name in MIXERS)]
 )
 def test_a_network_made_block_by_block_is_the_same(options: dict[str, str]) -> None:
-    """To the bit, with its constants, whatever the state of the global generator is."""
+    """Bitwise, including constants, whatever the state of the global generator."""
     config = with_options(**options, residual_gain=0.7)
     torch.manual_seed(1)
     whole = drawn(config, 11)
@@ -110,7 +110,7 @@ def expected_std(name: str, config: DiTConfig) -> float:
 @pytest.mark.parametrize("writer_std", [0.0, None, 0.5])
 @pytest.mark.parametrize("initialisation", ["published", "width_matched"])
 def test_weights_have_the_stated_spread(writer_std: float | None, initialisation: str) -> None:
-    """Mean and standard deviation within five standard errors; writers of zeros are zeros, as all biases."""
+    """Mean and standard deviation within five standard errors; zero writers and all biases are zero."""
     config = with_options(width=64, writer_std=writer_std, initialisation=initialisation)
     network = drawn(config)
     for name, weight in matrices(network).items():
@@ -124,7 +124,7 @@ def test_weights_have_the_stated_spread(writer_std: float | None, initialisation
 
 
 def test_zero_writers_leave_the_embedding_to_the_head() -> None:
-    """As published, where alpha is 0: the trunk is normed again and again, and nothing is added."""
+    """As published with alpha = 0: the trunk is normalised repeatedly and nothing is added."""
     network = drawn(with_options(writer_std=0.0, alpha=0.0))
     latents, text = inputs()
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_samples_do_not_see_each_other() -> None:
 @pytest.mark.parametrize("merge", ["mv_split", "hard_centering", "plain"])
 @pytest.mark.parametrize("text_tokens", [0, 1, 9])
 def test_any_number_of_text_tokens_is_read(merge: str, text_tokens: int) -> None:
-    """Text changes the velocity; the order of its tokens does not, as they have no positions."""
+    """Text changes the velocity, but the order of its tokens does not, since they have no positions."""
     network = drawn(with_options(merge=merge))
     latents, text = inputs(text_tokens)
     velocity = network(latents, text)
@@ -186,14 +186,14 @@ def test_other_shapes_are_refused(latents: tuple[int, ...], text: tuple[int, ...
 
 
 def unchecked(function: Any) -> Any:
-    """A function without the shape checks of the test run, which would refuse first."""
+    """Remove the shape checks of the test run, which would raise first."""
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
     return function
 
 
 def test_half_precision_texts_are_read() -> None:
-    """As encoders write them."""
+    """Text encoders may return half precision."""
     network = drawn()
     latents, text = inputs()
     with torch.no_grad():
@@ -248,16 +248,16 @@ def test_autocast_leaves_trunk_norms_and_merges_in_single_precision(monkeypatch:
 @pytest.mark.parametrize("recompute", [(1, 2), (1, 1), (2, 3)])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_recomputed_activations_give_the_same_gradients(recompute: tuple[int, int], autocast: bool) -> None:
-    """To the bit; in the backward pass these blocks are run a second time, and no others."""
+    """Bitwise; exactly the recomputed blocks run a second time in the backward pass."""
     gradients, runs = [], []
     for setting in ((0, 1), recompute):
         network = drawn()
         network.recompute = setting
         counts = [0] * CONFIG.depth
-        for place, block in enumerate(network.blocks):
-            # a forward hook of a recomputed block would not fire: recomputing stops early
+        for index, block in enumerate(network.blocks):
+            # a forward hook of a recomputed block would not fire, since recomputation stops early
             block.operator.v_proj.register_forward_hook(
-                lambda *_, place=place, counts=counts: counts.__setitem__(place, counts[place] + 1)
+                lambda *_, index=index, counts=counts: counts.__setitem__(index, counts[index] + 1)
             )
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             loss = network(*inputs()).float().square().mean()
@@ -266,7 +266,7 @@ def test_recomputed_activations_give_the_same_gradients(recompute: tuple[int, in
         runs.append(counts)
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
     again, of = recompute
-    assert runs == [[1] * 3, [2 if place % of < again else 1 for place in range(3)]]
+    assert runs == [[1] * 3, [2 if index % of < again else 1 for index in range(3)]]
 
 
 def test_nothing_is_recomputed_without_a_backward_pass() -> None:

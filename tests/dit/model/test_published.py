@@ -1,4 +1,4 @@
-"""The published checkpoint: its equations, computed here anew, its names, and what is refused."""
+"""The published checkpoint: its equations, recomputed independently, its names, and what is refused."""
 
 # B batch, T image tokens
 
@@ -30,16 +30,16 @@ CONTEXT = DiTConfig(
     merge="mv_split",
     initialisation="published",
 )
-"""Patches of four, and texts that are projected."""
+"""Patches of 2 x 2, and texts that are projected."""
 
 PLACED = dataclasses.replace(CONTEXT, depth=2, channels=5, side=4, patch=1, text_width=32)
-"""Patches of one, as published, and texts as wide as the trunk."""
+"""Patches of 1 x 1, as published, and texts as wide as the trunk."""
 
 SMALL = dataclasses.replace(CONTEXT, depth=2, width=16)
 
 
 def weights(config: DiTConfig, seed: int = 1) -> dict[str, Tensor]:
-    """Random weights under the released names, large enough that every one of them matters."""
+    """Random weights under the released names, large enough for every one of them to matter."""
     generator = torch.Generator().manual_seed(seed)
     width, hidden, patch = config.width, round(config.ffn_ratio * config.width), config.patch
 
@@ -74,7 +74,7 @@ def weights(config: DiTConfig, seed: int = 1) -> dict[str, Tensor]:
 def inputs(config: DiTConfig, text_tokens: int, batch: int = 2) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(7)
     latents = torch.randn(batch, config.channels, config.side, config.side, generator=generator)
-    # unlike the image tokens in length and mean, so that it shows how either is normed
+    # length and mean differ from the image tokens, so that the norm of either matters
     return latents, 0.3 + 2 * torch.randn(batch, text_tokens, config.text_width, generator=generator)
 
 
@@ -83,7 +83,7 @@ def normed(x: Tensor, eps: float) -> Tensor:
 
 
 def angles(side: int, head: int, wrong: str) -> Tensor:
-    """[T, head / 2]: rows in the first half of them, columns in the second."""
+    """Angles [T, head / 2]: rows in the first half, columns in the second."""
     h = head // 2
     base = 100.0 if wrong == "rope theta" else 10000.0
     frequency = base ** (-2 * torch.arange(h // 2, dtype=torch.float64) / h)
@@ -95,7 +95,7 @@ def angles(side: int, head: int, wrong: str) -> Tensor:
 
 
 def turned(x: Tensor, angle: Tensor, wrong: str) -> Tensor:
-    """Image tokens x [..., T, head] rotated by halves."""
+    """Rotate image tokens x [..., T, head] by halves."""
     half = x.shape[-1] // 2
     cos, sin = angle.cos(), angle.sin()
     if wrong == "rope sign":
@@ -111,7 +111,7 @@ def turned(x: Tensor, angle: Tensor, wrong: str) -> Tensor:
 def reference(
     state: dict[str, Tensor], latents: Tensor, text: Tensor, *, heads: int, wrong: str = ""
 ) -> Tensor:
-    """The velocity by the published equations in double precision, or with one of them wrong."""
+    """The velocity from the published equations in double precision, optionally with one of them wrong."""
     state = {name: tensor.double() for name, tensor in state.items()}
     z, words = latents.double(), text.double()
     filters = state["patch_embed.patch_proj.weight"]
@@ -169,8 +169,8 @@ def reference(
     written = x[:, :tokens] @ state["final_proj.weight"].T + state["final_proj.bias"]
     velocity = torch.empty(batch, channels, side * patch, side * patch, dtype=torch.float64)
     order = (channels, patch, patch) if wrong == "channels first" else (patch, patch, channels)
-    for place, token in enumerate(written.unbind(1)):
-        row, column = (patch * index for index in divmod(place, side))
+    for number, token in enumerate(written.unbind(1)):
+        row, column = (patch * index for index in divmod(number, side))
         square = token.reshape(batch, *order)
         square = square if wrong == "channels first" else square.permute(0, 3, 1, 2)
         velocity[:, :, row : row + patch, column : column + patch] = square
@@ -178,7 +178,7 @@ def reference(
 
 
 def apart(config: DiTConfig, wrong: str, text_tokens: int = 4) -> float:
-    """The largest error of the network's velocity against the reference's."""
+    """Largest difference between the velocities of the network and of the reference."""
     state = weights(config)
     latents, text = inputs(config, text_tokens)
     with torch.no_grad():
@@ -239,7 +239,7 @@ def test_wrappers_are_taken_off(wrap: Callable[[Any], Any], prefix: str, tmp_pat
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_file_written_is_read_back(suffix: str, tmp_path: Path) -> None:
-    """Also one written over that which the network was read from, whose weights it still has."""
+    """Also if it replaces the file that a network was loaded from, which keeps its weights."""
     state, path = weights(SMALL), tmp_path / f"model{suffix}"
     export_published(load_published(state, SMALL), path)
     network = load_published(str(path), SMALL)
@@ -260,7 +260,7 @@ def test_a_network_is_changed_without_its_file(tmp_path: Path) -> None:
 
 
 def test_the_shapes_tell_the_configuration() -> None:
-    """Heads of 128 features, latents of side 16 and the eps are the published ones."""
+    """Head width 128, latent side 16 and the eps are the published values."""
     told = {"depth": 2, "channels": 3, "text_width": 20, "ffn_ratio": 2.5}
     config = dataclasses.replace(CONTEXT, width=256, **told, side=16)
     found = load_published(weights(config)).config
@@ -306,15 +306,15 @@ REFUSED = {
     "no projection of texts": (without("context_proj.weight"), "text_width 16 instead of 20"),
     "an unknown name": (
         put("blocks.1.ffn.w4.weight", lambda _: torch.ones(2)),
-        "holds unknown blocks.1.ffn.w4",
+        "contains unknown blocks.1.ffn.w4",
     ),
-    "another number": (put("step", lambda _: 3), "holds unknown step$"),
+    "another number": (put("step", lambda _: 3), "contains unknown step$"),
     "a block too many": (put("blocks.7.ffn.w2.weight", lambda _: torch.ones(16, 48)), "depth 3 instead of 2"),
     "both": (
         lambda state: (put("x", lambda _: 1)(state), without(W2)(state)),
-        f"lacks {W2} and holds unknown x$",
+        f"lacks {W2} and contains unknown x$",
     ),
-    "a prefix of some": (put("module.x", lambda _: 1), "holds unknown module.x$"),
+    "a prefix of some": (put("module.x", lambda _: 1), "contains unknown module.x$"),
     "a wrong shape": (put(W2, lambda weight: weight.T), r"w2.weight \(\[48, 16\], not \[16, 48\]\)"),
     "a longer gain": (put(BETA, lambda gain: gain.repeat(2)), r"beta \(\[32\], not \[16\]\)"),
     "our own shape": (put(PATCHES, lambda weight: weight.flatten(1)), r"\[D, C, P, P\].*got \[16, 12\]"),
@@ -323,9 +323,9 @@ REFUSED = {
     "a sparse tensor": (put(W2, lambda weight: weight.to_sparse()), r"w2.weight \(float32, sparse_coo\)"),
     "no data": (put(W2, lambda weight: weight.to("meta")), r"w2.weight \(float32 without data\)"),
     "no tensor": (put(W2, lambda weight: weight.tolist()), r"w2.weight \(a list\)"),
-    "NaN": (put(W2, with_entry(float("nan"))), f"values that are not finite in {W2}$"),
-    "an infinity": (put(BETA, with_entry(float("-inf"))), f"values that are not finite in {BETA}$"),
-    "a number too large": (put(W2, lambda weight: 1e300 * weight.double()), f"not finite in {W2}$"),
+    "NaN": (put(W2, with_entry(float("nan"))), f"contains non-finite values in {W2}$"),
+    "an infinity": (put(BETA, with_entry(float("-inf"))), f"contains non-finite values in {BETA}$"),
+    "a number too large": (put(W2, lambda weight: 1e300 * weight.double()), f"non-finite values in {W2}$"),
     "a scaled norm": (
         put("norm_img_input.weight", with_entry(1.001)),
         "other than 1 in norm_img_input.weight",
@@ -344,7 +344,7 @@ def test_what_does_not_fit_is_named(change: Callable[[dict[str, Any]], None], me
 
 def test_many_names_are_counted() -> None:
     state = {f"other.{number}": torch.ones(1) for number in range(20)}
-    with pytest.raises(ValueError, match=r"holds unknown other.0, .*other.7 and 12 more") as raised:
+    with pytest.raises(ValueError, match=r"contains unknown other.0, .*other.7 and 12 more") as raised:
         load_published({**weights(SMALL), **state}, SMALL)
     assert "other.8," not in str(raised.value)
 
@@ -357,8 +357,8 @@ def test_many_names_are_counted() -> None:
         ({"ffn_ratio": 2.0}, "ffn_ratio 3 instead of 2"),
         ({"channels": 1, "patch": 1}, "channels 3 instead of 1, patch 2 instead of 1"),
         ({"text_width": 16}, "text_width 20 instead of 16"),
-        ({"merge": "layerscale"}, r"lacks blocks.0.merge_attn.gain.* and holds unknown .*norm1.alpha"),
-        ({"merge": "mv_split_attn"}, r"holds unknown blocks.0.fused_mvsplit_norm2.alpha"),
+        ({"merge": "layerscale"}, r"lacks blocks.0.merge_attn.gain.* and contains unknown .*norm1.alpha"),
+        ({"merge": "mv_split_attn"}, r"contains unknown blocks.0.fused_mvsplit_norm2.alpha"),
         ({"mixer": "gated"}, "lacks blocks.0.operator.gate_proj.weight"),
     ],
 )
@@ -370,10 +370,10 @@ def test_a_configuration_must_agree(other: dict[str, Any], message: str) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state, "is 16 wide, no multiple of the published head width 128: pass the config"),
-        (lambda state: {}, "lacks patch_embed.patch_proj.weight, .*: another merge or mixer"),
+        (lambda state: state, "width 16, which is not a multiple of the published head width 128: pass a c"),
+        (lambda state: {}, "lacks patch_embed.patch_proj.weight, .*: pass the configuration if its merge or"),
         (lambda state: [state], "holds a list, not a state dict"),
-        (lambda state: {"model": 3, **state}, "16 wide"),
+        (lambda state: {"model": 3, **state}, "has width 16"),
         (
             lambda state: {**state, PATCHES: torch.ones(128, 1, 3, 3)},
             "patches of side 3 do not tile",
@@ -387,7 +387,7 @@ def test_what_no_published_network_has_is_said(change: Any, message: str, tmp_pa
 
 
 class Opaque:
-    """A thing that no tensor file holds."""
+    """An object that no file of tensors contains."""
 
 
 def not_tensors(path: Path) -> None:
@@ -411,7 +411,7 @@ FILES = {
     "a folder": ("model.pt", lambda path: path.mkdir(), "is a folder: name the file"),
     "text": ("model.pt", lambda path: path.write_text("weights"), "cannot be read"),
     "empty": ("model.safetensors", lambda path: path.touch(), "cannot be read"),
-    "objects": ("model.pt", not_tensors, "cannot be read: it is damaged or holds more than tensors"),
+    "objects": ("model.pt", not_tensors, "cannot be read: it is damaged or contains more than tensors"),
     "another format": ("model.pt", old_format, "cannot be read"),
     **{f"{share} of .pt": ("model.pt", cut(share), "cannot be read") for share in (0.0, 0.1, 0.6, 0.999)},
     **{
@@ -442,7 +442,7 @@ def test_other_precisions_are_converted_or_kept(stored: torch.dtype, asked: torc
 
 
 def test_half_precision_as_stored_computes_under_autocast() -> None:
-    """With the trunk in float32, it is the same network but for rounding."""
+    """With the trunk in float32 both give the same velocity bitwise."""
     state = {name: tensor.bfloat16() for name, tensor in weights(SMALL).items()}
     latents, text = inputs(SMALL, 4)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -452,7 +452,7 @@ def test_half_precision_as_stored_computes_under_autocast() -> None:
 
 
 def test_a_dtype_without_fractions_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"floating dtype of 16 bits or more, got torch\.int"):
+    with pytest.raises(ValueError, match=r"floating type of at least 16 bits, got torch\.int"):
         load_published(weights(SMALL), SMALL, dtype=torch.int64)
 
 
@@ -466,8 +466,8 @@ def test_a_state_dict_is_copied() -> None:
 
 
 @pytest.mark.parametrize("stored", [True, False])
-def test_tensors_that_share_memory_are_parted(stored: bool, tmp_path: Path) -> None:
-    """As in a file of gains that were one tensor, or an expanded one, when it was written."""
+def test_tensors_that_share_memory_are_separated(stored: bool, tmp_path: Path) -> None:
+    """As in a file whose gains were a single tensor, or an expanded one, when it was written."""
     state, shared = weights(SMALL), torch.full((16,), 0.5)
     state |= {name: shared for name in state if name.endswith("alpha")}
     state |= {name: torch.tensor([0.7]).expand(16) for name in state if name.endswith("beta")}
@@ -491,7 +491,7 @@ def test_tensors_that_share_memory_are_parted(stored: bool, tmp_path: Path) -> N
     ids=lambda options: str(*options.values()),
 )
 def test_networks_of_every_kind_come_back(options: dict[str, Any], tmp_path: Path) -> None:
-    """Also their constants, which are in no file."""
+    """Including their constants, which no file contains."""
     config = dataclasses.replace(SMALL, **options, writer_std=0.3, residual_gain=0.7, alpha=0.2, beta=0.9)
     network, path = DiT(config), tmp_path / "model.safetensors"
     state = export_published(network, path)
@@ -511,13 +511,13 @@ def test_learned_gains_have_the_names_that_are_stated() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("model.bin", "a checkpoint is a .safetensors or .pt file, got 'model.bin'"),
-        ("none/model.pt", "none is no folder"),
+        ("model.bin", "a checkpoint must end in .safetensors or .pt, got 'model.bin'"),
+        ("none/model.pt", "none is not a folder"),
         ("folder.pt", "cannot be written: "),
         ("folder.safetensors", "cannot be written: "),
     ],
 )
-def test_a_place_that_cannot_be_written_to_is_named(name: str, message: str, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_to_is_named(name: str, message: str, tmp_path: Path) -> None:
     for folder in ("folder.pt", "folder.safetensors"):
         (tmp_path / folder).mkdir()
     with pytest.raises(ValueError, match=message):
@@ -530,7 +530,7 @@ def test_no_single_network_is_exported() -> None:
         export_published(stack_members([DiT(SMALL), DiT(SMALL)]))
     with torch.device("meta"):
         network = DiT(SMALL)
-    with pytest.raises(ValueError, match="no weights yet"):
+    with pytest.raises(ValueError, match="this network has no weights"):
         export_published(network)
 
 
@@ -580,13 +580,13 @@ def test_a_file_is_read_and_written_without_a_second_copy(tmp_path: Path) -> Non
 
 
 def closed_form(part: slice, *values: Tensor) -> tuple[np.ndarray, ...]:
-    """Output and gradients of one segment by R6."""
+    """Output and gradients of one segment from the closed form R6."""
     x, f, alpha, beta, cotangent = (value.detach().numpy() for value in values)
     output = merge_norm(x[part], f[part], alpha, beta, 1e-5)
     return output, *merge_norm_backward(x[part], f[part], alpha, beta, 1e-5, cotangent[part])
 
 
-def test_the_closed_form_backward_is_that_of_the_module() -> None:
+def test_the_module_has_the_closed_form_backward() -> None:
     """R6 (arXiv:2605.06169 Eq. 48-54) on an image and a text segment."""
     generator = torch.Generator().manual_seed(3)
     merge = MVSplit(8).double()
@@ -599,7 +599,7 @@ def test_the_closed_form_backward_is_that_of_the_module() -> None:
     of = (x, f, merge.alpha, merge.beta)
     found = [output.detach(), *torch.autograd.grad((output * cotangent).sum(), of)]
     image, text = (closed_form(part, *of, cotangent) for part in (slice(0, 6), slice(6, None)))
-    joined = [np.concatenate([image[place], text[place]]) for place in (0, 1, 2)]
-    summed = [image[place] + text[place] for place in (3, 4)]
+    joined = [np.concatenate([image[index], text[index]]) for index in (0, 1, 2)]
+    summed = [image[index] + text[index] for index in (3, 4)]
     for ours, closed in zip(found, [*joined, *summed], strict=True):
         np.testing.assert_allclose(ours, closed, rtol=0, atol=1e-10)

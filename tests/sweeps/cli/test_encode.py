@@ -1,4 +1,4 @@
-"""From images to numbers on the command line: mms encode, train, sample and evaluate on a latent store."""
+"""From images to metrics on the command line: mms encode, train, sample and evaluate on a latent store."""
 
 import io
 import json
@@ -32,7 +32,7 @@ FEW = ("--samples", 4, "--reference", 8, "--steps", 2, "--batch", 3)
 
 
 def done(*arguments: object) -> None:
-    """A command in this process, for what tests begin with; what it prints is left out."""
+    """Run a command in this process to prepare a test, and discard what it prints."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         cli.main([str(argument) for argument in arguments], standalone_mode=False)
 
@@ -52,13 +52,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three steps on sixty digits, large ones."""
+    """Three large steps on sixty digits."""
     out = tmp_path_factory.mktemp("runs") / "run"
     return trained("pixels-samples", out, data=f"latents:{store}", rate=0.05, **SMALL)
 
 
 def told(stderr: str) -> list[str]:
-    """The lines of a command's stderr that are none of a progress bar's."""
+    """The lines of a command's stderr that do not belong to a progress bar."""
     return [line for line in stderr.replace("\r", "\n").splitlines() if line.startswith("mms: ")]
 
 
@@ -84,7 +84,7 @@ def test_a_dry_run_says_what_would_be_encoded(mms: Command, tmp_path: Path) -> N
 
 
 def test_two_shares_make_the_store(mms: Command, store: Path, tmp_path: Path) -> None:
-    """The second may be the first to come."""
+    """In any order."""
     out = tmp_path / "x.zarr"
     assert mms("encode", *DIGITS, "--out", out, "--shard", "2/2")[0] == 0
     assert len(LatentStore(out).remaining()) == 1
@@ -92,11 +92,11 @@ def test_two_shares_make_the_store(mms: Command, store: Path, tmp_path: Path) ->
     assert arrays(out) == arrays(store)
 
 
-def test_a_store_is_gone_on_with(mms: Command, store: Path, tmp_path: Path) -> None:
+def test_a_store_is_resumed(mms: Command, store: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.zarr"
     assert mms("encode", *DIGITS, "--out", out, "--shard", "2/2")[0] == 0
     status, _, said = mms("train", "pixels-samples", "--set", f"data=latents:{out}", "--out", tmp_path / "r")
-    assert status == 2 and said.endswith("lacks 1 of 2 shards: go on with mms encode --resume\n")
+    assert status == 2 and said.endswith("lacks 1 of 2 shards: resume it with mms encode --resume\n")
     assert mms("encode", *DIGITS, "--out", out, "--resume")[0] == 0
     assert arrays(out) == arrays(store)
     status, _, said = mms("encode", "digits", "--codec", "pixels", "--out", out, "--resume")
@@ -110,7 +110,7 @@ def test_a_store_that_is_there_is_left_alone_before_any_work(
         "meanmode.dit.data.encoding.images_of", lambda *_, **__: pytest.fail("images are read")
     )
     status, printed, said = mms("encode", *DIGITS, "--out", store)
-    message = f"mms: {store} already exists: pass --resume to go on with it, or another --out"
+    message = f"mms: {store} already exists: pass --resume to continue it, or another --out"
     assert (status, printed, told(said)) == (2, "", [message])
 
 
@@ -118,18 +118,18 @@ def test_a_store_that_is_there_is_left_alone_before_any_work(
     ("arguments", "message"),
     [
         (("cats",), "unknown images 'cats': choose from digits, fashion-mnist:PATH, photos, imagefolder"),
-        (("imagefolder:/absent",), "/absent is no folder of images"),
+        (("imagefolder:/absent",), "/absent is not a folder: give the folder of the images"),
         (
             ("digits", "--codec", "jpeg"),
-            "a codec is pixels, dct, pca, flux2:PATH, or store:PATH of a latent store, got 'jpeg'",
+            "codec must be one of pixels, dct, pca, flux2:PATH, or store:PATH of a latent store, got 'jpeg'",
         ),
         (("digits", "--codec", "dct"), "must be a multiple of 16 for the codec dct, got 8"),
         (("digits", "--codec", "pixels", "--text", "clip"), "unknown text encoder 'clip': choose one of"),
-        (("digits", "--captions", "/absent.jsonl"), "/absent.jsonl is no readable file of captions"),
+        (("digits", "--captions", "/absent.jsonl"), "/absent.jsonl cannot be read as a file of captions"),
         (("digits", "--limit", "0"), "0 is not in the range x>=1"),
         (("digits", "--shard", "3/2"), "a shard is i/n with 1 <= i <= n, such as 1/4: got '3/2'"),
         (("digits", "--device", "nowhere"), "cannot compute on device 'nowhere'"),
-        (("digits", "--resume"), "x.zarr does not exist: there is nothing to go on with"),
+        (("digits", "--resume"), "x.zarr does not exist: there is nothing to resume"),
     ],
 )
 def test_what_cannot_be_encoded_is_one_line(
@@ -159,14 +159,14 @@ def test_a_damaged_image_is_named(
     file.write_bytes(damage(file.read_bytes()))
     status, _, said = mms("encode", f"imagefolder:{pictures}", "--codec", "pixels", "--side", 8, "--out", out)
     (line,) = told(said)
-    assert status == 2 and f"{file} is no readable image: " in line and said.endswith(f"{line}\n")
+    assert status == 2 and f"{file} is not a readable image: " in line and said.endswith(f"{line}\n")
     assert not out.exists()
 
 
 def test_captions_of_a_file_are_drawn_and_no_others(
     mms: Command, pictures: Path, inception: Path, tmp_path: Path
 ) -> None:
-    """With the store's own images moved away, which only an evaluation asks for."""
+    """Even after the images of the store have moved, since only an evaluation needs them."""
     names = sorted(path.relative_to(pictures).as_posix() for path in pictures.rglob("*.png"))
     lines = [json.dumps({"file_name": name, "text": f"picture {name}"}) for name in names]
     (tmp_path / "captions.jsonl").write_text("\n".join(lines))
@@ -187,8 +187,11 @@ def test_captions_of_a_file_are_drawn_and_no_others(
     assert status == 2 and "has never seen those of 'a bird': choose from picture cat/00.png" in told(said)[0]
     network = ("--extractor", f"inception:{inception}", "--cache", tmp_path / "features")
     status, printed, said = mms("evaluate", folder, *FEW, *network)
-    message = f"mms: the images that {out} was made of are not there: {pictures} is no folder of images"
-    assert (status, printed, told(said)) == (2, "", [message])
+    (line,) = told(said)
+    assert (status, printed) == (2, "")
+    assert line.startswith(
+        f"mms: the images that {out} was made from are missing: {pictures} is not a folder"
+    )
 
 
 @pytest.fixture
@@ -213,7 +216,7 @@ def test_a_table_has_samples_real_images_and_both_floors(judged: Callable[..., d
     assert {row["n"] for row in found["rows"]} == {4}
     values = np.array([row["value"] for row in found["rows"]]).reshape(4, 3)
     assert np.isfinite(values).all()
-    # pixels come back but for half precision, and the network has learned something
+    # pixels are recovered up to half precision, and the network has learned something
     np.testing.assert_allclose(values[1], values[2], rtol=0.05)
     assert abs(values[0, 0] - values[3, 0]) > 1
     errors = [row["standard_error"] is None for row in found["rows"]]
@@ -237,7 +240,7 @@ def test_numbers_are_those_of_the_images_and_samples_that_are_named(
 
     _, network = load_network(run, ema=False)
     subject = open_subject(run)
-    captions = [encoded.captions[encoded.caption_of[place]] for place in (0, 15, 30, 45)]
+    captions = [encoded.captions[encoded.caption_of[index]] for index in (0, 15, 30, 45)]
     texts, empty = subject.texts(captions)
     noise = torch.stack([start_noise(0, number, 0, (1, 8, 8)) for number in range(4)])
     latents = sample(network.eval(), noise, texts, empty.expand(4, -1, -1), steps=2)
@@ -248,11 +251,11 @@ def test_numbers_are_those_of_the_images_and_samples_that_are_named(
 def test_features_of_real_images_are_kept(
     judged: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second time only the held-out images that are encoded and decoded are read."""
+    """The second time only the held-out images are read, to be encoded and decoded."""
     read: list[int] = []
     monkeypatch.setattr(
         "meanmode.dit.evaluate.evaluation.batch",
-        lambda images, places: (read.extend(places), batch(images, places))[1],
+        lambda images, indices: (read.extend(indices), batch(images, indices))[1],
     )
     first = judged()
     assert len(read) == 8 + 4 + 4 and len(list((tmp_path / "features").glob("*.npz"))) == 2
@@ -269,7 +272,7 @@ def test_a_damaged_cache_is_told(
     network = ("--extractor", f"inception:{inception}", "--cache", tmp_path / "features")
     status, printed, said = mms("evaluate", run, *FEW, *network, "--json")
     assert status == 0 and json.loads(printed)["rows"] == first
-    assert len(told(said)) == 2 and all("computed again" in line for line in told(said))
+    assert len(told(said)) == 2 and all("will be recomputed" in line for line in told(said))
 
 
 def test_the_table_is_printed(mms: Command, run: Path, inception: Path, tmp_path: Path) -> None:
@@ -302,7 +305,7 @@ def test_a_missing_package_is_named_before_anything_is_sampled(
     )
     network = ("--extractor", f"inception:{inception}", "--cache", tmp_path / "features")
     status, _, said = mms("evaluate", run, *FEW, *network)
-    assert status == 2 and said.endswith("mms: FID and KID come with torchmetrics: pip install '.[eval]'\n")
+    assert status == 2 and said.endswith("mms: FID and KID need torchmetrics: pip install '.[eval]'\n")
 
 
 def test_more_samples_than_images_held_out_are_refused(
@@ -311,8 +314,8 @@ def test_more_samples_than_images_held_out_are_refused(
     options = ("--samples", 200, "--extractor", f"inception:{inception}", "--cache", tmp_path / "features")
     status, printed, said = mms("evaluate", run, *options)
     message = (
-        "mms: 179 images are held out: ask for at most so many samples, got 200, since only sets of one size "
-        "compare\n"
+        "mms: samples must be at most the 179 held-out images, got 200: only sets of equal size can be "
+        "compared\n"
     )
     assert (status, printed) == (2, "") and said.endswith(message) and "Traceback" not in said
 
@@ -321,11 +324,11 @@ def test_what_has_no_images_is_refused(mms: Command, inception: Path, tmp_path: 
     folder = trained("digits-16l", tmp_path / "run", depth=1, steps=1, batch=4)
     network = ("--extractor", f"inception:{inception}", "--cache", tmp_path / "features")
     status, printed, said = mms("evaluate", folder, *FEW, *network)
-    message = "was trained on all digits, none are held out to compare with: encode them (mms encode digits)"
+    message = "was trained on all digits, so no held-out images are left for comparison: encode them (mms enc"
     assert (status, printed) == (2, "") and message in said.splitlines()[-1]
     (tmp_path / "model.safetensors").touch()
     status, _, said = mms("evaluate", tmp_path / "model.safetensors", *FEW, *network)
-    message = "is a file of weights, without the data to judge them by: name a run or a checkpoint"
+    message = "is a weight file, which has no data to compare with: give a run or a checkpoint"
     assert (status, said) == (2, f"mms: {tmp_path / 'model.safetensors'} {message}\n")
 
 
@@ -355,7 +358,7 @@ def test_a_probe_reads_the_time_in_trained_and_untrained_states(mms: Command, ru
     assert [(row["network"], row["block"], row["feature"]) for row in found["rows"]] == expected
     assert all(isinstance(row[name], float) for row in found["rows"] for name in ("r2", "mae", "shuffled_r2"))
     trained_rows, untrained_rows = found["rows"][:7], found["rows"][7:]
-    # the control needs no network; the states of the two networks are others
+    # the control needs no network; the states of the two networks differ
     assert trained_rows[0]["r2"] == untrained_rows[0]["r2"]
     assert trained_rows[4]["r2"] != untrained_rows[4]["r2"]
     assert found["probe"] == {"images": 16, "held_out": 4, "times_each": 8, "seed": 0}
@@ -374,4 +377,4 @@ def test_a_probe_takes_blocks_and_digits(mms: Command, tmp_path: Path) -> None:
     status, _, said = mms("evaluate", folder, *probe, "--blocks", "3")
     assert status == 2 and said.endswith("mms: states are numbered 0 (the input) to 2, got 3\n")
     status, _, said = mms("evaluate", folder, "--probe", "timestep", "--samples", 5)
-    assert status == 2 and "mms: a probe takes at least 8 images, and at most those of the data" in said
+    assert status == 2 and "mms: images must be at least 8 and at most the 1797 in the data, got 5" in said
