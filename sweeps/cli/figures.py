@@ -1,4 +1,4 @@
-"""`mms figures` and `mms demo`: draw stores, or run the whole chain small."""
+"""`mms figures` and `mms demo`: draw figures from stores, or run the whole chain at a small size."""
 
 from pathlib import Path
 
@@ -15,17 +15,17 @@ from meanmode.theory.laws.all_laws import LAWS
     type=click.Path(path_type=Path),
     default=Path("paper_figs/data"),
     show_default=True,
-    help="Folder of stores.",
+    help="Folder of the stores and forecasts to draw.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("figures"),
     show_default=True,
-    help="Folder of PNG files.",
+    help="Folder to write the PNG files to.",
 )
 def figures(names: tuple[str, ...], data: Path, out: Path) -> None:
-    """Draw figures (all, or NAMES) from stores."""
+    """Draw all figures, or those called NAMES, from stores."""
     from meanmode.paper_figs.all_figures import draw_figures
 
     for path in draw_figures(names, data, out):
@@ -38,11 +38,11 @@ def figures(names: tuple[str, ...], data: Path, out: Path) -> None:
     type=click.Path(path_type=Path),
     default=Path("demo"),
     show_default=True,
-    help="Folder for store and figures.",
+    help="Folder to write the store and the figures to.",
 )
 @click.pass_context
 def demo(ctx: click.Context, out: Path) -> None:
-    """The whole chain, small, on a CPU: prove, sweep, compare, draw."""
+    """Run the whole chain at a small size on a CPU: prove, sweep, compare, draw."""
     from meanmode.paper_figs.all_figures import draw_figures
     from meanmode.sweeps.engine.execution import run_sweep
     from meanmode.sweeps.named.demo import DEMO_WORKERS, demo_sweep

@@ -1,4 +1,4 @@
-"""`mms import`: the store of a run whose telemetry was published or logged elsewhere."""
+"""`mms import`: turn telemetry that was published or logged elsewhere into a run."""
 
 from pathlib import Path
 
@@ -9,29 +9,40 @@ from meanmode.sweeps.cli.options import show_json
 
 @click.command("import")
 @click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run to write; it must not exist.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the run to write. It must not exist yet."
+)
 @click.option(
     "--name",
     "names",
     metavar="THEIRS=OURS",
     multiple=True,
-    help="Name of a quantity in the store, such as train/loss=loss; any number of times.",
+    help="Rename a quantity, such as train/loss=loss. Repeatable.",
 )
-@click.option("--depth", type=click.IntRange(min=1), help="Blocks.  [default: what FILE says or names]")
+@click.option(
+    "--depth",
+    type=click.IntRange(min=1),
+    help="Number of blocks.  [default: as FILE says, or as its names show]",
+)
 @click.option(
     "--first-layer",
     type=click.IntRange(0, 1),
-    help="Number of the first block in FILE.  [default: 1; of the viewer, what its layers show]",
+    help="Number of the first block in FILE.  [default: 1; for the viewer, as its layers show]",
 )
 @click.option(
-    "--step-offset", type=int, default=0, show_default=True, help="Added to the steps, where they begin at 0."
+    "--step-offset",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Number to add to every step, for logs that start at step 0.",
 )
 @click.option(
     "--initial-loss",
     type=click.FloatRange(min=0, min_open=True),
-    help="Loss before any training, by which an onset is labelled.  [default: median of the first ten]",
+    help="Loss before any training, which the onset label compares with.  "
+    "[default: median of the first ten losses]",
 )
-@click.option("-n", "--dry-run", is_flag=True, help="Print the names, blocks and steps, and write nothing.")
+@click.option("-n", "--dry-run", is_flag=True, help="Print names, blocks and steps, and write nothing.")
 def import_log(
     source: Path,
     out: Path | None,
@@ -42,19 +53,20 @@ def import_log(
     initial_loss: float | None,
     dry_run: bool,
 ) -> None:
-    """Write the store of a run whose telemetry was published or logged elsewhere.
+    """Import a run whose telemetry was published or logged elsewhere.
 
-    FILE is the published viewer page or its JSON; JSON lines or CSV of steps, either of step, name and value
-    or with a quantity a column; or a TensorBoard event file, or the folder of them of one run. A quantity
-    that is one of ours has our name, another keeps its own; NAME/LAYER[/WRITER] is its value at one block.
+    FILE is the published viewer page or its JSON; JSON lines or CSV, with either one row per step or the
+    columns step, name and value; or a TensorBoard event file or folder of one run. Known quantities get our
+    names, others keep theirs; NAME/LAYER[/WRITER] is the value of a quantity at one block.
     """
     from meanmode.dit.train.telemetry import SCALARS
-    from meanmode.sim.imported.imported_run import import_run, plan_import
+    from meanmode.sim.imported.import_plan import plan_import
+    from meanmode.sim.imported.imported_run import import_run
     from meanmode.sim.imported.log_files import read_log
 
     if out is None and not dry_run:
         raise click.UsageError(
-            "say where to write the run: --out RUN, or --dry-run to see what it would hold"
+            "say where to write the run with --out RUN, or pass --dry-run to see what it would hold"
         )
     plan = plan_import(
         read_log(source),
@@ -70,7 +82,7 @@ def import_log(
     if first > 1 and initial_loss is None and any(column.name == "loss" for column in plan.columns):
         click.echo(
             f"mms: the first step is {first}, so the first losses may be those of a trained network: "
-            "--initial-loss says the level before training",
+            "give the loss before training with --initial-loss",
             err=True,
         )
     if dry_run or out is None:

@@ -1,4 +1,4 @@
-"""`mms verify` and `mms law`: the laws and their proofs."""
+"""`mms verify` and `mms law`: prove the laws, and show one with its proof."""
 
 import click
 
@@ -11,7 +11,7 @@ from meanmode.theory.laws.all_laws import LAWS
 @json_option
 @click.pass_context
 def verify(ctx: click.Context, tags: tuple[str, ...], as_json: bool) -> None:
-    """Prove the laws (all, or those of TAGS) for every size; exit 1 if one fails."""
+    """Prove all laws, or those named by TAGS, for every size. Exits with 1 if a proof fails."""
     from meanmode.theory.laws.all_laws import law
 
     proofs = [law(tag).prove() for tag in tags or LAWS]
@@ -45,7 +45,7 @@ def verify(ctx: click.Context, tags: tuple[str, ...], as_json: bool) -> None:
 @click.argument("tag")
 @click.option("--latex", is_flag=True, help="Print the steps as LaTeX.")
 def show_law(tag: str, latex: bool) -> None:
-    """One law: statement, assumptions, source and proof steps."""
+    """Show the law TAG: its statement, assumptions, source and proof steps."""
     import sympy
 
     from meanmode.theory.laws.all_laws import law

@@ -32,6 +32,7 @@ SECTIONS = {
     },
     "Show": {
         "figures": ("figures:figures", "Draw figures from stores."),
+        "results": ("results:results", "Refresh the tables of docs/results."),
         "demo": ("figures:demo", "Run the whole chain, small, on a CPU."),
     },
 }
@@ -80,6 +81,6 @@ def main() -> None:
         click.echo(f"mms: {' '.join(str(error).split())}", err=True)
         status = 2
     except (click.Abort, KeyboardInterrupt):
-        click.echo("mms: stopped; a sweep or a run goes on with --resume", err=True)
+        click.echo("mms: interrupted; continue a sweep or a run with --resume", err=True)
         status = 130
     sys.exit(status)

@@ -6,19 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-import pandas as pd
-import torch
 
 from meanmode.sweeps.engine.setting_fields import FIELD_DEFINITIONS
 from meanmode.theory.setting import Setting
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that this machine lacks.
+    """Refuse a device that this machine does not have.
 
     Raises:
         ValueError: no such device.
     """
+    import torch
+
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
@@ -48,11 +48,11 @@ class CommaList(click.ParamType):
         try:
             return tuple(self.of(part.strip()) for part in value.split(","))
         except ValueError:
-            self.fail(f"{value!r} is no comma-separated list of {self.of.__name__} values", param, ctx)
+            self.fail(f"{value!r} is not a comma-separated list of {self.of.__name__} values", param, ctx)
 
 
 def stack_options(*, lists: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The stack options, as single values with their defaults or as lists that become axes."""
+    """Add an option per field of `Setting`: one value with its default, or a list that becomes an axis."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for field in reversed(dataclasses.fields(Setting)):
@@ -82,22 +82,24 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def shard_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--shard I/N`: one of many processes that fill a store together, as `meanmode.sweeps.engine.shards.Shard` parses it."""
+    """`--shard I/N`: compute one share of a store that several processes fill together."""
     return click.option(
         "--shard",
         metavar="I/N",
-        help="Do only share I of N, such as 1/4: start all N, at once or not, on one machine or several, "
-        "with the same --out. The first lays the store out, the others join it; no --resume needed.",
+        help="Compute only share I of N, such as 1/4. Start all N with the same --out, at any time, on one "
+        "machine or several: the first creates the store, the others join it without --resume.",
     )(command)
 
 
 def show_json(document: Any) -> None:
-    """Print a JSON document; infinities and NaN are not JSON and must have become null."""
+    """Print a JSON document; infinities and NaN, which JSON lacks, must have been replaced by null."""
     click.echo(json.dumps(document, allow_nan=False, indent=1))
 
 
 def show_table(rows: list[dict[str, Any]]) -> None:
-    """Print rows as an aligned table, the setting's fields that no row varies in one line above it."""
+    """Print rows as an aligned table, with the fields of the setting that all rows share on a line above."""
+    import pandas as pd
+
     table = pd.DataFrame(rows)
     fields = [field.name for field in dataclasses.fields(Setting) if field.name in table]
     fixed = {name: rows[0][name] for name in fields if table[name].nunique(dropna=False) == 1}

@@ -1,4 +1,4 @@
-"""`mms train` and `mms export`: training the diffusion transformer, and its weights as one file."""
+"""`mms train` and `mms export`: train the diffusion transformer, and write its weights to one file."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from meanmode.sweeps.cli.options import show_json
     "settings",
     metavar="NAME=VALUE",
     multiple=True,
-    help="Set a field of the network or the training, such as width=64 or steps=1000; any number of times.",
+    help="Set a field of the network or the training, such as width=64 or steps=1000. Repeatable.",
 )
 @click.option(
     "--intervene",
@@ -24,16 +24,22 @@ from meanmode.sweeps.cli.options import show_json
     type=(click.IntRange(min=1), str),
     metavar="STEP WHAT",
     multiple=True,
-    help="From this step on, such as 100 delete:mean:writer-gradient@blocks=8-16.",
+    help="Apply an intervention from this step on, such as 100 delete:mean:writer-gradient@blocks=8-16. "
+    "Repeatable.",
 )
 @click.option(
     "--fork",
     type=click.Path(path_type=Path),
-    help="Begin with this checkpoint, or the last one of this run, at its step: another run from there on.",
+    help="Start a new run from this checkpoint, or from the last checkpoint of this run, at its step.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the run where its last checkpoint is.")
-@click.option("--list", "as_list", is_flag=True, help="List the presets.")
-@click.option("-n", "--dry-run", is_flag=True, help="Print the configuration and the memory it takes.")
+@click.option("--resume", is_flag=True, help="Resume the run from its last checkpoint.")
+@click.option("--list", "as_list", is_flag=True, help="List the presets and exit.")
+@click.option(
+    "-n",
+    "--dry-run",
+    is_flag=True,
+    help="Print the configuration and its memory estimate, and train nothing.",
+)
 def train(
     preset: str | None,
     out: Path | None,
@@ -44,15 +50,13 @@ def train(
     as_list: bool,
     dry_run: bool,
 ) -> None:
-    """Train a diffusion transformer, with all telemetry, from a named PRESET.
+    """Train a diffusion transformer from a named PRESET and record all telemetry.
 
-    On several processes: accelerate launch --num_processes N -m meanmode.sweeps.cli.main train PRESET ...
+    To train on several processes: accelerate launch --num_processes N -m meanmode train PRESET ...
     """
     import dataclasses
 
     from meanmode.dit.config.presets import PRESETS
-    from meanmode.dit.data.latents import with_data
-    from meanmode.dit.train.memory import estimate
 
     if as_list or preset is None:
         for name, known in PRESETS.items():
@@ -65,7 +69,10 @@ def train(
     if preset not in PRESETS:
         raise click.UsageError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
     if resume and fork is not None:
-        raise click.UsageError("--resume goes on with a run, --fork begins another one: choose one of them")
+        raise click.UsageError("--resume continues a run and --fork starts a new one: pass only one of them")
+    from meanmode.dit.data.latents import with_data
+    from meanmode.dit.train.memory import estimate
+
     run = with_data(PRESETS[preset], _options(settings))
     if interventions:
         training = dataclasses.replace(run.training, interventions=interventions)
@@ -96,12 +103,17 @@ def _options(settings: tuple[str, ...]) -> dict[str, str]:
 
 @click.command("export")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A .safetensors or .pt file.")
 @click.option(
-    "--ema/--no-ema", default=True, show_default=True, help="The moving average, where one is kept."
+    "--out", type=click.Path(path_type=Path), required=True, help="File to write, .safetensors or .pt."
+)
+@click.option(
+    "--ema/--no-ema",
+    default=True,
+    show_default=True,
+    help="Export the moving average of the weights if the run kept one.",
 )
 def export(checkpoint: Path, out: Path, ema: bool) -> None:
-    """Write the weights of a CHECKPOINT, or of a run's last one, under the published names."""
+    """Write the weights of a CHECKPOINT, or of the last checkpoint of a run, under the published names."""
     from meanmode.dit.model.published import export_published
     from meanmode.dit.train.checkpoints import load_network
 

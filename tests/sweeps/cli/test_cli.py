@@ -103,7 +103,7 @@ def test_sweep_list_names_the_sweeps(mms) -> None:
         (("predict", "front", "--colour", "red"), "No such option"),
         (("predict", "front", "--merge", "mv_split", "--text-tokens", "4"), "one segment"),
         (("sweep", "run", "nothing"), "unknown sweep 'nothing'"),
-        (("sweep", "run", "--tokens", "4,x"), "'4,x' is no comma-separated list of int values"),
+        (("sweep", "run", "--tokens", "4,x"), "'4,x' is not a comma-separated list of int values"),
         (("sweep", "run", "--tokens", "4,1"), "tokens must be at least 2, got 1"),
         (("sweep", "run", "--seeds", "0"), "0 is not in the range"),
         *(

@@ -14,7 +14,7 @@ from meanmode.sim.store.compaction import compact
 from meanmode.sim.store.run_reader import open_run
 
 EXCERPT = Path(__file__).parents[4] / "shared" / "data" / "published_400l_excerpt.json"
-NO_OUT = "say where to write the run: --out RUN, or --dry-run to see what it would hold"
+NO_OUT = "say where to write the run with --out RUN, or pass --dry-run to see what it would hold"
 DEPTH, LAYERS = 16, (0, 4, 8, 12)
 FIRST, LAST, ONSET = 25010, 26010, 25610
 
@@ -175,24 +175,24 @@ def test_values_that_are_not_finite_are_kept(mms, tmp_path: Path) -> None:
         (
             {"step": 0, "loss": 1},
             (),
-            "steps are counted from 1, and the source has step 0: pass --step-offset",
+            "steps must start at 1 or later, got step 0: pass --step-offset",
         ),
         ({"step": 1e9, "loss": 1}, (), "the last step is 1000000000"),
-        ({"step": 1, "loss": 1}, ("--name", "los=tcs"), "nothing is called 'los' here: names are loss"),
+        ({"step": 1, "loss": 1}, ("--name", "los=tcs"), "the source has no 'los': its names are loss"),
         ({"step": 1, "loss": 1}, ("--name", "loss"), "--name takes THEIRS=OURS"),
-        ({"step": 1, "loss": 1}, ("--name", "loss=a loss"), "'a loss' is no name of a variable"),
+        ({"step": 1, "loss": 1}, ("--name", "loss=a loss"), "'a loss' is not a valid variable name"),
         ({"step": 1, "a/b": 1, "a.b": 2}, (), "'a/b' and 'a.b' would both be called a_b"),
         (
             {"step": 1, "grad/norm": 1},
             (),
-            "'grad/norm' may be grad_norm or not: pass --name grad/norm=grad_norm",
+            "'grad/norm' may or may not be grad_norm: pass --name grad/norm=grad_norm",
         ),
         ({"step": 1, "block": 1}, (), "'block' cannot be the name of a variable"),
         ({"step": 1, "2": 1}, (), "'2' cannot be the name of a variable"),
-        ({"step": 1, "tcs": 1, "tcs/1": 1}, (), "'tcs' is given with and without layer"),
-        ({"step": 1, "tcs/1/attn": 1}, (), "names a writer, and tcs is not by writer"),
-        ({"step": 1, "mu_eff/0": 1}, (), "'mu_eff/0' would be of the input, which has no mu_eff"),
-        ({"step": 1, "tcs/9": 1}, ("--depth", 8), "'tcs/9' is of block 9, and the depth is 8"),
+        ({"step": 1, "tcs": 1, "tcs/1": 1}, (), "'tcs' is given both with and without layer"),
+        ({"step": 1, "tcs/1/attn": 1}, (), "names a writer, but tcs is not by writer"),
+        ({"step": 1, "mu_eff/0": 1}, (), "'mu_eff/0' would belong to the input, which has no mu_eff"),
+        ({"step": 1, "tcs/9": 1}, ("--depth", 8), "'tcs/9' belongs to block 9, but the depth is 8"),
     ],
 )
 def test_what_cannot_be_imported_is_one_sentence(mms, tmp_path: Path, row, options, said: str) -> None:
@@ -225,7 +225,7 @@ def test_a_failed_write_leaves_nothing(mms, page: Path, tmp_path: Path, monkeypa
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("meanmode.sim.store.run_store.write_chunk", full)
+    monkeypatch.setattr("meanmode.sim.store.run_writer.write_chunk", full)
     status, _, error = mms("import", page, "--out", tmp_path / "run")
     assert status == 2 and "No space left on device" in error
     assert sorted(tmp_path.iterdir()) == [page]
