@@ -1,4 +1,4 @@
-"""Run synthetic stacks at initialisation, one or an ensemble, and measure every observable at every block."""
+"""Simulate synthetic stacks at initialisation, singly or as an ensemble, and measure all observables."""
 
 # R runs of an ensemble, B batch, T tokens, D width, L blocks
 
@@ -16,26 +16,27 @@ from torch import Tensor
 from meanmode.sim.intervene.grammar import FIELDS, Intervention
 from meanmode.sim.intervene.interventions import Interventions
 from meanmode.sim.observe.block_probe import BlockProbe
-from meanmode.sim.observe.record import BACKWARD_OBSERVABLES, Array, Record, observable_dims
+from meanmode.sim.observe.observable_names import BACKWARD_OBSERVABLES, observable_dims
+from meanmode.sim.observe.record import Array, Record
 from meanmode.sim.trunk.ensemble import stack_members
 from meanmode.sim.trunk.stack import Block, synthetic_adjoint, synthetic_input
 from meanmode.theory.setting import Setting
 
 ADJOINT_STREAM = 2**32 - 1
-"""The stream of the synthetic loss adjoint, beyond the blocks of any stack."""
+"""Name of the random stream of the synthetic loss adjoint, above the block numbers of any stack."""
 
 
 DRAWN = ("weight_std", "writer_std", "input_cosine", "adjoint_cosine", "residual_gain", "alpha", "beta")
-"""The fields of a setting in which members of an ensemble may differ: they change no shape."""
+"""Fields of a setting in which the members of an ensemble may differ, since they change no shape."""
 
 
 def stream(setting: Setting, seed: int, name: int) -> torch.Generator:
-    """The random stream `name` of a seed: 0 for the input, l for the weights of block l, or `ADJOINT_STREAM`.
+    """Return the random stream `name`: 0 for the input, l for the weights of block l, or `ADJOINT_STREAM`.
 
-    It depends on every field of the setting but the depth and the adjoint cosine, so settings are independent
-    of each other while a deep stack begins with exactly the blocks of a shallower one and the forward pass is
-    that of any adjoint. Fields at their default do not enter: a field added later leaves old results as they
-    were.
+    The stream depends on all fields of the setting except the depth and the adjoint cosine. Different
+    settings are thus independent, but a deep stack starts with exactly the blocks of a shallower one, and the
+    adjoint does not affect the forward pass. Fields with their default value are left out, so that adding a
+    field leaves old results unchanged.
     """
     fields = {
         field.name: getattr(setting, field.name)
@@ -55,29 +56,29 @@ def simulate(
     device: str | torch.device = "cpu",
     interventions: Sequence[Intervention] = (),
 ) -> dict[str, Array]:
-    """Observables of one synthetic stack, mean over the batch, in float32.
+    """Measure the observables of one synthetic stack: mean over the batch, in float32.
 
-    Blocks are drawn, passed and dropped one after the other, so memory does not grow with depth; the backward
-    pass keeps the trunk before every block, draws each block again and recomputes it on the way down.
+    Each block is drawn, applied and dropped before the next one, so memory does not grow with depth. The
+    backward pass keeps the trunk before every block and draws and recomputes each block once more.
 
     Args:
         setting: the stack.
-        seed: of weights, input and adjoint; equal seeds of one setting give equal results on one machine.
-        backward: measure the writer gradients of the synthetic loss adjoint too; the forward observables are
-            the same to the bit.
-        device: where to compute; the random numbers are the same on every device.
-        interventions: on branch or trunk of any blocks (`meanmode.sim.intervene.interventions`).
+        seed: seed of weights, input and adjoint; one seed gives the same results every time on one machine.
+        backward: whether to also measure the writer gradients of the synthetic loss adjoint; the forward
+            observables are bitwise the same either way.
+        device: torch device that computes; the random numbers are the same on every device.
+        interventions: changes to the branch or trunk of any blocks (`meanmode.sim.intervene.interventions`).
 
     Returns:
-        `tcs` and `rho` [L + 1], after block l (block 0 is the input); `r_tr` and `var_gain` [L + 1, 2] per
-        writer and `mu_eff`, `row_div`, `retention`, `leakage` [L + 1] of block l, NaN at block 0. From a
-        trunk that overflowed on, all are NaN. With `backward` also `BACKWARD_OBSERVABLES`: those of
-        block l, NaN at block 0, but `adjoint_tcs`, which is of dL/dX_l. Where the trunk does not stay finite
-        all of them are NaN; from an adjoint that does not on, those below.
+        `tcs` and `rho` [L + 1] after block l (block 0 is the input); `r_tr` and `var_gain` [L + 1, 2] per
+        writer and `mu_eff`, `row_div`, `retention`, `leakage` [L + 1] of block l, NaN at block 0. From
+        the block on at which the trunk overflows, all are NaN. With `backward` also `BACKWARD_OBSERVABLES` of
+        block l, NaN at block 0, except `adjoint_tcs`, which describes dL/dX_l. These are all NaN if the trunk
+        overflows, and NaN from the last block whose adjoint overflows down to the input.
 
     Raises:
-        ValueError: an intervention on gradients or parameters, which a simulation does not use, or on a block
-            the stack does not have.
+        ValueError: an intervention changes gradients or parameters, which a simulation does not use, or a
+            block that the stack does not have.
     """
     values = _Walk([(setting, seed)], torch.device(device), interventions, backward=backward).values()
     return {name: value[0] for name, value in values.items()}
@@ -90,21 +91,21 @@ def simulate_ensemble(
     device: str | torch.device = "cpu",
     interventions: Sequence[Intervention] = (),
 ) -> dict[str, Array]:
-    """`simulate` for many seeds, and settings of one shape, stepped as one batched network.
+    """Measure many synthetic stacks of one shape as one batched network; see `simulate`.
 
-    Every run draws what it draws alone; the values are the same up to rounding.
+    Every run draws the same random numbers as alone, and the results are the same up to rounding.
 
     Args:
-        runs: setting and seed of each; settings may differ in `DRAWN`.
+        runs: setting and seed of each run; settings may differ only in the fields `DRAWN`.
         backward: as in `simulate`.
         device: as in `simulate`.
         interventions: as in `simulate`.
 
     Returns:
-        As `simulate`, behind a first axis of runs.
+        The observables of `simulate`, with a leading axis of runs.
 
     Raises:
-        ValueError: no runs, settings of different shapes, or as `simulate`.
+        ValueError: there are no runs, settings differ in shape, or see `simulate`.
     """
     if not runs:
         raise ValueError("an ensemble needs at least one run")
@@ -113,12 +114,14 @@ def simulate_ensemble(
         for field in dataclasses.fields(setting):
             here, there = getattr(setting, field.name), getattr(first, field.name)
             if field.name not in DRAWN and here != there:
-                raise ValueError(f"the runs of an ensemble share their {field.name}, got {there} and {here}")
+                raise ValueError(
+                    f"all runs of an ensemble must share their {field.name}, got {there} and {here}"
+                )
     return _Walk(runs, torch.device(device), interventions, backward=backward).values()
 
 
 def _of_fields(interventions: Sequence[Intervention], depth: int) -> Sequence[Intervention]:
-    """The interventions, if they are on fields and on blocks of the stack."""
+    """Return the interventions after checking that they change fields and name existing blocks."""
     for asked in interventions:
         if asked.target not in FIELDS:
             raise ValueError(
@@ -130,7 +133,7 @@ def _of_fields(interventions: Sequence[Intervention], depth: int) -> Sequence[In
 
 
 class _Walk:
-    """Down the stack and up again with one resident block, which takes the part of every block in turn."""
+    """A pass through the stack and back, with one resident block that plays every block in turn."""
 
     def __init__(
         self,
@@ -157,12 +160,12 @@ class _Walk:
         dims = observable_dims(runs[0][0], backward=backward)
         self.record = Record(dims, self.depth, runs=len(runs) if self.stacked else None)
         self.probe = BlockProbe(self.block, self.record, 1)
-        # the first block at which the trunk of a run, or the last at which its adjoint, is no result
+        # per run: the first block with an invalid trunk, and the last block with an invalid adjoint
         self.trunk_lost = np.full(len(runs), self.depth + 1)
         self.adjoint_lost = np.full(len(runs), -1)
 
     def values(self) -> dict[str, Array]:
-        """Walk, and blank what is no result."""
+        """Simulate the stack and return its observables, with invalid values replaced by NaN."""
         trunks = self._down()
         if self.backward and (self.trunk_lost > self.depth).any():
             self._up(trunks)
@@ -200,13 +203,13 @@ class _Walk:
             )
 
     def _alive(self, x: Tensor) -> NDArray[np.bool_]:
-        """Which runs have a finite trunk; where a norm's squares overflow it returns zeros, no result."""
+        """Which runs have a valid trunk: finite, and not zero, as after a norm whose squares overflow."""
         tokens = x.reshape(len(self.runs), -1, x.shape[-1])
         return (torch.isfinite(tokens).all(-1) & tokens.any(-1)).all(-1).cpu().numpy()
 
     @torch.inference_mode()
     def _down(self) -> Tensor:
-        """Record the forward observables; the trunks after blocks 0, 1, ..., none where not needed again."""
+        """Record the forward observables; return the trunks after blocks 0, 1, ... for the backward pass."""
         x = self._drawn(synthetic_input, 0)
         kept = x.new_empty((self.depth + 1 if self.backward else 0, *x.shape))
         if self.backward:
@@ -231,7 +234,7 @@ class _Walk:
             self.probe.adjoint(0, adjoint)
         for index in range(self.depth, 0, -1):
             self._become(index)
-            # a clone, since autograd saves no tensor made in inference mode
+            # cloned because autograd cannot save tensors made in inference mode
             start = trunks[index - 1].clone().requires_grad_()
             end = self.block(start, self.segments)
             adjoint, *_ = torch.autograd.grad(end, [start, *self.weights], adjoint)

@@ -1,1 +1,1 @@
-"""How is telemetry from elsewhere read? Foreign logs become runs of our own format."""
+"""How is telemetry from elsewhere read? Foreign logs become runs in our own format."""

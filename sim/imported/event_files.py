@@ -1,6 +1,6 @@
-"""Scalars of TensorBoard event files: records with checksums, each a protocol-buffer message, read plainly.
+"""Scalars of TensorBoard event files: records with checksums, each a protocol-buffer message, parsed here.
 
-The library of TensorBoard brings a web server and gRPC along and stops without a word at a damaged record.
+TensorBoard's own library brings along a web server and gRPC, and stops silently at a damaged record.
 """
 
 import struct
@@ -14,22 +14,22 @@ HEAD = struct.Struct("<QI")
 
 
 TENSOR_TYPES = {1: "<f", 2: "<d"}
-"""Number of a tensor's type -> how one value of it is packed; others are no scalars."""
+"""Tensor type number -> struct format of one value; tensors of other types are not scalars."""
 
 
 TENSOR_VALUES = {1: 5, 2: 6}
-"""Number of a tensor's type -> field in which its values are where they are not packed as bytes."""
+"""Tensor type number -> field that holds the values if they are not packed as bytes."""
 
 
 def event_files(path: Path) -> list[Path]:
-    """The event files of one run, oldest first: the file itself, or those of the folder.
+    """Event files of one run, oldest first: the file itself, or those in a folder.
 
     Raises:
-        ValueError: a folder without any.
+        ValueError: the folder holds none.
     """
     if path.is_file():
         return [path]
-    # the name holds the time at which the file was begun
+    # the name contains the time at which the file was started
     found = sorted(file for file in path.glob("*tfevents*") if file.is_file())
     if not found:
         raise ValueError(f"{path} holds no TensorBoard event file (*tfevents*): give the folder of one run")
@@ -37,40 +37,42 @@ def event_files(path: Path) -> list[Path]:
 
 
 def is_event_file(path: Path) -> bool:
-    """Whether the file begins with a whole record."""
+    """Whether a file starts with the valid head of a record."""
     with path.open("rb") as file:
         head = file.read(HEAD.size)
     return len(head) == HEAD.size and _masked(head[:8]) == HEAD.unpack(head)[1]
 
 
 def read_scalars(path: Path, said: Callable[[str], None]) -> Iterator[tuple[str, int, float | None]]:
-    """Name, step and value of what was logged, in its order; None where the value is no scalar.
+    """Yield name, step and value of everything logged, in order; the value is None if it is not a scalar.
 
     Args:
-        path: of the file.
-        said: called with a sentence where the last record is cut short, as a killed process leaves it.
+        path: path of the event file.
+        said: called with a sentence if the last record is cut short, as a killed process leaves it.
 
     Raises:
-        ValueError: a damaged record, with its place in the file.
+        ValueError: a record is damaged; the message gives its position in the file.
     """
     with path.open("rb") as file:
-        for place, record in _records(file, path, said):
+        for position, record in _records(file, path, said):
             try:
                 yield from _scalars(record)
             except (struct.error, IndexError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path} is damaged: the record at byte {place} is no event") from error
+                raise ValueError(
+                    f"{path} is damaged: the record at byte {position} is not an event"
+                ) from error
 
 
 def _masked(content: bytes) -> int:
-    """The checksum as TFRecord files hold it: rotated by 15 bits, plus a constant."""
+    """Checksum as stored in TFRecord files: CRC-32C rotated by 15 bits, plus a constant."""
     check = int(google_crc32c.value(content))
     return ((check >> 15 | check << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _records(file: BinaryIO, path: Path, said: Callable[[str], None]) -> Iterator[tuple[int, bytes]]:
-    """Every whole record and its place; its checksums are verified."""
+    """Yield every whole record with its position; checksums are verified."""
     while True:
-        place, head = file.tell(), file.read(HEAD.size)
+        position, head = file.tell(), file.read(HEAD.size)
         if not head:
             return
         whole = len(head) == HEAD.size
@@ -78,15 +80,15 @@ def _records(file: BinaryIO, path: Path, said: Callable[[str], None]) -> Iterato
         sound = whole and _masked(head[:8]) == check
         record, tail = (file.read(length), file.read(4)) if sound else (b"", b"")
         if not whole or (sound and len(tail) < 4):
-            said(f"the last record of {path}, at byte {place}, is cut short and was left out")
+            said(f"the last record of {path}, at byte {position}, is cut short and was left out")
             return
         if not sound or _masked(record) != int.from_bytes(tail, "little"):
-            raise ValueError(f"{path} is damaged: the checksum of the record at byte {place} is wrong")
-        yield place, record
+            raise ValueError(f"{path} is damaged: the checksum of the record at byte {position} is wrong")
+        yield position, record
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Number and value of a message's fields: whole numbers, or the bytes of everything else."""
+    """Yield number and value of a message's fields: integers for varints, bytes for everything else."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
@@ -98,7 +100,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
             case 2:
                 size, at = _varint(message, at)
             case kind:
-                # 64 and 32 bits; an unknown kind has no size
+                # 64 and 32 bits; an unknown wire type has no size and fails below
                 size = {1: 8, 5: 4}[kind] if kind in (1, 5) else len(message) + 1
         if at + size > len(message):
             raise IndexError(size)
@@ -107,7 +109,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """A number in groups of seven bits, the lowest first, and the place behind it."""
+    """Read an integer stored in groups of seven bits, lowest first; return it and the position after it."""
     number = shift = 0
     while True:
         number |= (message[at] & 127) << shift
@@ -117,10 +119,10 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 
 
 def _scalars(event: bytes) -> Iterator[tuple[str, int, float | None]]:
-    """The values of one event: field 2 is the step, 5 the summary, whose fields 1 are the values."""
+    """Yield the values of one event: field 2 is the step, field 5 a summary with the values as fields 1."""
     fields = list(_fields(event))
     step = next((value for number, value in fields if number == 2), 0)
-    # negative numbers are written as 64-bit two's complements
+    # negative numbers are written as 64-bit two's complement
     step -= (step >> 63) << 64
     for summary in (value for number, value in fields if number == 5):
         for logged in (value for number, value in _fields(summary) if number == 1):
@@ -130,7 +132,7 @@ def _scalars(event: bytes) -> Iterator[tuple[str, int, float | None]]:
 
 
 def _of_tensor(tensor: bytes) -> float | None:
-    """The one value of a tensor of floats; None of any other."""
+    """Value of a tensor that holds a single float, else None."""
     parts = dict(_fields(tensor))
     packing = TENSOR_TYPES.get(parts.get(1, 0))
     if packing is None:

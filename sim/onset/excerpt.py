@@ -1,4 +1,4 @@
-"""An excerpt of a run: a few of its observables around its onset, in a small store of its own."""
+"""An excerpt of a run: some of its observables around the onset, in a small store of its own."""
 
 import dataclasses
 import json
@@ -13,35 +13,36 @@ from meanmode.sim.onset.training_onset import initial_level, training_onset
 from meanmode.sim.store.compaction import compact
 from meanmode.sim.store.files import StoreError, Variable
 from meanmode.sim.store.run_reader import open_run
-from meanmode.sim.store.run_store import RunWriter, create_run
+from meanmode.sim.store.run_store import create_run
+from meanmode.sim.store.run_writer import RunWriter
 
 
 def excerpt(run: str | Path, out: str | Path, *, names: Sequence[str], around: int | None = None) -> None:
     """Copy observables of a run into a compacted store of their own, labelled by the onset of the whole run.
 
-    Attributes are kept, but for the events; added are `onset`, the `meanmode.sim.onset.training_onset.Onset` of the whole
-    run as JSON, and `initial_loss`, its initial level.
+    All attributes but the events are kept. Two are added: `onset`, the onset of the whole run as JSON (a
+    `meanmode.sim.onset.training_onset.Onset`), and `initial_loss`, the initial level of its loss.
 
     Args:
         run: the store, or a run's folder.
-        out: where; must not exist.
-        names: of the observables.
-        around: steps on either side of the onset that are copied; None for all.
+        out: path of the excerpt; must not exist.
+        names: names of the observables.
+        around: steps to copy on either side of the onset; None for all steps.
 
     Raises:
-        StoreError: no run, an observable it has not logged, or no onset to copy the surroundings of.
-        StoreExistsError: something is already at `out`.
-        ValueError: a run that cannot be labelled.
+        StoreError: not a run, an observable was not logged, or `around` is given and there is no onset.
+        StoreExistsError: something exists at `out`.
+        ValueError: the run cannot be labelled.
     """
     whole = open_run(run)
     onset = training_onset(whole)
     for name in names:
         if name not in whole:
-            raise StoreError(f"{run} has not logged {name}: choose from {', '.join(map(str, whole))}")
+            raise StoreError(f"{run} has no {name}: choose from {', '.join(map(str, whole))}")
     kept = whole[list(names)]
     if around is not None:
         if onset.step is None:
-            raise StoreError(f"{run} has no onset to copy {around} steps around: copy all its steps")
+            raise StoreError(f"{run} has no onset, so no {around} steps around it: copy all steps instead")
         kept = kept.sel(step=slice(onset.step - around, onset.step + around))
     added = {"onset": json.dumps(dataclasses.asdict(onset)), "initial_loss": initial_level(whole)}
     _write(kept, Path(out), {**whole.attrs, **added})

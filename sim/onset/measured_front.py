@@ -1,4 +1,4 @@
-"""Measured onset: the collapse front in depth."""
+"""Measured onset in depth: the collapse front."""
 
 import math
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from meanmode.theory.meanfield.predicted_front import crossing
 
 
 def collapse_front(tcs: ArrayLike | Sequence[float]) -> float | None:
-    """First block at which the batch-mean TCS reaches 0.9, interpolated linearly; None where it never does.
+    """First block at which the batch-mean TCS reaches 0.9, linearly interpolated; None if it never does.
 
     Args:
         tcs: TCS after blocks 0, 1, ..., L; NaN (beyond a shorter stack) counts as not reached.
 
     Raises:
-        ValueError: not one profile.
+        ValueError: `tcs` is empty or not one-dimensional.
     """
     profile = np.asarray(tcs, dtype=np.float64)
     if profile.ndim != 1 or not profile.size:
-        raise ValueError(f"a front is read off one profile of TCS over blocks, got shape {profile.shape}")
+        raise ValueError(f"tcs must be one profile over blocks, got shape {profile.shape}")
     front = float(crossing(profile))
     return front if math.isfinite(front) else None

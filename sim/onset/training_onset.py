@@ -1,6 +1,6 @@
-"""Measured onset of a training run: the label of its collapse, from TCS and loss only, and the evidence."""
+"""Measured onset of a training run: the collapse label, from TCS and loss only, and its evidence."""
 
-# N steps, M steps at which a signal was measured
+# N steps, M steps at which a signal was measured, L blocks
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,39 +19,40 @@ Evidence = dict[str, float | int | None]
 
 
 INITIAL_STEPS = 10
-"""Losses whose median is the initial level."""
+"""Number of first losses whose median is the initial level."""
 
 
 SMOOTHED_STEPS = 15
-"""Steps of the running median of the loss: at most 7 of them, a spike, are passed over; a jump stays one."""
+"""Window of the running median of the loss: it removes spikes of up to 7 steps and keeps jumps sharp."""
 
 
 BACK = 0.85
-"""Share of the initial level above which the smoothed loss is back. Of collapses 30 steps long in runs whose
-loss is 2 +- 0.2 and 1.2 +- 0.2 before (as batches of four are), 0.9 misses 4 in 100, and this one in 1000."""
+"""Share of the initial level above which the smoothed loss is back. Of collapses that last 30 steps, in runs
+whose loss is 2 +- 0.2 at first and 1.2 +- 0.2 before the collapse (noise of batches of four), a share of 0.9
+would miss 4 in 100; this one misses 1 in 1000."""
 
 
 LEARNED = 0.75
-"""Share of the initial level below which the smoothed loss shows that the run had learned."""
+"""Share of the initial level below which the smoothed loss shows that the run has learned."""
 
 
 DIVERGED = 2.0
 """Multiple of the initial level above which the smoothed loss has diverged. The initial level is the mean
-square of what is to be predicted, since the first prediction is near zero and tells nothing; one that is as
-large as its target and tells nothing doubles it."""
+square of the target, since the first prediction is near zero; a prediction as large as the target and
+uncorrelated with it doubles that."""
 
 
 SUSTAINED_STEPS, SUSTAINED_ROWS = 20, 3
-"""A stretch that counts: at least so many steps, and so many measured rows unless it reaches the last one."""
+"""Smallest stretch that counts, in steps and measured rows; fewer rows suffice if it reaches the last."""
 
 
 WINDOW = 100
-"""Steps on either side of the onset that evidence is taken from."""
+"""Steps on either side of the onset from which evidence is taken."""
 
 
 MOVED, MOVED_LOSS = 3.0, 1.25
-"""Factor by which a signal has moved away from its median before the onset, up or down; of the loss, which a
-collapse does not lift above its initial level."""
+"""Factors, up or down, by which a signal must differ from its median before the onset to have moved; the
+second for the loss, which a collapse does not lift above its initial level."""
 
 
 SIGNALS = (
@@ -65,10 +66,10 @@ class Onset:
     """Whether, when and how a run failed.
 
     Attributes:
-        step: the onset; None where there is none.
-        kind: `mean_mode` is a signature and no cause.
-        evidence: signal -> `first_step` at which it has moved away, and `ratio` of its medians behind and
-            before the onset; None where that cannot be said. Empty without an onset.
+        step: step of the onset; None if there is none.
+        kind: kind of failure; `mean_mode` is a signature, not a cause.
+        evidence: signal -> `first_step`, from which it has moved away, and `ratio` of its medians after and
+            before the onset; None where undetermined. Empty without an onset.
     """
 
     step: int | None
@@ -77,36 +78,37 @@ class Onset:
 
 
 def training_onset(run: xr.Dataset) -> Onset:
-    """The label of a run's collapse (TCS and loss only), and how other signals moved around its onset.
+    """Label a run's collapse from TCS and loss only, and report how other signals moved around its onset.
 
-    `mean_mode`: the median TCS (`tcs_image` where measured) over the measured blocks behind half the depth is
+    `mean_mode`: the median TCS (`tcs_image` where measured) over the measured blocks of the deeper half is
     above 0.9 while the smoothed loss is above `BACK` of its initial level, at every measured row of a stretch
-    of at least `SUSTAINED_STEPS` steps and `SUSTAINED_ROWS` rows (fewer where it reaches the last row). The
-    onset is the first step of the stretch of TCS above 0.9 around it; where that is more than `WINDOW` steps
-    earlier, deep blocks had been homogeneous while the run learned, and the onset is where the loss is back.
+    of at least `SUSTAINED_STEPS` steps and `SUSTAINED_ROWS` rows (fewer if it reaches the last row). The
+    onset is the first step of the surrounding stretch of TCS above 0.9, unless that is more than `WINDOW`
+    steps earlier: deep blocks were then homogeneous while the run still learned, and the onset is the step at
+    which the loss is back.
 
-    `plain_divergence`, unless a `mean_mode` began before it or at most `WINDOW` steps behind it: a loss that
-    is infinite, or NaN to the end (for longer than it was ever unmeasured before); or above `DIVERGED` times
-    its initial level for `SUSTAINED_STEPS`; or, after it had fallen below `LEARNED` of that level, back above
+    `plain_divergence`, unless a `mean_mode` began before it or at most `WINDOW` steps after it: a loss that
+    is infinite; or NaN to the end (for longer than any earlier gap in its measurement); or above `DIVERGED`
+    times its initial level for `SUSTAINED_STEPS`; or, after falling below `LEARNED` of that level, back above
     `BACK` of it to the end, for as long, while TCS was measured and not always above 0.9. The onset is the
     first such step.
 
-    Evidence is looked for within `WINDOW` steps of the onset, in medians over the same blocks and both
-    writers. A signal has moved from the first row on from which it is off its median before the onset by the
-    factor `MOVED` (`MOVED_LOSS`) for three rows or to the window's end; what was over before the onset does
-    not count. TCS is judged by 1 - TCS.
+    Evidence is sought within `WINDOW` steps of the onset, in medians over the same blocks and both writers. A
+    signal has moved from the first row at which it differs from its median before the onset by the factor
+    `MOVED` (`MOVED_LOSS`) for three rows or to the end of the window; a stretch that ends before the onset
+    does not count. TCS is judged by 1 - TCS.
 
     Args:
-        run: of `meanmode.sim.store.sweep_store.open_run`. Its attribute `initial_loss`, where there is one, is the initial level
-            of a run that does not begin with the training; else it is the median of the first
-            `INITIAL_STEPS` losses.
+        run: a run from `meanmode.sim.store.run_reader.open_run`. Its attribute `initial_loss`, if present,
+            is the initial level of a run that does not start at the beginning of training; otherwise the
+            initial level is the median of the first `INITIAL_STEPS` losses.
 
     Raises:
-        ValueError: neither a TCS nor a loss to label it by.
+        ValueError: TCS or loss was not logged.
     """
     label = token_cosine(run)
     if "loss" not in run or not bool(run["loss"].notnull().any()):
-        raise ValueError("the run has logged no loss: a collapse is labelled by TCS and loss")
+        raise ValueError("the run has no loss: a collapse is labelled by TCS and loss, so it must log loss")
     every, loss = run["step"].values, run["loss"].values.astype(np.float64)
     level = _smoothed(loss) / initial_level(run)
     steps, values = deep_medians(run, label)
@@ -121,10 +123,10 @@ def training_onset(run: xr.Dataset) -> Onset:
 
 
 def initial_level(run: xr.Dataset) -> float:
-    """The loss before training: the run's `initial_loss`, or the median of its first losses; NaN without any.
+    """Loss before training: the run's attribute `initial_loss`, or the median of its first finite losses.
 
     Args:
-        run: that has logged its loss.
+        run: a run with a `loss`; the level is NaN if no loss is finite.
     """
     loss = run["loss"].values.astype(np.float64)
     finite = loss[np.isfinite(loss)][:INITIAL_STEPS]
@@ -132,7 +134,11 @@ def initial_level(run: xr.Dataset) -> float:
 
 
 def token_cosine(run: xr.Dataset) -> str:
-    """The TCS that labels: of the image tokens where it is measured."""
+    """Name of the TCS that labels a run: that of the image tokens where measured.
+
+    Raises:
+        ValueError: the run has no TCS.
+    """
     for name in ("tcs_image", "tcs"):
         if name in run and bool(run[name].notnull().any()):
             return name
@@ -142,7 +148,7 @@ def token_cosine(run: xr.Dataset) -> str:
 
 
 def _smoothed(loss: Array) -> Array:
-    """Running median of the loss, and its last value where it was not measured for long; NaN before any."""
+    """Running median of the loss; long gaps keep the last value, NaN before the first one."""
     series = pd.Series(np.where(np.isfinite(loss), loss, np.nan))
     median = series.rolling(SMOOTHED_STEPS, center=True, min_periods=1).median()
     return median.ffill().to_numpy(np.float64)
@@ -152,8 +158,9 @@ def deep_medians(run: xr.Dataset, name: str) -> tuple[NDArray[np.int64], Array]:
     """Steps at which a signal was measured [M], and its medians over the blocks of the deeper half [M].
 
     Args:
-        run: of `meanmode.sim.store.sweep_store.open_run`.
-        name: a variable of it, over both writers where it has them; or `mode_ratio`, G_mean / G_ctr.
+        run: a run from `meanmode.sim.store.run_reader.open_run`.
+        name: a variable of the run (the median is also over writers, if it has them), or `mode_ratio`,
+            G_mean / G_ctr.
     """
     if name == "mode_ratio":
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -169,24 +176,24 @@ def deep_medians(run: xr.Dataset, name: str) -> tuple[NDArray[np.int64], Array]:
 
 
 def deep_median(values: ArrayLike) -> float:
-    """Median of an observable [L + 1, ...] over the blocks of the deeper half; NaN where none is measured."""
+    """Median of an observable [L + 1, ...] over the blocks of the deeper half; NaN if none was measured."""
     rows = np.asarray(values, dtype=np.float64)
     rows = rows[_deep(np.arange(len(rows)))].reshape(1, -1)
     return float(_medians(rows)[0]) if not np.isnan(rows).all() else float("nan")
 
 
 def _deep(blocks: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which blocks are behind half the depth."""
+    """Mask of the blocks in the deeper half."""
     return blocks > blocks.max() / 2
 
 
 def _medians(rows: Array) -> Array:
-    """Medians of rows that each hold a number, what is not measured left out."""
+    """Median of each row without its NaNs; every row holds at least one number."""
     return np.nanmedian(rows, axis=1) if len(rows) else np.empty(0)
 
 
 def _stretches(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """First and last place of every stretch of True."""
+    """First and last index of every stretch of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     return [(int(first), int(stop) - 1) for first, stop in edges.reshape(-1, 2)]
 
@@ -208,14 +215,14 @@ def _divergence(
     steps: NDArray[np.int64],
     high: NDArray[np.bool_],
 ) -> int | None:
-    """First step of a failure that the loss shows.
+    """First step of a failure that shows in the loss.
 
     Args:
-        every: step [N].
-        loss: of every step [N].
-        level: smoothed, over its initial level [N].
-        steps: at which TCS was measured [M].
-        high: where it was above 0.9 [M].
+        every: all steps [N].
+        loss: loss at every step [N].
+        level: smoothed loss over its initial level [N].
+        steps: steps at which TCS was measured [M].
+        high: whether TCS was above 0.9 [M].
     """
     found = list(every[np.isinf(loss)][:1])
     measured = np.flatnonzero(~np.isnan(loss))

@@ -1,4 +1,4 @@
-"""Compacting a complete sweep or a finished run: an array in one chunk, the same bits, safe against kills."""
+"""Compaction of a complete sweep or a finished run: one chunk per array, same bits, safe against kills."""
 
 import os
 import shutil
@@ -18,23 +18,24 @@ from meanmode.sim.store.run_reader import dims_of, find_run, is_run, open_run, p
 from meanmode.sim.store.sweep_store import FAILED, TODO, open_cells
 
 CHUNKS = "c"
-"""The folder of an array's chunks while it is not compacted."""
+"""Folder of an array's chunks before compaction."""
 
 
 def compact(path: str | Path) -> None:
-    """Rewrite a complete sweep or a finished run with one chunk per variable, read-only from then on.
+    """Rewrite a complete sweep or a finished run with one chunk per variable; it is read-only afterwards.
 
-    The same bits in few files. The store is whole at every moment. Compacted arrays are first written beside
-    it, where the only chunk is named as none of the old ones is (the `v2` chunk key encoding). Then, array by
-    array, this chunk is moved into the store, the array's metadata are replaced by those that name it, in one
-    atomic rename, and the old chunks are deleted. A compaction that was killed leaves arrays of both kinds,
-    which read alike; the next one finishes it.
+    The bits stay the same, in far fewer files, and the store is valid at every moment. Compacted arrays are
+    first written beside the store, their only chunk under a name that no existing chunk has (the `v2` chunk
+    key encoding). Then, array by array, that chunk is moved into the store, one atomic rename replaces the
+    array's metadata by those that name it, and the old chunks are deleted. A compaction that is killed leaves
+    a mixture of both kinds of array, which reads the same; the next compaction finishes the job.
 
     Args:
         path: the store, or a run's folder.
 
     Raises:
-        StoreError: cells or steps that are still to do, or no room: the store is then as it was.
+        StoreError: unfinished cells or steps, or an error of the file system such as a full disk; the store
+            is then unchanged.
     """
     run = is_run(path)
     path = find_run(path) if run else Path(path)
@@ -52,7 +53,7 @@ def compact(path: str | Path) -> None:
     except BaseException as error:
         shutil.rmtree(workspace, ignore_errors=True)
         if isinstance(error, OSError):
-            raise StoreError(f"{path} could not be compacted ({reason(error)}); it is as it was") from error
+            raise StoreError(f"{path} could not be compacted ({reason(error)}); it is unchanged") from error
         raise
     for name in scattered:
         _exchange(workspace / name, path / name)
@@ -63,19 +64,21 @@ def compact(path: str | Path) -> None:
 
 
 def _check_sweep(path: Path) -> None:
-    todo = int(open_cells(path)["status"].isin([TODO, FAILED]).sum())
-    if todo:
-        raise StoreError(f"{path} still has {todo} cells to do: only a complete sweep is compacted")
+    unfinished = int(open_cells(path)["status"].isin([TODO, FAILED]).sum())
+    if unfinished:
+        raise StoreError(
+            f"{path} still has {unfinished} unfinished cells: only a complete sweep can be compacted"
+        )
 
 
 def _check_run(path: Path) -> None:
     last, planned = int(open_run(path).attrs["logged_steps"]), planned_steps(path)
     if last < planned:
-        raise StoreError(f"{path} is at step {last} of {planned}: only a run at its end is compacted")
+        raise StoreError(f"{path} is at step {last} of {planned}: only a finished run can be compacted")
 
 
 def _write_compacted(arrays: dict[str, zarr.Array[Any]], workspace: Path) -> None:
-    """Write arrays with one chunk each, read them back and see them on the disk."""
+    """Write arrays with one chunk each, verify that they read back, and sync them to disk."""
     files: dict[str, Buffer] = {}
     group = zarr.create_group(MemoryStore(files))
     for name, array in arrays.items():
@@ -94,7 +97,7 @@ def _write_compacted(arrays: dict[str, zarr.Array[Any]], workspace: Path) -> Non
         values = np.asarray(array[...])
         written[...] = values
         if not _same_bits(np.asarray(written[...]), values):
-            raise OSError(f"{name} reads back otherwise than it was written")
+            raise OSError(f"{name} does not read back as it was written")
     write_files(files, workspace)
     for name in files:
         with (workspace / name).open("rb") as written_file:
@@ -103,19 +106,19 @@ def _write_compacted(arrays: dict[str, zarr.Array[Any]], workspace: Path) -> Non
 
 def _metadata(array: zarr.Array[Any]) -> ArrayV3Metadata:
     if not isinstance(array.metadata, ArrayV3Metadata):
-        raise StoreError(f"{array.basename} is in an older Zarr format, in which no store was written")
+        raise StoreError(f"{array.basename} is not in Zarr format 3, the only one that is written")
     return array.metadata
 
 
 def _same_bits(first: NDArray[Any], second: NDArray[Any]) -> bool:
-    """Equality that tells NaNs apart; text is compared as text."""
+    """Bitwise equality, which tells NaNs apart; text is compared as text."""
     if first.dtype.kind in "OTU":
         return first.tolist() == second.tolist()
     return first.dtype == second.dtype and first.tobytes() == second.tobytes()
 
 
 def _exchange(compacted: Path, scattered: Path) -> None:
-    """Put a compacted array in the place of the one of many chunks; the second rename is the moment."""
+    """Replace an array of many chunks by its compacted form; renaming the metadata, last, is the switch."""
     for file in sorted(compacted.iterdir(), key=lambda file: file.name == METADATA):
         file.replace(scattered / file.name)
     shutil.rmtree(scattered / CHUNKS, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What the Zarr stores share: errors, what a variable is, and files that are there whole or not at all."""
+"""What all Zarr stores share: errors, descriptions of variables, and files written whole or not at all."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from numcodecs.zstd import Zstd
+from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from zarr.abc.buffer import Buffer
 from zarr.codecs import BytesCodec, Endian, ZstdCodec
@@ -22,27 +22,33 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 
 
 METADATA = "zarr.json"
-"""The file of the metadata of a group or an array."""
+"""Metadata file of a group or an array."""
 
 
 class StoreError(ValueError):
-    """A store that is not what it should be; the message says which, what is wrong and what to do."""
+    """A missing, damaged or unsuitable store; the message says which, what is wrong and what to do."""
 
 
 class StoreExistsError(StoreError):
-    """Something is already at the path of a store to be laid out."""
+    """The path of a store to be created is already taken."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variable:
-    """What a store says of a variable: dimensions behind `cell` or `step`, definition and unit."""
+    """Description of a stored variable.
+
+    Attributes:
+        dims: dimensions after `cell` or `step`.
+        definition: one line that says what is measured (the array's `long_name`).
+        units: unit of the values.
+    """
 
     dims: tuple[str, ...] = ()
     definition: str
     units: str = "1"
 
     def attributes(self) -> dict[str, Any]:
-        """As attributes of the array."""
+        """Attributes of the array."""
         return {"long_name": self.definition, "units": self.units}
 
 
@@ -51,27 +57,27 @@ DIMENSIONS = {
     "writer": Variable(definition="residual writer whose branch is measured: attention or SwiGLU"),
     "step": Variable(definition="optimiser step, counted from 1", units="step"),
 }
-"""What the coordinates are that stores have in common."""
+"""Coordinates that all kinds of store share."""
 
 
 def check_free(path: Path) -> None:
-    """Refuse a path at which a store cannot be laid out.
+    """Refuse a path that is already taken.
 
     Raises:
-        StoreExistsError: something is already there.
+        StoreExistsError: something exists at the path.
     """
     if path.exists():
-        raise StoreExistsError(f"{path} already exists: pass --resume to go on with it, or another --out")
+        raise StoreExistsError(f"{path} already exists: pass --resume to continue it, or another --out")
 
 
 def put_in_place(files: Mapping[str, Buffer], path: Path) -> None:
-    """Write what a Zarr store in memory holds; it appears under `path` complete or not at all.
+    """Write the files of an in-memory Zarr store; it appears at `path` complete or not at all.
 
-    Of several processes that lay out one path at once exactly one succeeds.
+    If several processes create the same path at once, exactly one succeeds.
 
     Raises:
-        StoreExistsError: something is already there.
-        StoreError: no room, or another error of the file system.
+        StoreExistsError: something exists at the path.
+        StoreError: the disk is full, or another error of the file system.
     """
     partial = partial_path(path)
     try:
@@ -80,19 +86,17 @@ def put_in_place(files: Mapping[str, Buffer], path: Path) -> None:
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
-            raise StoreError(
-                f"{path} could not be laid out ({reason(error)}): nothing was written"
-            ) from error
+            raise StoreError(f"{path} could not be created ({reason(error)}): nothing was written") from error
         raise
 
 
 def partial_path(path: Path) -> Path:
-    """Where something is until it is whole, beside a store, which would take it for one of its arrays."""
+    """Temporary path beside a store or file; inside a store it would be taken for an array."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
 
 def _rename(partial: Path, path: Path) -> None:
-    """Rename a complete store; a folder is never renamed onto one that holds something."""
+    """Move a complete store to its path; the system refuses to rename a folder onto a non-empty one."""
     try:
         partial.rename(path)
     except OSError:
@@ -101,9 +105,9 @@ def _rename(partial: Path, path: Path) -> None:
 
 
 def write_files(files: Mapping[str, Buffer], folder: Path) -> None:
-    """Write what a Zarr store in memory holds, one file after the other.
+    """Write the files of an in-memory Zarr store one after the other.
 
-    Zarr itself writes files of one array at once and still does so after one of them has failed.
+    Zarr itself writes the files of an array concurrently and continues after one of them has failed.
     """
     for name, content in files.items():
         file = folder / name
@@ -112,12 +116,12 @@ def write_files(files: Mapping[str, Buffer], folder: Path) -> None:
 
 
 def write_whole(file: Path, content: bytes, partial: Path | None = None) -> None:
-    """Put a file in its place, whole or not at all.
+    """Write a file atomically: it is replaced whole or not at all.
 
     Args:
-        file: where.
-        content: what.
-        partial: where it is until it is whole; beside the file by default.
+        file: path of the file.
+        content: its new content.
+        partial: temporary path on the same file system; beside the file by default.
     """
     partial = partial or file.with_suffix(f".{uuid.uuid4().hex}.partial")
     try:
@@ -129,13 +133,13 @@ def write_whole(file: Path, content: bytes, partial: Path | None = None) -> None
 
 
 def file_digest(file: Path, algorithm: str = "sha256") -> str:
-    """Digest of what a file holds, in hexadecimal."""
+    """Digest of a file's content, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, algorithm).hexdigest()
 
 
 def column(values: Sequence[Any] | NDArray[Any]) -> NDArray[Any]:
-    """Coordinate values as an array; text as objects, so that Zarr keeps its full length."""
+    """Coordinate values as an array; text as objects, so that Zarr stores it at full length."""
     array = np.asarray(values)
     return array.astype(object) if array.dtype.kind in "TU" else array
 
@@ -151,9 +155,9 @@ def add_array(
     *,
     rows: int = 1,
 ) -> zarr.Array[Any]:
-    """An array whose chunks are so many rows each, with a checksum, so that a damaged chunk is noticed.
+    """Create an array with `rows` rows per chunk and a checksum on every chunk, so that damage is noticed.
 
-    Chunks that hold only the fill value are written too, so that a missing one is a loss and not a result.
+    Chunks that hold only the fill value are written too, so that a missing chunk always means lost data.
     """
     return group.create_array(
         name,
@@ -169,21 +173,21 @@ def add_array(
 
 
 def chunk_path(path: Path, array: zarr.Array[Any], number: int) -> Path:
-    """The file of a chunk, counted along the first axis, of an array that has one chunk along the others."""
+    """File of chunk `number` along the first axis, for an array with a single chunk along all other axes."""
     return path / array.basename / array.metadata.encode_chunk_key((number, *(0,) * (array.ndim - 1)))
 
 
 def write_chunk(path: Path, array: zarr.Array[Any], number: int, rows: NDArray[Any]) -> None:
-    """Put a chunk in its place, whole or not at all.
+    """Write a chunk atomically: it is replaced whole or not at all.
 
-    Zarr takes a millisecond an array, most of it handed from thread to thread, which is felt in short runs. A
-    plain array of numbers is therefore encoded here, to the bytes that Zarr writes.
+    Zarr takes a millisecond per array, most of it spent passing work between threads, which is noticeable in
+    short runs. A plain array of numbers is therefore encoded here, to the same bytes that Zarr writes.
 
     Args:
         path: the store.
         array: one of its arrays.
-        number: which chunk, counted along the first axis.
-        rows: the whole chunk, also where it reaches beyond the end of the array.
+        number: index of the chunk along the first axis.
+        rows: the whole chunk, including rows beyond the end of the array.
     """
     match getattr(array.metadata, "codecs", ()):
         case (BytesCodec(endian=Endian.little | None), ZstdCodec(level=level, checksum=checksum)):
@@ -200,51 +204,48 @@ def write_chunk(path: Path, array: zarr.Array[Any], number: int, rows: NDArray[A
 
 
 def is_compacted(array: zarr.Array[Any]) -> bool:
-    """Whether an array is one of a compacted store, whose only chunk is named as none of the others is."""
+    """Whether an array was compacted: its only chunk is then named by the `v2` encoding."""
     metadata = array.metadata
     return isinstance(metadata, ArrayV3Metadata) and metadata.chunk_key_encoding.name == "v2"
 
 
 def open_kind(path: Path, mode: Any, kind: str) -> zarr.Group:
-    """A group whose attribute `kind` is this one.
+    """Open the group of a store and check its attribute `kind`.
 
     Raises:
-        StoreError: no readable store of this kind.
+        StoreError: the path is missing, unreadable, or a store of another kind.
     """
     if not path.exists():
         raise StoreError(f"{path} does not exist")
     try:
         group = zarr.open_group(path, mode=mode)
     except UNREADABLE as error:
-        raise StoreError(f"{path} is no readable Zarr group: {first_line(error)}") from error
+        raise StoreError(f"{path} is not a readable Zarr group: {first_line(error)}") from error
     if group.attrs.get("kind") != kind:
-        noun = kind.split()[-1]
-        raise StoreError(
-            f"{path} is no {noun} of this project (attribute kind is {group.attrs.get('kind')!r})"
-        )
+        raise StoreError(f"{path} is not a {kind!r} store: its attribute kind is {group.attrs.get('kind')!r}")
     return group
 
 
 def json_attribute(group: zarr.Group, path: Path, name: str, kind: type) -> Any:
-    """The value of an attribute that holds JSON.
+    """Parse an attribute that holds JSON of the given type.
 
     Raises:
-        StoreError: it is missing, no JSON, or of another type.
+        StoreError: the attribute is missing, not JSON, or of another type.
     """
     try:
         value = json.loads(str(group.attrs[name]))
     except (KeyError, ValueError) as error:
-        raise StoreError(f"{path} is damaged: its attribute {name} is missing or no JSON") from error
+        raise StoreError(f"{path} is damaged: its attribute {name} is missing or not JSON") from error
     if not isinstance(value, kind):
-        raise StoreError(f"{path} is damaged: its attribute {name} is no {kind.__name__}")
+        raise StoreError(f"{path} is damaged: its attribute {name} is not a {kind.__name__}")
     return value
 
 
 def find_arrays(group: zarr.Group, path: Path, names: Iterable[str]) -> dict[str, zarr.Array[Any]]:
-    """The arrays of these names.
+    """Find arrays by name.
 
     Raises:
-        StoreError: naming those that are missing or unreadable.
+        StoreError: some are missing or unreadable; the message names them.
     """
     arrays: dict[str, zarr.Array[Any]] = {}
     missing = []
@@ -257,15 +258,15 @@ def find_arrays(group: zarr.Group, path: Path, names: Iterable[str]) -> dict[str
         if isinstance(array, zarr.Array):
             arrays[name] = array
     if missing:
-        raise StoreError(f"{path} is truncated: it holds no readable {', '.join(missing)}")
+        raise StoreError(f"{path} is truncated: it lacks a readable {', '.join(missing)}")
     return arrays
 
 
 def reason(error: OSError) -> str:
-    """What the system says of an error, without number and path."""
+    """Message of a system error, without its number and path."""
     return error.strerror or first_line(error)
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says in one line."""
+    """First line of an error's message, or its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,23 +1,23 @@
-"""What every observable is, as variables of a store."""
+"""Descriptions of the observables as variables of a store."""
 
 from collections.abc import Mapping
 
 from meanmode.sim.observe import observables
-from meanmode.sim.observe.record import BACKWARD_OBSERVABLES
+from meanmode.sim.observe.observable_names import BACKWARD_OBSERVABLES
 from meanmode.sim.store.files import Variable
 
 
 def observable_variables(dims: Mapping[str, tuple[str, ...]]) -> dict[str, Variable]:
-    """What observables are, for a store.
+    """Describe observables for a store.
 
     Args:
-        dims: names and dimensions, of `meanmode.sim.observe.record.observable_dims`.
+        dims: observable -> its dimensions, from `meanmode.sim.observe.observable_names.observable_dims`.
     """
     return {name: Variable(dims=of, definition=_definition(name)) for name, of in dims.items()}
 
 
 def _definition(name: str) -> str:
-    """First line of the observable's docstring, naming the segment; gradients have one of their own."""
+    """First line of the observable's docstring, plus its segment; gradients have definitions of their own."""
     if name in BACKWARD_OBSERVABLES:
         return BACKWARD_OBSERVABLES[name][1]
     base, _, segment = name.partition("_image") if name.endswith("_image") else name.partition("_text")

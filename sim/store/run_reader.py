@@ -1,4 +1,4 @@
-"""Reading a run store: the logged steps of a training run, and every loss or damage noticed."""
+"""Reading a run store: the logged steps of a training run; missing or damaged data are always noticed."""
 
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,17 @@ KIND = "mean-mode run"
 
 
 TELEMETRY = "telemetry.zarr"
-"""The run store in a run's folder."""
+"""Name of the run store within a run's folder."""
 
 
 def find_run(path: str | Path) -> Path:
-    """The run store at a path, or in the run's folder there."""
+    """Path of the run store, given the store itself or a run's folder."""
     path = Path(path)
     return path / TELEMETRY if (path / TELEMETRY).exists() else path
 
 
 def is_run(path: str | Path) -> bool:
-    """Whether there is a run store at the path, or in the run's folder there."""
+    """Whether a path is a run store, or a folder that holds one under its usual name."""
     try:
         open_kind(find_run(path), "r", KIND)
     except StoreError:
@@ -41,20 +41,20 @@ def is_run(path: str | Path) -> bool:
 
 
 def planned_steps(path: Path) -> int:
-    """The steps that the store at this path has room for.
+    """Number of steps for which a run store has rows.
 
     Raises:
-        StoreError: no readable run.
+        StoreError: the run cannot be read.
     """
     arrays = run_arrays(open_logged(path, "r")[0], path).values()
     return max(array.shape[0] for array in arrays if dims_of(array)[0] == "step")
 
 
 def open_logged(path: Path, mode: Any) -> tuple[zarr.Group, range]:
-    """The group of a run, its own attributes validated, and the steps that are logged.
+    """Open the group of a run store, check its attributes, and return it with the logged steps.
 
     Raises:
-        StoreError: no readable run.
+        StoreError: the run cannot be read, or an attribute is damaged.
     """
     group = open_kind(path, mode, KIND)
     for name in ("variables", "events"):
@@ -68,30 +68,30 @@ def open_logged(path: Path, mode: Any) -> tuple[zarr.Group, range]:
 
 
 def run_arrays(group: zarr.Group, path: Path) -> dict[str, zarr.Array[Any]]:
-    """The variables of a run, its steps, and the coordinates of all dimensions."""
+    """Arrays of a run: its variables, `step`, and the coordinates of all dimensions."""
     found = find_arrays(group, path, json_attribute(group, path, "variables", list))
     dims = dict.fromkeys(dim for array in found.values() for dim in dims_of(array))
     return found | find_arrays(group, path, {"step": None, **dims})
 
 
 def dims_of(array: zarr.Array[Any]) -> tuple[str, ...]:
-    """The names of an array's dimensions, never none."""
+    """Names of an array's dimensions; one empty name if it has none."""
     names = getattr(array.metadata, "dimension_names", None) or ()
     return tuple(str(name) for name in names) or ("",)
 
 
 def stored_rows(path: Path, array: zarr.Array[Any], first: int, stop: int) -> NDArray[Any]:
-    """Rows first, ..., stop - 1 of an array whose chunks were all written.
+    """Read rows first, ..., stop - 1 of an array; all their chunks must exist.
 
     Raises:
-        StoreError: a missing or damaged chunk.
+        StoreError: a chunk is missing or damaged.
     """
     name, size = array.basename, array.chunks[0]
-    advice = "go on with a checkpoint from before it, or write another run"
+    advice = "resume from an earlier checkpoint, or start another run"
     for number in range(first // size, -(-stop // size)):
         if not chunk_path(path, array, number).exists():
-            gone = f"{name} from row {number * size + 1} to {(number + 1) * size}"
-            raise StoreError(f"{path} is truncated: {gone} is gone; {advice}")
+            lost = f"rows {number * size + 1} to {(number + 1) * size} of {name}"
+            raise StoreError(f"{path} is truncated: {lost} are missing; {advice}")
     try:
         rows = np.asarray(array[first:stop])
     except UNREADABLE as error:
@@ -102,13 +102,13 @@ def stored_rows(path: Path, array: zarr.Array[Any], first: int, stop: int) -> ND
 
 
 def open_run(path: str | Path) -> xr.Dataset:
-    """The logged steps of a run over consecutive `step`, loaded; its attribute `events` holds JSON.
+    """Load the logged steps of a run, over consecutive `step`; its attribute `events` holds JSON.
 
     Args:
-        path: the store, or a run's folder with a `telemetry.zarr`.
+        path: the store, or a run's folder that holds a `telemetry.zarr`.
 
     Raises:
-        StoreError: no run, or a logged chunk that is missing or damaged, naming its variable.
+        StoreError: not a run, or a logged chunk is missing or damaged; the message names its variable.
     """
     path = find_run(path)
     group, steps = open_logged(path, "r")

@@ -1,4 +1,4 @@
-"""Rows of a sharded Zarr array, read one by one from the files of its shards without reading the rest."""
+"""Rows of a sharded Zarr array, read one at a time from the shard files without reading the rest."""
 
 import os
 import threading
@@ -16,11 +16,11 @@ from zarr.codecs import BytesCodec, Crc32cCodec, Endian, ShardingCodec, Sharding
 from meanmode.sim.store.files import StoreError, chunk_path, reason
 
 OPEN_SHARDS = 256
-"""Files that are kept open at a time."""
+"""Most shard files kept open at once."""
 
 
 CHECKSUM = 4
-"""Bytes of a CRC-32C."""
+"""Bytes of a CRC-32C checksum."""
 
 
 MISSING = np.iinfo(np.uint64).max
@@ -30,15 +30,15 @@ MISSING = np.iinfo(np.uint64).max
 def add_sharded(
     group: zarr.Group, name: str, shape: Sequence[int], rows: int, dims: Sequence[str], definition: str
 ) -> zarr.Array[Any]:
-    """A float16 array of single rows with a checksum each, in shards of so many rows.
+    """Create a float16 array whose chunks are single rows with a checksum each, grouped into shards.
 
     Args:
-        group: where it is to be.
-        name: of it.
-        shape: of all of it.
-        rows: of a shard, which is one file.
-        dims: names of its dimensions.
-        definition: what it holds.
+        group: group to create the array in.
+        name: name of the array.
+        shape: shape of the whole array, rows first.
+        rows: rows per shard; a shard is one file.
+        dims: names of the dimensions.
+        definition: one line that says what the array holds.
     """
     return group.create_array(
         name,
@@ -55,17 +55,17 @@ def add_sharded(
 
 
 class ShardedRows:
-    """Reads rows of an array of `add_sharded`, in any order, from any thread.
+    """Reads rows of an array made by `add_sharded`, in any order, from any thread.
 
-    Zarr takes one to three milliseconds a row, under the interpreter's lock, which a training step would
-    feel; this takes some tens of microseconds, and checks the same checksums.
+    Zarr takes one to three milliseconds per row while holding the interpreter's lock, enough to slow a
+    training step; this takes some tens of microseconds and verifies the same checksums.
 
     Args:
-        path: of the store.
+        path: path of the store.
         array: one of its arrays.
 
     Raises:
-        StoreError: an array that is laid out otherwise.
+        StoreError: the array has another layout.
     """
 
     def __init__(self, path: Path, array: zarr.Array[Any]) -> None:
@@ -82,26 +82,26 @@ class ShardedRows:
             ) if array.shards is not None and array.chunks[0] == 1:
                 self._rows = array.shards[0]
             case _:
-                raise StoreError(f"{path}: {array.basename} is not laid out as rows with checksums in shards")
+                raise StoreError(f"{path}: {array.basename} is not made of rows with checksums in shards")
 
     def __call__(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
-        """Rows of these places.
+        """Read the rows at these indices.
 
         Raises:
-            StoreError: a file that is missing, or damaged where it is read; the message names it.
+            StoreError: a file is missing, or damaged where it is read; the message names it.
         """
         found = np.empty((len(indices), *self._array.shape[1:]), self._array.dtype)
-        for place, index in enumerate(indices):
-            found[place] = self._row(int(index))
+        for position, index in enumerate(indices):
+            found[position] = self._row(int(index))
         return found
 
     def _row(self, index: int) -> NDArray[Any]:
-        shard, place = divmod(index, self._rows)
+        shard, position = divmod(index, self._rows)
         file = chunk_path(self._path, self._array, shard)
         try:
-            with self._lock:  # else another thread may close the file, and its number be that of another
+            with self._lock:  # another thread could close the file and its descriptor be reused
                 descriptor, table = self._shard(shard, file)
-                offset, size = (int(word) for word in table[place])
+                offset, size = (int(word) for word in table[position])
                 content = b"" if offset == MISSING else os.pread(descriptor, size, offset)
         except OSError as error:
             raise StoreError(f"{file} cannot be read ({reason(error)})") from error
@@ -112,7 +112,7 @@ class ShardedRows:
         return np.frombuffer(values, self._array.dtype).reshape(self._array.shape[1:])
 
     def holds(self, shard: int) -> bool:
-        """Whether the file of a shard is there with its table of rows, none of which is missing."""
+        """Whether a shard's file exists and its table lists every row."""
         try:
             with self._lock:
                 _, table = self._shard(shard, chunk_path(self._path, self._array, shard))
@@ -122,7 +122,7 @@ class ShardedRows:
         return bool((table[:rows, 0] != MISSING).all())
 
     def _shard(self, shard: int, file: Path) -> tuple[int, NDArray[np.uint64]]:
-        """An open file, and offset and size of its rows [rows, 2]."""
+        """Open file descriptor of a shard, and the offset and size of each of its rows [rows, 2]."""
         found = self._open.get(shard)
         if found is None:
             descriptor = os.open(file, os.O_RDONLY)
@@ -141,7 +141,7 @@ class ShardedRows:
         return found
 
     def close(self) -> None:
-        """Close all files."""
+        """Close all open shard files."""
         while self._open:
             os.close(self._open.popitem()[1][0])
 

@@ -1,4 +1,4 @@
-"""The sweep store: one Zarr v3 group, one chunk per cell, for any number of writers, read by xarray."""
+"""The sweep store: one Zarr v3 group with one chunk per cell, for any number of writers, read by xarray."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,8 @@ from zarr.storage import MemoryStore
 from meanmode.sim.store.files import (
     DIMENSIONS,
     UNREADABLE,
+    StoreError,
+    Variable,
     add_array,
     check_free,
     column,
@@ -25,8 +27,6 @@ from meanmode.sim.store.files import (
     open_kind,
     put_in_place,
 )
-from meanmode.sim.store.files import StoreError as StoreError
-from meanmode.sim.store.files import Variable as Variable
 
 KIND = "mean-mode sweep"
 
@@ -44,7 +44,7 @@ PROVENANCE = {
     "finished": Variable(definition="Unix time (UTC) at which the cell was written", units="s"),
     "failure": Variable(definition="type and message of the exception of a failed cell, else empty"),
 }
-"""How a cell came about; no result, not the same in two runs, and missing in stores of older versions."""
+"""How a cell came about: not a result, different in every run, and absent from stores of older versions."""
 
 
 def create_sweep(
@@ -56,25 +56,49 @@ def create_sweep(
     forecasts: Mapping[str, tuple[ArrayLike, Variable]],
     attributes: Mapping[str, Any],
 ) -> None:
-    """Lay out an empty sweep with its forecast; it appears under `path` complete or not at all.
+    """Create an empty sweep store with its forecast; it appears at `path` complete or not at all.
 
-    Of several processes that lay out one path at once exactly one succeeds.
+    If several processes create the same path at once, exactly one succeeds.
 
     Args:
-        path: where; must not exist.
-        coordinates: axis -> its value in every cell, and what it is.
-        sizes: dimension -> its coordinate values, of `DIMENSIONS`.
+        path: path of the store; must not exist.
+        coordinates: axis -> its value in every cell, and its description.
+        sizes: dimension -> its coordinate values; dimensions are those of `DIMENSIONS`.
         variables: name -> what is measured; float32, NaN until written.
-        forecasts: name -> values of every cell, and what they are; written before any cell is run.
+        forecasts: name -> its value in every cell, and its description; written before any cell is run.
         attributes: provenance and configuration, JSON-serialisable.
 
     Raises:
-        StoreExistsError: something is already there.
-        StoreError: no room, or another error of the file system.
+        StoreExistsError: something exists at the path.
+        StoreError: the disk is full, or another error of the file system.
     """
     path = Path(path)
     check_free(path)
     cells = len(next(iter(coordinates.values()))[0])
+    flags = {"flag_values": list(range(len(STATUS_NAMES))), "flag_meanings": " ".join(STATUS_NAMES)}
+    files: dict[str, Buffer] = {}
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        _known_data(coordinates, sizes, forecasts, attributes).to_zarr(
+            MemoryStore(files), mode="w", consolidated=False, zarr_format=3
+        )
+    group = zarr.open_group(MemoryStore(files), mode="r+")
+    for name, given in variables.items():
+        shape = (cells, *(len(np.asarray(sizes[dim])) for dim in given.dims))
+        add_array(group, name, shape, "float32", np.nan, ("cell", *given.dims), given.attributes())
+    add_array(group, "status", (cells,), "int8", TODO, ("cell",), {"long_name": "state of the cell", **flags})
+    for name, given in PROVENANCE.items():
+        dtype, fill = ("string", "") if name == "failure" else ("float64", np.nan)
+        add_array(group, name, (cells,), dtype, fill, ("cell",), given.attributes())
+    put_in_place(files, path)
+
+
+def _known_data(
+    coordinates: Mapping[str, tuple[Sequence[Any], Variable]],
+    sizes: Mapping[str, Sequence[Any]],
+    forecasts: Mapping[str, tuple[ArrayLike, Variable]],
+    attributes: Mapping[str, Any],
+) -> xr.Dataset:
+    """Everything a sweep store holds before any cell is run: axes, dimensions, forecast and attributes."""
     data = xr.Dataset(
         {
             name: (("cell", *given.dims), np.asarray(values, float), given.attributes())
@@ -96,36 +120,24 @@ def create_sweep(
     )
     for name in sizes:
         data[name].attrs = DIMENSIONS[name].attributes()
-    flags = {"flag_values": list(range(len(STATUS_NAMES))), "flag_meanings": " ".join(STATUS_NAMES)}
-    files: dict[str, Buffer] = {}
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        data.to_zarr(MemoryStore(files), mode="w", consolidated=False, zarr_format=3)
-    group = zarr.open_group(MemoryStore(files), mode="r+")
-    for name, given in variables.items():
-        shape = (cells, *(len(np.asarray(sizes[dim])) for dim in given.dims))
-        add_array(group, name, shape, "float32", np.nan, ("cell", *given.dims), given.attributes())
-    add_array(group, "status", (cells,), "int8", TODO, ("cell",), {"long_name": "state of the cell", **flags})
-    for name, given in PROVENANCE.items():
-        dtype, fill = ("string", "") if name == "failure" else ("float64", np.nan)
-        add_array(group, name, (cells,), dtype, fill, ("cell",), given.attributes())
-    put_in_place(files, path)
+    return data
 
 
 def provenance_arrays(group: zarr.Group) -> dict[str, zarr.Array[Any]]:
-    """Those of `PROVENANCE` that the store has."""
+    """The arrays of `PROVENANCE` that the store has."""
     return {name: array for name in PROVENANCE if isinstance(array := group.get(name), zarr.Array)}
 
 
 def is_result(array: zarr.Array[Any]) -> bool:
-    """Whether cells write it: an observable or the status."""
+    """Whether an array is written by cells: an observable or the status."""
     return array.basename == "status" or array.dtype == np.float32
 
 
 def open_group(path: Path, mode: Any) -> zarr.Group:
-    """The group of a sweep, its attributes validated.
+    """Open the group of a sweep store and check its attributes.
 
     Raises:
-        StoreError: no readable sweep.
+        StoreError: the sweep cannot be read, or an attribute is damaged.
     """
     group = open_kind(path, mode, KIND)
     for name, kind in (("configuration", dict), ("variables", list), ("axes", list)):
@@ -134,10 +146,10 @@ def open_group(path: Path, mode: Any) -> zarr.Group:
 
 
 def required_arrays(group: zarr.Group, path: Path) -> dict[str, zarr.Array[Any]]:
-    """Every array the store must have.
+    """Find every array that the store must have.
 
     Raises:
-        StoreError: naming those that are missing or unreadable.
+        StoreError: some are missing or unreadable; the message names them.
     """
     variables, axes = (json.loads(str(group.attrs[name])) for name in ("variables", "axes"))
     dimensions = json.loads(str(group.attrs.get("dimensions", '["block", "writer"]')))
@@ -145,10 +157,12 @@ def required_arrays(group: zarr.Group, path: Path) -> dict[str, zarr.Array[Any]]
 
 
 def check_written(arrays: Mapping[str, zarr.Array[Any]], path: Path, finished: int) -> None:
-    """Refuse arrays that have lost chunks: all of one written at once, one a finished cell of the others.
+    """Refuse arrays with missing chunks.
+
+    An array that cells write must have one chunk per finished cell, any other array all of its chunks.
 
     Raises:
-        StoreError: naming the first.
+        StoreError: chunks are missing; the message names the first such array.
     """
     for name, array in arrays.items():
         cellwise = is_result(array) and array.chunks == (1, *array.shape[1:])
@@ -156,17 +170,17 @@ def check_written(arrays: Mapping[str, zarr.Array[Any]], path: Path, finished: i
         lost = expected - array.nchunks_initialized
         if lost > 0 and cellwise:
             raise StoreError(
-                f"{path} is truncated: {name} of {lost} finished cells is gone; run with --resume"
+                f"{path} is truncated: {name} of {lost} finished cells is missing; run with --resume"
             )
         if lost > 0:
-            raise StoreError(f"{path} is truncated: {name} is gone; write another store")
+            raise StoreError(f"{path} is truncated: {name} is missing; create another store")
 
 
 def open_cells(path: str | Path) -> xr.Dataset:
-    """A sweep as it is stored, along `cell`, loaded into memory.
+    """Load a sweep as it is stored, along `cell`.
 
     Raises:
-        StoreError: no sweep, a damaged or missing chunk, or a missing variable.
+        StoreError: not a sweep, or a chunk or variable is damaged or missing.
     """
     path = Path(path)
     arrays = required_arrays(open_group(path, "r"), path)
@@ -180,10 +194,10 @@ def open_cells(path: str | Path) -> xr.Dataset:
 
 
 def open_progress(path: str | Path) -> xr.Dataset:
-    """How far a sweep is, also while it runs: axes, `status` and `PROVENANCE` along `cell`, no observables.
+    """Load the progress of a sweep, even while it runs: axes, `status` and `PROVENANCE`, no observables.
 
     Raises:
-        StoreError: no sweep, or data of finished cells that are gone.
+        StoreError: not a sweep, or data of finished cells are missing.
     """
     path = Path(path)
     group = open_group(path, "r")
@@ -200,12 +214,16 @@ def open_progress(path: str | Path) -> xr.Dataset:
 
 
 def open_sweep(path: str | Path) -> xr.Dataset:
-    """A grid unstacked over its axes, then `block` and `writer`; a list of settings stays along `cell`.
+    """Load a sweep: a grid over its axes, then `block` and `writer`; a list of settings along `cell`.
 
     Raises:
         StoreError: as `open_cells`.
     """
-    data = open_cells(path)
+    return unstacked(open_cells(path))
+
+
+def unstacked(data: xr.Dataset) -> xr.Dataset:
+    """The cells of `open_cells` unstacked over the axes of a grid; a list of settings stays along `cell`."""
     if not data.attrs.get("grid", True):
         return data
     axes = json.loads(data.attrs["axes"])

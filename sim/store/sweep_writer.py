@@ -1,4 +1,4 @@
-"""Writing the cells of a sweep store: one process or many at once, and what a stopped one left to do."""
+"""Writing the cells of a sweep store, from one process or many at once, and finding the unfinished ones."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -22,18 +22,18 @@ from meanmode.sim.store.sweep_store import (
 )
 
 FAILURE_LENGTH = 2000
-"""Characters of an exception that are kept."""
+"""Most characters of an exception that are stored."""
 
 
 class SweepWriter:
-    """Writes cells of an existing sweep; safe for several processes, since a chunk belongs to one cell.
+    """Writes cells of an existing sweep; safe for several processes, since every chunk belongs to one cell.
 
     Args:
         path: the store.
 
     Raises:
-        StoreError: no sweep, a missing variable, or chunks that are not one cell each (two writers would
-            overwrite each other's cells).
+        StoreError: not a sweep, a variable is missing, or chunks are not one cell each (two writers would
+            then overwrite each other's cells).
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -54,10 +54,10 @@ class SweepWriter:
         check_written({name: array for name, array in found.items() if name not in self.arrays}, self.path, 0)
 
     def remaining(self, cells: Iterable[int] | None = None) -> tuple[list[int], list[int]]:
-        """Cells to do, and those of them that were marked done but whose data are gone or damaged.
+        """Unfinished cells, and those among them that are marked finished but have lost or damaged data.
 
         Args:
-            cells: which are asked for; all by default.
+            cells: cells to look at; all by default.
         """
         todo, lost = [], []
         for cell in range(self.arrays["status"].shape[0]) if cells is None else cells:
@@ -87,17 +87,17 @@ class SweepWriter:
         wall_seconds: float = np.nan,
         failure: str = "",
     ) -> None:
-        """Write a cell's observables, shorter profiles NaN-padded, its provenance, and last its status.
+        """Write a cell's observables (short profiles padded with NaN), its provenance, and last its status.
 
         Args:
-            cell: its position.
-            values: name -> observables; those not named become NaN.
-            status: what has become of it.
-            wall_seconds: how long its run took.
-            failure: the exception of a cell that failed, cut at `FAILURE_LENGTH` characters.
+            cell: index of the cell.
+            values: observable -> its values; observables not given become NaN.
+            status: `DONE`, `FAILED` or `DIVERGED`.
+            wall_seconds: wall time of the run that gave the cell.
+            failure: exception of a failed cell, cut at `FAILURE_LENGTH` characters.
 
         Raises:
-            StoreError: no room, or another error of the file system; the cell then stays to do.
+            StoreError: the disk is full, or another error of the file system; the cell stays unfinished.
         """
         provenance = {
             "wall_seconds": wall_seconds,
@@ -110,8 +110,8 @@ class SweepWriter:
                     continue
                 row = np.full((1, *array.shape[1:]), np.nan, np.float32)
                 if name in values:
-                    place: tuple[Any, ...] = (0, *(slice(size) for size in values[name].shape))
-                    row[place] = values[name]
+                    filled: tuple[Any, ...] = (0, *(slice(size) for size in values[name].shape))
+                    row[filled] = values[name]
                 write_chunk(self.path, array, cell, row)
             for name, array in self.provenance.items():
                 if provenance[name] == "":
@@ -121,6 +121,6 @@ class SweepWriter:
             write_chunk(self.path, self.arrays["status"], cell, np.array([status], np.int8))
         except OSError as error:
             raise StoreError(
-                f"{self.path}: cell {cell} could not be written ({reason(error)}) and stays to do: "
-                "put that right and go on with --resume"
+                f"{self.path}: cell {cell} could not be written ({reason(error)}) and stays unfinished: "
+                "fix that and resume with --resume"
             ) from error

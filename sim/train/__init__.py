@@ -1,1 +1,1 @@
-"""How are many small runs trained at once? Stacked optimisers, schedules and the loop."""
+"""How are many small runs trained at once? Stacked optimisers, schedules and the training loop."""

@@ -1,4 +1,4 @@
-"""The order of training samples as a function of seed and step."""
+"""The order of the training samples, as a function of seed and step."""
 
 import functools
 
@@ -7,19 +7,19 @@ from numpy.typing import NDArray
 
 
 def data_order(seed: int, step: int, size: int, batch: int) -> NDArray[np.int64]:
-    """Which samples make the batch of a step: a function of seed and step alone, epoch by epoch.
+    """Return the indices of the samples in the batch of a step; they depend on the arguments alone.
 
-    Every epoch is a fresh permutation; a batch that would cross its end takes the rest of it and the head of
-    the next.
+    Every epoch is a fresh permutation of the data; a batch that crosses the end of an epoch is filled from
+    the next one.
 
     Args:
-        seed: of the run.
-        step: from 1.
-        size: samples of the data set.
-        batch: samples of a step.
+        seed: seed of the order.
+        step: training step, counted from 1.
+        size: samples in the data set.
+        batch: samples per step.
 
     Raises:
-        ValueError: a batch larger than the data.
+        ValueError: the batch is larger than the data.
     """
     if batch > size:
         raise ValueError(f"a batch of {batch} is larger than the data, {size} samples")
@@ -31,5 +31,5 @@ def data_order(seed: int, step: int, size: int, batch: int) -> NDArray[np.int64]
 
 @functools.lru_cache(maxsize=4)
 def _epoch(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
-    """The order of an epoch; kept, since that of a large data set takes longer than reading a batch."""
+    """Permutation of an epoch; cached, since for large data it takes longer than reading a batch."""
     return np.random.default_rng([seed, epoch]).permutation(size)

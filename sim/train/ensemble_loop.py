@@ -1,4 +1,6 @@
-"""Train several runs of one network as one batched network."""
+"""The training loop of an ensemble: several runs of one network, trained as one batched network."""
+
+# R runs, N steps
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -13,17 +15,18 @@ from meanmode.sim.train.ensemble_optimiser import EnsembleOptimiser
 from meanmode.sim.train.schedule import Schedule
 
 Batch = TypeVar("Batch")
+"""Data of a step for all runs, in any form that the loss accepts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What an ensemble went through.
+    """Losses, rates and gradient norms per run and step; NaN before the first step and after a run ends.
 
     Attributes:
-        losses: [R, N], before each update; NaN after a run has ended.
-        rates: [R, N], of each update; NaN after a run has ended.
-        gradient_norms: [R, N], before clipping; NaN after a run has ended.
-        steps: [R], the last update made; 0 for none.
+        losses: losses before each update [R, N].
+        rates: learning rates of each update [R, N].
+        gradient_norms: global gradient norms before clipping [R, N].
+        steps: last update of each run [R]; 0 if it made none.
     """
 
     losses: NDArray[np.float64]
@@ -46,35 +49,34 @@ def train_ensemble(
     """Train all members of an ensemble at once.
 
     Args:
-        optimiser: of stacked members (`meanmode.sim.trunk.ensemble.stack_members`); left with the runs that did not end.
-        loss: losses [R] of the runs in the network on a batch.
-        batches: the batch of a step, from 1, for the runs that go on, in this order; its tensors have an axis
-            of runs. Samples of a run should be those of `data_order` with its own seed; a step at which a run
-            ends is asked for again, for the others.
-        schedules: of the learning rate, one a run.
-        steps: the last step.
-        first: the step it begins with.
-        ended: given the step, the runs that go on and their losses, before the update: which of them end
-            there. A run whose loss is not finite always ends.
-        updated: told the step and the runs that made it, after the update.
+        optimiser: optimiser of the stacked members; in the end it holds only the runs that did not end early.
+        loss: returns the losses [R] of the runs in a network on a batch.
+        batches: returns the batch of a step (from 1) for the running runs, in this order; its tensors have an
+            axis of runs. Each run should use `data_order` with its own seed. If a run ends at a step, the
+            batch is requested again for the others.
+        schedules: learning-rate schedules, one per run.
+        steps: last step.
+        first: first step.
+        ended: returns which of the running runs end before the update, given the step, the runs and their
+            losses. A run whose loss is not finite always ends.
+        updated: called after each update with the step and the runs that made it.
 
     Returns:
-        Steps 1 to `steps`, of which those before `first` are NaN.
+        The record of steps 1 to `steps`.
 
     Raises:
-        ValueError: not one schedule a run.
+        ValueError: the number of schedules is not that of the runs.
     """
     network, members = optimiser.network, len(optimiser.values)
     if len(schedules) != members:
-        raise ValueError(f"{members} runs need as many schedules, got {len(schedules)}")
-    losses, rates, norms = (np.full((members, steps), np.nan) for _ in range(3))
-    made = np.zeros(members, np.int64)
+        raise ValueError(f"{members} runs need {members} schedules, got {len(schedules)}")
+    record = _empty(members, steps)
     running = list(range(members))
     for step in range(first, steps + 1):
         optimiser.zero_grad()
         found = loss(network, batches(step, running))
         values = found.detach().double().cpu().numpy()
-        losses[running, step - 1] = values
+        record.losses[running, step - 1] = values
         gone = {run for run, value in zip(running, values, strict=True) if not math.isfinite(value)}
         gone |= set(ended(step, running, found.detach())) if ended else set()
         if gone:
@@ -88,9 +90,14 @@ def train_ensemble(
         found.sum().backward()
         now = [schedules[run].rate(step) for run in running]
         optimiser.step(now)
-        rates[running, step - 1] = now
-        norms[running, step - 1] = optimiser.gradient_norms.double().cpu().numpy()
-        made[running] = step
+        record.rates[running, step - 1] = now
+        record.gradient_norms[running, step - 1] = optimiser.gradient_norms.double().cpu().numpy()
+        record.steps[running] = step
         if updated is not None:
             updated(step, running)
-    return Training(losses=losses, rates=rates, gradient_norms=norms, steps=made)
+    return record
+
+
+def _empty(members: int, steps: int) -> Training:
+    losses, rates, norms = (np.full((members, steps), np.nan) for _ in range(3))
+    return Training(losses=losses, rates=rates, gradient_norms=norms, steps=np.zeros(members, np.int64))

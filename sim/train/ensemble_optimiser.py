@@ -1,6 +1,6 @@
-"""Training an ensemble: many runs stepped as one batched network, each with its own rate, data and end."""
+"""AdamW and Muon for an ensemble: one batched network, every run with its own learning rate and clipping."""
 
-# R runs, P parameters of a run, B batch
+# R runs, P parameters of a run
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from meanmode.sim.train.parameter_rules import clip_factor, is_matrix, muon_matrices, rate_group_of
 from meanmode.sim.train.stacked_muon import Muon
-from meanmode.sim.trunk.parameter_groups import members_of
-from meanmode.sim.trunk.stack import blocks_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,12 +18,12 @@ class AdamW:
 
     Attributes:
         betas: decay rates of the two moments.
-        eps: added to the root of the second moment.
-        weight_decay: decoupled, of matrices; vectors (gains, biases) are not decayed.
-        clip: largest global gradient norm of a run; infinite for none.
-        reader_rate: rate of the readers of all branches (`meanmode.sim.intervene.interventions`) over that of the others.
-        gain_rate: rate of the gains of the merges over that of the others.
-        muon: the matrices of the blocks take orthogonalised steps instead (`meanmode.sim.train.stacked_muon`).
+        eps: constant added to the root of the second moment.
+        weight_decay: decoupled weight decay of the matrices; vectors (gains, biases) are not decayed.
+        clip: largest global gradient norm of a run; infinite disables clipping.
+        reader_rate: learning rate of the readers of all branches, relative to the other parameters.
+        gain_rate: learning rate of the merge gains, relative to the other parameters.
+        muon: whether Muon updates the matrices of the blocks (`meanmode.sim.train.stacked_muon`).
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -37,22 +36,22 @@ class AdamW:
 
 
 class EnsembleOptimiser:
-    """torch.optim.AdamW on stacked parameters (`meanmode.sim.trunk.ensemble`), every run with its own rate and norm.
+    """torch.optim.AdamW on stacked parameters (`meanmode.sim.trunk.ensemble`), with a learning rate per run.
 
-    All parameters are moved into one buffer [R, P], matrices before vectors, of which they become views; the
-    rows of a run are two parameters of the optimiser, in a group of their own each. A parameter without a
-    gradient stands still, as do its moments; the count of steps is that of the run.
+    All parameters become views of one buffer [R, P], matrices before vectors. The inner optimiser has two
+    parameter groups per run: its matrices and its vectors. A parameter without a gradient keeps its value and
+    its moments, but the step count, which belongs to the run, advances.
 
     Args:
-        network: with stacked parameters; what does not require a gradient is left alone.
-        options: of the optimiser.
+        network: network with stacked parameters; those that require no gradient are left alone.
+        options: options of the optimiser.
 
     Attributes:
-        inner: the optimiser; its groups 2 r and 2 r + 1 are the matrices and the vectors of run r.
-        gradient_norms: of every run before clipping [R], of the last step.
+        inner: the torch optimiser; groups 2 r and 2 r + 1 hold the matrices and the vectors of run r.
+        gradient_norms: global gradient norm of each run before clipping, at the last step [R].
 
     Raises:
-        ValueError: nothing to train, or parameters without a common axis of runs.
+        ValueError: nothing requires a gradient, or the parameters have no common axis of runs.
     """
 
     def __init__(self, network: nn.Module, options: AdamW) -> None:
@@ -62,10 +61,10 @@ class EnsembleOptimiser:
         runs = {weight.shape[0] for weight in trained}
         if len(runs) != 1 or any(weight.ndim not in (3, 4) for weight in trained):
             raise ValueError(
-                "an ensemble is trained by stacked parameters: see meanmode.sim.trunk.ensemble.stack_members"
+                "an ensemble needs stacked parameters: use meanmode.sim.trunk.ensemble.stack_members"
             )
         self.parameters = sorted(trained, key=lambda weight: weight.ndim)
-        self.matrix_entries = sum(weight[0].numel() for weight in trained if weight.ndim == 3)
+        self.matrix_entries = sum(weight[0].numel() for weight in trained if is_matrix(weight, stacked=True))
         values = torch.cat([weight.detach().flatten(1) for weight in self.parameters], dim=1)
         self.gradient_norms = values.new_zeros(len(values))
         groups = [
@@ -76,19 +75,16 @@ class EnsembleOptimiser:
         self.inner = torch.optim.AdamW(groups, betas=options.betas, eps=options.eps, fused=True)
         self._adopt(values)
         self._relative = self._relative_rates()
-        self._muon = Muon(self._block_matrices(), options.weight_decay) if options.muon else None
+        chosen = muon_matrices(network, stacked=True) if options.muon else set()
+        matrices = [weight for weight in self.parameters if id(weight) in chosen]
+        self._muon = Muon(matrices, options.weight_decay) if options.muon else None
 
     def _relative_rates(self) -> Tensor | None:
-        """Of every entry of a run [P], over the rate of the step; None where all have that."""
-        factors = {"readers": self.options.reader_rate, "gates": self.options.gain_rate}
+        """Learning rate of every entry of a run [P], relative to that of the step; None if all are equal."""
+        factors = {"readers": self.options.reader_rate, "gains": self.options.gain_rate}
         if all(factor == 1 for factor in factors.values()):
             return None
-        own = {
-            id(weight): factor
-            for group, factor in factors.items()
-            for block in blocks_of(self.network)
-            for weight in members_of(block, group)
-        }
+        own = {weight: factors[group] for weight, group in rate_group_of(self.network).items()}
         sizes = [weight[0].numel() for weight in self.parameters]
         found = [
             self.values.new_full((size,), own.get(id(weight), 1.0))
@@ -96,15 +92,11 @@ class EnsembleOptimiser:
         ]
         return torch.cat(found)
 
-    def _block_matrices(self) -> list[nn.Parameter]:
-        inside = {id(weight) for block in blocks_of(self.network) for weight in block.parameters()}
-        return [weight for weight in self.parameters if weight.ndim == 3 and id(weight) in inside]
-
     def _halves(self, row: Tensor) -> tuple[Tensor, Tensor]:
         return row[: self.matrix_entries], row[self.matrix_entries :]
 
     def _adopt(self, values: Tensor) -> None:
-        """Make the parameters of the network and of the optimiser views of these values."""
+        """Make the parameters of the network and of the inner optimiser views of `values`."""
         start = 0
         for weight in self.parameters:
             end = start + weight[0].numel()
@@ -117,13 +109,13 @@ class EnsembleOptimiser:
         self.values = values
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Drop all gradients."""
         for weight in self.parameters:
             weight.grad = None
 
     @torch.no_grad()
     def gradients(self) -> Tensor:
-        """All gradients [R, P], zero where a parameter has none."""
+        """Return all gradients [R, P], zero for parameters without one."""
         found = (
             torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in self.parameters
         )
@@ -131,11 +123,10 @@ class EnsembleOptimiser:
 
     @torch.no_grad()
     def step(self, rates: Sequence[float]) -> None:
-        """Clip every run's gradient by its global norm, and update it at its rate."""
+        """Clip the gradient of each run by its global norm, and update the run at its learning rate."""
         gradients = self.gradients()
         self.gradient_norms = torch.linalg.vector_norm(gradients, dim=1)
-        # 1e-6 as in torch.nn.utils.clip_grad_norm_
-        gradients *= (self.options.clip / (self.gradient_norms + 1e-6)).clamp_max(1.0)[:, None]
+        gradients *= clip_factor(self.gradient_norms, self.options.clip).clamp_max(1.0)[:, None]
         still = self._still()
         halves = (half for row in gradients for half in self._halves(row))
         twice = (rate for rate in rates for _ in range(2))
@@ -150,17 +141,17 @@ class EnsembleOptimiser:
             tensor.copy_(value)
 
     def _changed_step(self, gradients: Tensor, rates: Sequence[float]) -> None:
-        """A step whose matrices are Muon's, or whose parts have rates of their own."""
+        """Step with Muon for its matrices, with relative learning rates, or with both."""
         before = self.values.clone()
         self.inner.step()
         if self._muon is not None:
             self._muon.step(self._seen(before), self._seen(gradients), rates)
         if self._relative is not None:
-            # decay included, an update of AdamW and of Muon is proportional to its rate
+            # updates of AdamW and Muon, including decay, are proportional to the learning rate
             self.values.copy_(torch.lerp(before, self.values, self._relative))
 
     def _seen(self, rows: Tensor) -> dict[int, Tensor]:
-        """The part of rows [R, P] that belongs to each parameter, by its identity, in its shape."""
+        """Split rows [R, P] into views of the shape of each parameter, by the `id` of the parameter."""
         sizes = [weight[0].numel() for weight in self.parameters]
         parts = rows.split(sizes, dim=1)
         return {
@@ -169,13 +160,15 @@ class EnsembleOptimiser:
         }
 
     def state(self, run: int) -> dict[str, Tensor]:
-        """A copy of the weights and moments of a run, after at least one step; `restore` takes it.
+        """Copy the weights and moments of a run, for `restore`.
 
         Raises:
-            ValueError: before the first step, or with momenta of Muon, which are not copied.
+            ValueError: no step has been made, or Muon is in use, whose momenta are not copied.
         """
         if self._muon is not None or not self.inner.state:
-            raise ValueError("the state of a run is copied after its first step, under AdamW alone")
+            raise ValueError(
+                "the state of a run can be copied only after its first step, and only without Muon"
+            )
         found = {"values": self.values[run].clone()}
         for half, name in enumerate(("matrices", "vectors")):
             own = self.inner.state[self.inner.param_groups[2 * run + half]["params"][0]]
@@ -184,7 +177,7 @@ class EnsembleOptimiser:
 
     @torch.no_grad()
     def restore(self, run: int, state: Mapping[str, Tensor]) -> None:
-        """Have a run go on from the `state` of one of an ensemble of the same shape."""
+        """Set a run to the `state` of a run of an ensemble with the same shapes."""
         self.values[run] = state["values"]
         for half, name in enumerate(("matrices", "vectors")):
             row = self.inner.param_groups[2 * run + half]["params"][0]
@@ -193,7 +186,7 @@ class EnsembleOptimiser:
             }
 
     def _still(self) -> list[tuple[Tensor, Tensor]]:
-        """Parameters without a gradient and their moments, which a step must leave as they are."""
+        """Copies of the parameters without a gradient and of their moments, which a step must not change."""
         found = []
         start = 0
         for weight in self.parameters:
@@ -204,7 +197,7 @@ class EnsembleOptimiser:
         return found
 
     def _entries(self, start: int, end: int) -> Iterator[Tensor]:
-        """These columns of the parameters and of the moments of every run."""
+        """Views of these columns of the parameters and moments of every run."""
         matrices = end <= self.matrix_entries
         offset = 0 if matrices else self.matrix_entries
         for group in self.inner.param_groups[0 if matrices else 1 :: 2]:
@@ -214,9 +207,9 @@ class EnsembleOptimiser:
             yield from (tensor.detach()[start - offset : end - offset] for tensor in (row, *moments))
 
     def keep(self, runs: Sequence[int]) -> None:
-        """Go on with some of the runs, in this order; the network then is an ensemble of these.
+        """Continue with these runs only, in this order; the network becomes an ensemble of them.
 
-        No graph of an earlier forward pass may be alive: it knows the parameters by their old shape.
+        Drop the graphs of earlier forward passes first, because the shapes of the parameters change.
         """
         groups = self.inner.param_groups
         kept = [groups[2 * run + half] for run in runs for half in range(2)]

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: warm-up, ramp and hold."""
+"""Learning-rate schedules: a linear ramp, or a linear warm-up to a constant rate."""
 
 import math
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ class Schedule:
     """Learning rate min(peak, slope * step) at step 1, 2, ...: a linear ramp, or a warm-up to a constant.
 
     Attributes:
-        slope: rate gained a step; infinite for a constant rate from the first step.
-        peak: where the ramp ends; infinite where it does not.
-        first_rate: rate of the first steps instead, from which the ramp is then entered where it is by then.
-        first_steps: how many these are.
+        slope: rate gained per step; infinite for a constant rate from the first step on.
+        peak: upper limit of the rate; infinite for a ramp without limit.
+        first_rate: rate of the first `first_steps` steps, which replaces min(peak, slope * step) there.
+        first_steps: number of steps at `first_rate`.
 
     Raises:
-        ValueError: a value that is not positive, or no finite one.
+        ValueError: slope or peak is not positive, or both are infinite.
     """
 
     slope: float = math.inf
@@ -31,5 +31,5 @@ class Schedule:
             raise ValueError("a schedule needs a finite slope (a ramp), a finite peak, or both")
 
     def rate(self, step: int) -> float:
-        """The learning rate of an update, counted from 1."""
+        """Return the learning rate of a step, counted from 1."""
         return self.first_rate if step <= self.first_steps else min(self.peak, self.slope * step)

@@ -1,6 +1,6 @@
-"""Muon on the stacked matrices of an ensemble: momentum, orthogonalised (arXiv:2605.06169 App. J, law C2)."""
+"""Muon for the stacked matrices of an ensemble: orthogonalised momentum (arXiv:2605.06169 App. J, law C2)."""
 
-# R runs, K matrices of one shape, M features written, N read
+# R runs, M features written, N features read
 
 from collections.abc import Mapping, Sequence
 
@@ -8,24 +8,28 @@ import torch
 from torch import Tensor, nn
 
 MOMENTUM = 0.95
+"""Decay of the momentum, as in torch.optim.Muon."""
 
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of p(x) = a x + b x^3 + c x^5: torch.optim.Muon's, which sends singular values near 1 in few iterations."""
+"""Coefficients of p(x) = a x + b x^3 + c x^5, as in torch.optim.Muon: a few iterations bring all singular
+values close to 1."""
 
 
 ITERATIONS = 5
+"""Newton-Schulz iterations per update, as in torch.optim.Muon."""
 
 
 EPS = 1e-7
+"""Smallest norm by which a matrix is divided."""
 
 
 UPDATE_RMS = 0.2
-"""Root mean square of an update over the rate, about that of AdamW, so that rates can be compared."""
+"""Root mean square of an update over the learning rate, about that of AdamW, so that rates are comparable."""
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """p applied `ITERATIONS` times to the singular values of matrices [..., M, N] of norm 1 (law C2)."""
+    """Normalise matrices [..., M, N] and apply p `ITERATIONS` times to their singular values (law C2)."""
     first, third, fifth = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
@@ -37,11 +41,11 @@ def orthogonalised(matrices: Tensor) -> Tensor:
 
 
 class Muon:
-    """torch.optim.Muon on stacked matrices, with Nesterov momentum and the rms of its updates as AdamW's.
+    """torch.optim.Muon on stacked matrices: Nesterov momentum, updates with the root mean square of AdamW's.
 
     Args:
-        matrices: [R, M, N] each; a matrix without a gradient is not for it.
-        weight_decay: decoupled.
+        matrices: the matrices to update, each [R, M, N].
+        weight_decay: decoupled weight decay.
     """
 
     def __init__(self, matrices: Sequence[nn.Parameter], weight_decay: float) -> None:
@@ -52,12 +56,12 @@ class Muon:
     def step(
         self, before: Mapping[int, Tensor], gradients: Mapping[int, Tensor], rates: Sequence[float]
     ) -> None:
-        """Set every matrix to what a step makes of its value before, whatever it holds now.
+        """Set every matrix to the result of a step from its value in `before`, whatever its current value.
 
         Args:
-            before: values before the step, by identity of the parameter.
-            gradients: likewise.
-            rates: of the runs [R].
+            before: values before the step, by the `id` of the parameter.
+            gradients: gradients, by the `id` of the parameter.
+            rates: learning rate of every run [R].
         """
         shapes: dict[torch.Size, list[nn.Parameter]] = {}
         for weight in self._momenta:
@@ -74,5 +78,5 @@ class Muon:
                 weight.copy_(before[id(weight)] * (1 - rate * self.weight_decay) - rate * step)
 
     def keep(self, runs: Tensor) -> None:
-        """Go on with some of the runs, in this order."""
+        """Keep the momenta of these runs only, in this order."""
         self._momenta = {weight: momentum[runs] for weight, momentum in self._momenta.items()}

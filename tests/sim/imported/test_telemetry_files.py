@@ -1,4 +1,4 @@
-"""Telemetry logged elsewhere: the viewer's document, tables, event files, and whatever is wrong with them."""
+"""Telemetry logged elsewhere: the viewer's document, tables, event files, and damaged forms of each."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ Values = dict[str, tuple[list[int], list[float]]]
 
 
 def viewer(**changes: Any) -> dict[str, Any]:
-    """A document of the viewer's form."""
+    """A document as the published viewer has it."""
     loss = {"s": [10, 20, 30], "v": [0.5, None, math.inf]}
     layers = {"0": {"s": [10, 30], "v": [0.1, 0.2]}, "2": {"s": [20], "v": [0.3]}}
     document = {
@@ -50,7 +50,7 @@ def page(document: Any) -> str:
 
 @pytest.fixture
 def read(tmp_path: Path) -> Callable[..., Log]:
-    """Read a file of this content."""
+    """Write a file with this content and read it."""
 
     def run(content: str | bytes, name: str) -> Log:
         path = tmp_path / name
@@ -65,7 +65,7 @@ def values_of(log: Log) -> Values:
 
 
 def record(message: bytes) -> bytes:
-    """A record of an event file."""
+    """A record of an event file, with its checksums."""
 
     def checked(content: bytes) -> bytes:
         check = google_crc32c.value(content)
@@ -75,7 +75,7 @@ def record(message: bytes) -> bytes:
 
 
 def event(step: int, name: str, value: float) -> bytes:
-    """The record of a scalar as torch writes it; every length is below 128, and so is the step."""
+    """The record of a scalar as torch writes it; all lengths and the step must be below 128."""
     logged = bytes([0x0A, len(name)]) + name.encode() + b"\x15" + struct.pack("<f", value)
     summary = bytes([0x0A, len(logged)]) + logged
     return record(bytes([0x10, step, 0x2A, len(summary)]) + summary)
@@ -85,7 +85,7 @@ def event(step: int, name: str, value: float) -> bytes:
     ("name", "written"),
     [("page.html", page), ("data.json", json.dumps), ("data", lambda of: json.dumps(of, indent=1))],
 )
-def test_the_document_of_the_viewer(read, name: str, written: Callable[[Any], str]) -> None:
+def test_the_viewer_document_is_read(read, name: str, written: Callable[[Any], str]) -> None:
     log = read(written(viewer()), name)
     assert log.form == "viewer" and log.layerwise == {"token_sim"} and log.notes == ()
     assert log.config == {"N_LAYERS": 4, "anchor_layers": [0, 2]}
@@ -99,7 +99,7 @@ def test_the_document_of_the_viewer(read, name: str, written: Callable[[Any], st
 
 
 @pytest.mark.skipif(not EXCERPT.exists(), reason="the published excerpt is not here")
-def test_the_published_excerpt() -> None:
+def test_the_published_excerpt_is_read() -> None:
     log = read_log(EXCERPT)
     assert len(log.series) == 15 + 4 * 18 and log.notes == ()
     assert {tuple(of.steps) for of in log.series.values()} == {tuple(range(25010, 25311, 10))}
@@ -130,12 +130,12 @@ LONG = {"loss": ([1, 3], [0.5, 0.25]), "train/tcs": ([3], [0.1])}
         ),
     ],
 )
-def test_tables_in_their_forms(read, name: str, lines: list[str]) -> None:
+def test_tables_are_read_in_every_form(read, name: str, lines: list[str]) -> None:
     log = read("\r\n".join(lines) + "\n", name)
     assert log.form == "table" and values_of(log) == LONG and log.notes == ()
 
 
-def test_what_is_not_finite_is_kept_and_what_is_no_number_is_said(read) -> None:
+def test_non_finite_values_are_kept_and_non_numbers_are_noted(read) -> None:
     rows = [
         '{"step": 1, "loss": NaN, "run": "a", "deep": [1]}',
         '{"step": 2, "loss": "-Infinity", "run": "b"}',
@@ -147,8 +147,8 @@ def test_what_is_not_finite_is_kept_and_what_is_no_number_is_said(read) -> None:
 
 
 @pytest.mark.parametrize("form", ["viewer", "table", "events"])
-def test_of_two_values_the_later_counts(read, form: str) -> None:
-    """A restart from step 20, and step 40 twice; another quantity that begins anew is no restart."""
+def test_the_later_of_two_values_counts(read, form: str) -> None:
+    """A restart from step 20, and step 40 twice; another quantity that starts over is not a restart."""
     steps, values = [10, 20, 30, 20, 30, 40, 40], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     if form == "viewer":
         scalars = {"loss": {"s": steps, "v": values}, "lr": {"s": [10], "v": [1]}}
@@ -166,14 +166,14 @@ def test_of_two_values_the_later_counts(read, form: str) -> None:
     )
 
 
-def test_a_file_that_tensorboard_wrote(read) -> None:
+def test_a_file_written_by_tensorboard_is_read(read) -> None:
     log = read(EVENTS, "events")
     assert log.form == "events" and log.config == {}
     assert values_of(log) == {"loss": ([1], [0.75]), "tcs/3": ([20], [0.5]), "lr": ([300], [0.1])}
     assert log.notes == ("values of t/text_summary are no numbers and were left out",)
 
 
-def test_the_event_files_of_a_folder_in_the_order_of_their_times(tmp_path: Path) -> None:
+def test_event_files_of_a_folder_are_read_in_order_of_time(tmp_path: Path) -> None:
     for number, value in ((2, 0.25), (1, 0.5)):
         content = event(5, "loss", value) + event(number, "loss", value)
         (tmp_path / f"events.out.tfevents.{number}.host").write_bytes(content)
@@ -184,49 +184,51 @@ def test_the_event_files_of_a_folder_in_the_order_of_their_times(tmp_path: Path)
 
 
 @pytest.mark.parametrize("cut", [1, 4, 5, 50, 60])
-def test_a_last_record_cut_short_is_left_out_and_said(read, cut: int) -> None:
+def test_a_truncated_last_record_is_left_out_and_noted(read, cut: int) -> None:
     log = read(EVENTS[:-cut], "events")
     assert log.series.keys() == {"loss", "tcs/3", "lr"}
     assert "the last record of" in log.notes[0] and "at byte 227, is cut short" in log.notes[0]
 
 
-@pytest.mark.parametrize("place", [SECOND_RECORD, SECOND_RECORD + 9, SECOND_RECORD + 20, SECOND_RECORD + 30])
-def test_a_damaged_record_is_noticed(read, place: int) -> None:
-    """In the length, its checksum, the event, and its checksum."""
+@pytest.mark.parametrize(
+    "position", [SECOND_RECORD, SECOND_RECORD + 9, SECOND_RECORD + 20, SECOND_RECORD + 30]
+)
+def test_a_damaged_record_is_noticed(read, position: int) -> None:
+    """Damage in the length, its checksum, the event, and its checksum."""
     content = bytearray(EVENTS)
-    content[place] ^= 1
+    content[position] ^= 1
     with pytest.raises(ValueError, match=r"damaged: the checksum of the record at byte 88 is wrong"):
         read(bytes(content), "events")
 
 
 @pytest.mark.parametrize("message", [b"\x2a\x7f", b"\x10\xff", b"\x2b", b"\x2a\x04\x0a\x02\x15\x00"])
-def test_a_record_that_is_no_event(read, message: bytes) -> None:
-    with pytest.raises(ValueError, match="damaged: the record at byte 0 is no event"):
+def test_a_record_that_is_not_an_event_is_refused(read, message: bytes) -> None:
+    with pytest.raises(ValueError, match="damaged: the record at byte 0 is not an event"):
         read(record(message), "events")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.txt", "hello\nworld\n", "is no telemetry file: expected are"),
-        ("a.png", b"\x89PNG\r\n\x1a\n\x00\xff\xfe", "is no telemetry file: expected are"),
-        ("a.html", "<html>\n<body>a page</body>\n</html>", "is no telemetry file"),
-        ("a.json", "", "is no telemetry file"),
-        ("a.json", "[1, 2]", "is no telemetry file"),
+        ("a.txt", "hello\nworld\n", "is not a telemetry file: expected"),
+        ("a.png", b"\x89PNG\r\n\x1a\n\x00\xff\xfe", "is not a telemetry file: expected"),
+        ("a.html", "<html>\n<body>a page</body>\n</html>", "is not a telemetry file"),
+        ("a.json", "", "is not a telemetry file"),
+        ("a.json", "[1, 2]", "is not a telemetry file"),
         ("a.json", '{\n"config": {}}', "it has no scalars"),
-        ("a.html", page(viewer())[:150], "breaks off or is damaged: .* at character"),
-        ("a.json", json.dumps(viewer())[:-1], "breaks off or is damaged"),
-        ("a.html", "window.TRAINING_DATA = ", "breaks off or is damaged"),
-        ("a.json", json.dumps(viewer(scalars={}, layerwise={})), "holds no values"),
-        ("a.json", json.dumps(viewer(config=[])), "its config is no object"),
-        ("a.json", json.dumps(viewer(layerwise={"mu_eff": {"deep": {}}})), "its keys must be layers"),
+        ("a.html", page(viewer())[:150], "is truncated or damaged: .* at character"),
+        ("a.json", json.dumps(viewer())[:-1], "is truncated or damaged"),
+        ("a.html", "window.TRAINING_DATA = ", "is truncated or damaged"),
+        ("a.json", json.dumps(viewer(scalars={}, layerwise={})), "contains no values"),
+        ("a.json", json.dumps(viewer(config=[])), "its config is not an object"),
+        ("a.json", json.dumps(viewer(layerwise={"mu_eff": {"deep": {}}})), "its keys must be layer numbers"),
         ("a.json", json.dumps(viewer(scalars={"a": {"s": [1, 2], "v": [1]}})), "a has 2 steps and 1 values"),
         ("a.json", json.dumps(viewer(scalars={"a": {"s": [1, 2.5], "v": [1, 2]}})), "step 2.5, which is not"),
         ("a.json", json.dumps(viewer(scalars={"a": {"s": [1, math.nan], "v": [1, 2]}})), "step nan, which"),
         ("a.json", json.dumps(viewer(scalars={"a": {"s": [1], "v": ["x"]}})), "a must be"),
         ("a.json", json.dumps(viewer(scalars={"a": [1, 2]})), "a must be"),
-        ("a.jsonl", '{"step": 1, "loss": 1}\n\n{"step": 2, "lo\n', "line 3 is no JSON"),
-        ("a.jsonl", '{"step": 1, "loss": 1}\n[2, 3]\n', "line 2 is no JSON object"),
+        ("a.jsonl", '{"step": 1, "loss": 1}\n\n{"step": 2, "lo\n', "line 3 is not JSON"),
+        ("a.jsonl", '{"step": 1, "loss": 1}\n[2, 3]\n', "line 2 is not a JSON object"),
         ("a.jsonl", '{"loss": 1}\n', "line 1 has no step"),
         ("a.jsonl", '{"step": 1, "loss": 1}\n{"step": 1.5, "loss": 1}\n', "line 2: the step must be a whole"),
         ("a.jsonl", '{"step": "one", "loss": 1}\n', "line 1: the step must be a whole number, got 'one'"),
@@ -234,11 +236,11 @@ def test_a_record_that_is_no_event(read, message: bytes) -> None:
         ("a.jsonl", '{"step": null, "loss": 1}\n', "line 1: the step must be a whole"),
         ("a.jsonl", '{"step": 1, "name": "loss", "value": "high"}\n', "line 1: 'loss' must be a name"),
         ("a.jsonl", '{"step": 1, "name": 3, "value": 1}\n', "line 1: 3 must be a name"),
-        ("a.jsonl", "\n", "holds no values"),
-        ("a.csv", "step,name,value\n1,loss,0.5\n2,loss\n", "line 3 has 2 fields, and the header 3"),
-        ("a.csv", "step,name,value\n1,loss,\n", "line 2: 'loss' must be a name and its value a number"),
+        ("a.jsonl", "\n", "contains no values"),
+        ("a.csv", "step,name,value\n1,loss,0.5\n2,loss\n", "line 3 has 2 fields, but the header has 3"),
+        ("a.csv", "step,name,value\n1,loss,\n", "line 2: 'loss' must be a name with a number as its"),
         ("a.csv", "epoch,loss\n1,2\n", "line 2 has no step"),
-        ("a.csv", "step,loss\n", "holds no values"),
+        ("a.csv", "step,loss\n", "contains no values"),
         ("a.csv", "step,loss,loss\n1,2,3\n", "line 1 has loss twice"),
     ],
 )
@@ -248,6 +250,6 @@ def test_bad_input_is_one_sentence(read, name: str, content: str | bytes, said: 
     assert name in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_a_folder_without_event_files(tmp_path: Path) -> None:
+def test_a_folder_without_event_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no TensorBoard event file"):
         read_log(tmp_path)

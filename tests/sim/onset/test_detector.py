@@ -1,4 +1,4 @@
-"""The detector: it alarms where a run collapses, and nowhere else, from the past alone."""
+"""The detector raises an alarm where a run collapses and nowhere else, from the past alone."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -17,13 +17,13 @@ ONSET = 120
 """Sample at which the runs below collapse."""
 
 AFTER = {"loss": 1.9 / 1.15, "tcs_image": 0.02, "rho": 300.0, "g_mean": 50.0, "grad_rms_q": 1e-3}
-"""Factor by which a collapse changes a signal at once; of a TCS, what is missing to 1."""
+"""Factor by which a collapse changes a signal at once; for a TCS, the factor of 1 - TCS."""
 
 Values = Mapping[str, float]
 
 
 def healthy(count: int = 200, *, every: int = 1, seed: int = 0) -> Iterator[tuple[int, dict[str, float]]]:
-    """Steps and signals of a run that learns: noise as of a batch of four, and a spike now and then."""
+    """Steps and signals of a run that learns, as noisy as with batches of four, with occasional spikes."""
     rng = np.random.default_rng(seed)
     for step in range(every, (count + 1) * every, every):
         gradient = np.exp(0.5 * rng.standard_t(4)) * (1000 if rng.random() < 0.02 else 1)
@@ -43,7 +43,7 @@ def healthy(count: int = 200, *, every: int = 1, seed: int = 0) -> Iterator[tupl
 
 
 def collapsing(count: int = 200, **options: int) -> Iterator[tuple[int, dict[str, float]]]:
-    """The same, collapsed from the sample `ONSET` on."""
+    """The same run, collapsed from sample `ONSET` on."""
     for number, (step, values) in enumerate(healthy(count, **options), start=1):
         after = AFTER if number >= ONSET else {}
         changed = {name: min(value * after.get(name, 1), 10**6) for name, value in values.items()}
@@ -51,28 +51,28 @@ def collapsing(count: int = 200, **options: int) -> Iterator[tuple[int, dict[str
 
 
 def only(*names: str) -> Callable[[Values], dict[str, float]]:
-    """Nothing but these signals."""
+    """Keep only these signals."""
     return lambda values: {name: values[name] for name in names}
 
 
 def renamed(values: Values) -> dict[str, float]:
-    """Names of another trainer, one of which the detector does not know."""
+    """Names as another trainer has them, one of them unknown to the detector."""
     return {"train/loss": values["loss"], "homogeneity": values["rho"], "tcs.384": values["tcs_image"]}
 
 
 def published(values: Values) -> dict[str, float]:
-    """Names of the published telemetry."""
+    """Names as in the published telemetry."""
     return {"loss": values["loss"], "writer_G_mean": values["g_mean"], "deep_Q": values["grad_rms_q"]}
 
 
 def some_missing(values: Values) -> dict[str, float]:
-    """Q gradients and TCS alone, the first not always measured."""
+    """Only Q gradients and TCS, the gradients not measured at every step."""
     often = values["grad_norm"] > 0.5
     return {"tcs_image": values["tcs_image"], "grad_rms_q": values["grad_rms_q"] if often else np.nan}
 
 
 def raised(run: Iterator[tuple[int, dict[str, float]]], choose: Callable[[Values], Values] = dict) -> list:
-    """All alarms of a stream."""
+    """All alarms that a stream of steps raises."""
     detector = Detector()
     found = [detector.update(step, choose(values)) for step, values in run]
     return [alarm for alarm in found if alarm is not None]
@@ -89,7 +89,7 @@ def test_a_collapse_is_seen_within_three_samples(every: int, choose) -> None:
 
 
 @pytest.mark.parametrize("choose", [renamed, some_missing, only("loss")])
-def test_a_collapse_is_seen_soon_by_whatever_there_is(choose) -> None:
+def test_a_collapse_is_seen_soon_from_few_signals(choose) -> None:
     alarm, *_ = raised(collapsing(), choose)
     assert ONSET <= alarm.step <= ONSET + 8
 
@@ -97,12 +97,12 @@ def test_a_collapse_is_seen_soon_by_whatever_there_is(choose) -> None:
 @pytest.mark.parametrize("every", [1, 10])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("choose", [dict, only("loss", "grad_norm")])
-def test_a_healthy_run_raises_none(every: int, seed: int, choose) -> None:
+def test_a_healthy_run_raises_no_alarm(every: int, seed: int, choose) -> None:
     assert raised(healthy(300, every=every, seed=seed), choose) == []
 
 
 def test_a_short_run_is_long_enough() -> None:
-    """Twenty samples, every ten steps, of which the last five are collapsed."""
+    """Twenty samples, ten steps apart; the last five are collapsed."""
     run = [(step, of | ({"loss": 2.0} if step > 150 else {})) for step, of in healthy(20, every=10, seed=3)]
     run = [
         (step, of | ({"tcs_image": 0.99, "grad_rms_q": 1e-4, "rho": 50.0} if step > 150 else {}))
@@ -112,7 +112,7 @@ def test_a_short_run_is_long_enough() -> None:
 
 
 def drifting(per_sample: float) -> Iterator[tuple[int, dict[str, float]]]:
-    """Gradients and the ratio of norms grow evenly, as under a ramp of the rate, while the loss falls."""
+    """Gradients and norm ratio grow steadily, as when the rate is ramped up, while the loss falls."""
     for number, (step, values) in enumerate(healthy(300, seed=1)):
         grown = np.exp(per_sample * number)
         factors = {name: grown for name in ("grad_norm", "g_mean", "g_ctr", "grad_rms_q", "rho")}
@@ -120,12 +120,12 @@ def drifting(per_sample: float) -> Iterator[tuple[int, dict[str, float]]]:
 
 
 @pytest.mark.parametrize("per_sample", [0.01, 0.05, 0.2])
-def test_what_training_does_slowly_is_none(per_sample: float) -> None:
+def test_slow_changes_raise_no_alarm(per_sample: float) -> None:
     assert raised(drifting(per_sample)) == []
 
 
 def restarted(at: int, gap: int) -> Iterator[tuple[int, dict[str, float]]]:
-    """A run that begins or goes on with three samples that are off."""
+    """A run that starts or resumes with three samples that are off."""
     for number, (step, values) in enumerate(healthy(100, every=10, seed=2)):
         off = {0: 25.0, 1: 6.0, 2: 1.6}.get(number - at, 1.0)
         loss = values["loss"] * (1 + (off - 1) / 25)
@@ -136,17 +136,17 @@ def restarted(at: int, gap: int) -> Iterator[tuple[int, dict[str, float]]]:
 
 
 @pytest.mark.parametrize(("at", "gap"), [(0, 0), (50, 0), (50, 5000), (50, -300), (5, 0)])
-def test_a_restart_is_none(at: int, gap: int) -> None:
+def test_a_restart_raises_no_alarm(at: int, gap: int) -> None:
     assert raised(restarted(at, gap)) == []
 
 
-def test_a_loss_that_comes_slowly_back_is_one() -> None:
+def test_a_loss_that_returns_slowly_raises_one_alarm() -> None:
     back = {step: 1.15 + 0.85 * np.clip((step - 200) / 100, 0, 1) for step in range(1, 401)}
     run = ((step, of | ({"loss": of["loss"] * back[step] / 1.15})) for step, of in healthy(400, seed=4))
     assert [200 < alarm.step <= 310 for alarm in raised(run, only("loss", "grad_norm"))] == [True]
 
 
-def test_what_moved_is_told_in_its_order() -> None:
+def test_an_alarm_lists_signals_in_the_order_in_which_they_moved() -> None:
     run = (
         (step, of | ({"tcs_image": 0.95} if step >= 116 else {}) | ({"loss": 2.0} if step >= ONSET else {}))
         for step, of in healthy()
@@ -159,11 +159,12 @@ def test_what_moved_is_told_in_its_order() -> None:
     assert loss.factor == pytest.approx(2.0 / loss.reference)
     document = json.loads(json.dumps(alarm.document()))
     assert (document["step"], document["signal"], document["value"]) == (alarm.step, "tcs_image", 0.95)
-    assert f"alarm at step {alarm.step}: tcs_image" in str(alarm) and "from step 116" in str(alarm)
+    said = str(alarm)
+    assert f"alarm at step {alarm.step}: tcs_image by a factor of" in said and "from step 116" in said
 
 
-def test_one_kind_of_signal_alone_is_none_where_there_are_more() -> None:
-    """Gradients that become a hundred times as large for good while loss and tokens stay as they were."""
+def test_one_kind_of_signal_alone_raises_no_alarm_if_others_are_logged() -> None:
+    """Gradients grow a hundredfold for good while loss and tokens stay as they were."""
     run = (
         (
             step,
@@ -182,7 +183,7 @@ def test_a_collapse_that_lasts_is_one_alarm() -> None:
 
 
 def test_a_loss_that_stays_at_its_initial_level_is_one_alarm() -> None:
-    """As of a run that fails without homogeneous tokens, for as long as it goes on."""
+    """As in a run that fails without homogeneous tokens, however long it continues."""
     rng = np.random.default_rng(3)
     run = (
         (
@@ -195,7 +196,7 @@ def test_a_loss_that_stays_at_its_initial_level_is_one_alarm() -> None:
 
 
 def test_cosines_of_unknown_names_are_found_by_their_values() -> None:
-    """A collapse is found within three samples though no name tells anything; what leaves 1 is no cosine."""
+    """A collapse is found within three samples from meaningless names; what exceeds 1 is not a cosine."""
 
     def anonymous(values: Values) -> dict[str, float]:
         return {"a": values["loss"], "b": values["tcs_image"]}
@@ -207,7 +208,7 @@ def test_cosines_of_unknown_names_are_found_by_their_values() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, -1.0])
-def test_numbers_that_are_none_are_borne(value: float) -> None:
+def test_non_finite_and_negative_values_are_tolerated(value: float) -> None:
     run = (
         (step, of | ({"g_mean": value, "loss": value} if step in (50, 90) else {})) for step, of in healthy()
     )
@@ -216,10 +217,10 @@ def test_numbers_that_are_none_are_borne(value: float) -> None:
 
 @pytest.mark.parametrize("at", [3, 60, ONSET, ONSET + 1])
 @pytest.mark.parametrize("known", [True, False])
-def test_a_restored_one_goes_on_to_the_bit(at: int, known: bool) -> None:
+def test_a_restored_detector_continues_bitwise(at: int, known: bool) -> None:
     whole, first, second = Detector(), Detector(), Detector()
     run = [
-        (step, of if known else {"x" * place: value / 2 for place, value in enumerate(of.values())})
+        (step, of if known else {"x" * number: value / 2 for number, value in enumerate(of.values())})
         for step, of in collapsing()
     ]
     expected = [whole.update(*of) for of in run]
@@ -233,7 +234,7 @@ COLLAPSED = ("digits_16l", "digits_400l", "digits_1000l")
 
 
 @pytest.mark.parametrize("name", COLLAPSED)
-def test_runs_that_collapsed_are_seen(name: str) -> None:
+def test_collapses_of_real_runs_are_seen(name: str) -> None:
     run = open_run(ROOT / "paper_figs" / "data" / f"{name}.zarr")
     alarm, *_ = alarms(run)
     assert training_onset(run).step - 50 <= alarm.step <= training_onset(run).step + 3 * 5  # every five steps
@@ -244,8 +245,8 @@ def test_runs_that_collapsed_are_seen(name: str) -> None:
     ("name", "steps"),
     [("digits_16l_mvsplit", []), ("digits_400l_mvsplit", []), ("digits_1000l_mvsplit", [43])],
 )
-def test_runs_that_did_not_are_passed_over(name: str, steps: list[int]) -> None:
-    """But for a near miss: deep blocks are homogeneous from step 41 to 50, and come back."""
+def test_runs_that_did_not_collapse_raise_no_alarm(name: str, steps: list[int]) -> None:
+    """Except for a near miss: deep blocks are homogeneous from step 41 to 50 and then recover."""
     run = open_run(ROOT / "paper_figs" / "data" / f"{name}.zarr")
     assert [alarm.step for alarm in alarms(run)] == steps
     if steps:
@@ -253,7 +254,7 @@ def test_runs_that_did_not_are_passed_over(name: str, steps: list[int]) -> None:
         assert (near > 0.85).all() and float(near.median()) > 0.9
 
 
-def test_nothing_that_follows_changes_an_alarm() -> None:
+def test_later_steps_change_no_alarm() -> None:
     run = open_run(ROOT / "paper_figs" / "data" / "digits_16l.zarr")
     (alarm,) = alarms(run)
     assert alarms(run.sel(step=slice(None, alarm.step))) == [alarm]
@@ -261,7 +262,7 @@ def test_nothing_that_follows_changes_an_alarm() -> None:
 
 
 @pytest.mark.skipif(not EXCERPT.exists(), reason="the published excerpt is not here")
-def test_the_published_run_raises_none_before_its_collapse() -> None:
+def test_the_published_run_raises_no_alarm_before_its_collapse() -> None:
     rows: dict[int, dict[str, float]] = {}
     for name, series in json.loads(EXCERPT.read_text())["scalars"].items():
         for step, value in zip(series["s"], series["v"], strict=True):

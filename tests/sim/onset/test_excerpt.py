@@ -1,4 +1,4 @@
-"""Excerpts: the same values of fewer observables and steps, labelled as the whole run is."""
+"""Excerpts: fewer observables and steps, with the values and the label of the whole run."""
 
 import dataclasses
 import json
@@ -33,8 +33,8 @@ def test_an_excerpt_holds_the_same_values(tmp_path: Path, around: int | None) ->
     assert part.attrs["configuration"] == whole.attrs["configuration"]
 
 
-def test_an_excerpt_is_labelled_as_the_whole_run_is(tmp_path: Path) -> None:
-    """Its initial level is that of the whole run, whose first losses it does not hold."""
+def test_an_excerpt_is_labelled_like_the_whole_run(tmp_path: Path) -> None:
+    """Its initial level is that of the whole run, whose first losses it does not contain."""
     whole = open_run(DATA / "digits_16l.zarr")
     onset = training_onset(whole)
     excerpt(DATA / "digits_16l.zarr", tmp_path / "part.zarr", names=NAMES, around=60)
@@ -45,10 +45,10 @@ def test_an_excerpt_is_labelled_as_the_whole_run_is(tmp_path: Path) -> None:
     assert json.loads(part.attrs["onset"]) == dataclasses.asdict(onset)
 
 
-def test_an_excerpt_of_what_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="has not logged entropy: choose from loss"):
+def test_an_excerpt_of_missing_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="has no entropy: choose from loss"):
         excerpt(DATA / "digits_16l.zarr", tmp_path / "part.zarr", names=("entropy",))
-    with pytest.raises(StoreError, match="has no onset to copy 9 steps around: copy all its steps"):
+    with pytest.raises(StoreError, match="has no onset, so no 9 steps around it: copy all steps instead"):
         excerpt(DATA / "digits_16l_mvsplit.zarr", tmp_path / "part.zarr", names=NAMES, around=9)
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""The label of a training run: what is a collapse, what is not, and when, however seldom it is measured."""
+"""The label of a training run: what is a collapse, what is not, and when, however rarely it is measured."""
 
 from collections.abc import Callable, Mapping
 
@@ -16,19 +16,19 @@ Array = NDArray[np.float64]
 
 
 def learns(step: Array) -> Array:
-    """A loss that falls from 2 to 1.1 and is noisy, as one of a batch of four is."""
+    """A loss that falls from 2 to 1.1, as noisy as that of a batch of four."""
     noise = np.random.default_rng(0).normal(scale=0.12, size=len(step))
     return (1.1 + 0.9 * np.exp(-step / 60)) * (1 + noise)
 
 
 def collapses(step: Array, onset: int = ONSET) -> Array:
-    """The same, thrown back to 2 within three steps of the onset."""
+    """The same loss, thrown back to 2 within three steps of the onset."""
     returned = np.clip((step - onset) / 3, 0, 1)
     return learns(step) * (1 - returned) + returned * learns(np.zeros_like(step))
 
 
 def jumps(step: Array) -> Array:
-    """A loss without noise that is back at once."""
+    """A loss without noise that is back at its initial level at once."""
     return np.where(step < ONSET, 2 - 0.9 * np.minimum(step / 100, 1), 2.0)
 
 
@@ -41,14 +41,14 @@ def run_of(
     first: int = 1,
     attributes: Mapping[str, float] | None = None,
 ) -> xr.Dataset:
-    """A run whose deep blocks are homogeneous from the onset on, measured every so many steps."""
+    """A run whose deep blocks are homogeneous from the onset on, measured every `every` steps."""
     step = np.arange(first, first + steps)
     block = np.arange(DEPTH + 1)
     after = step[:, None] >= onset
     rng = np.random.default_rng(1)
 
-    def measured(before: Array, behind: Array) -> Array:
-        values = np.where(after, behind, before) * np.exp(rng.normal(scale=0.1, size=(steps, DEPTH + 1)))
+    def measured(before: float, afterwards: float) -> Array:
+        values = np.where(after, afterwards, before) * np.exp(rng.normal(scale=0.1, size=(steps, DEPTH + 1)))
         values[:, 0] = np.nan
         values[step % every != 0] = np.nan
         return values
@@ -81,8 +81,8 @@ def test_a_collapse_is_labelled_at_its_first_step() -> None:
 
 
 @pytest.mark.parametrize("every", [1, 3, 10, 20, 33])
-def test_it_is_seen_however_seldom_tcs_is_measured(every: int) -> None:
-    """The onset is the first measured step of the stretch."""
+def test_it_is_seen_however_rarely_tcs_is_measured(every: int) -> None:
+    """The onset is then the first measured step of the stretch."""
     assert label(run_of(every=every)) == ("mean_mode", -(-ONSET // every) * every)
 
 
@@ -93,7 +93,7 @@ def test_it_is_seen_early_and_late(onset: int) -> None:
 
 @pytest.mark.parametrize(("lasting", "kind"), [(19, "none"), (20, "mean_mode"), (60, "mean_mode")])
 def test_a_stretch_counts_from_twenty_steps_on(lasting: int, kind: str) -> None:
-    """A transient, and one that the end of the run cuts short."""
+    """A transient stretch, and one cut short by the end of the run."""
     transient, cut = run_of(jumps), run_of(jumps, steps=ONSET + lasting - 1)
     transient["tcs"].loc[{"step": slice(ONSET + lasting, None)}] = 0.1
     transient["loss"].loc[{"step": slice(ONSET + lasting + 10, None)}] = 1.1
@@ -101,8 +101,8 @@ def test_a_stretch_counts_from_twenty_steps_on(lasting: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize(("steps", "kind"), [(339, "none"), (345, "mean_mode"), (361, "mean_mode")])
-def test_two_rows_count_at_the_end_of_the_run_alone(steps: int, kind: str) -> None:
-    """Rows every 20 steps: 300, 320, ..., of which the first has no loss at its initial level yet."""
+def test_two_rows_count_only_at_the_end_of_the_run(steps: int, kind: str) -> None:
+    """Rows every 20 steps: 300, 320, ...; at the first the loss is not back at its initial level yet."""
     assert training_onset(run_of(every=20, steps=steps)).kind == kind
     followed = run_of(every=20, steps=361)
     followed["tcs"].loc[{"step": slice(340, None)}] = np.where(
@@ -162,7 +162,7 @@ def test_both_conditions_and_the_deep_blocks_decide(
     assert training_onset(change(run_of())).kind == kind
 
 
-def test_homogeneous_blocks_that_learn_have_no_onset_before_the_loss_is_back() -> None:
+def test_homogeneous_blocks_that_learn_have_their_onset_where_the_loss_is_back() -> None:
     """Deep blocks homogeneous from step 50: the onset is where the loss returns, 250 steps later."""
     kind, step = label(run_of(onset=50))
     assert kind == "mean_mode" and step is not None and abs(step - ONSET) <= 10
@@ -172,13 +172,13 @@ def test_the_onset_is_where_tcs_rises_although_the_loss_returns_later() -> None:
     assert label(run_of(lambda step: collapses(step, ONSET + 30))) == ("mean_mode", ONSET)
 
 
-def test_a_run_that_begins_at_the_initial_level_is_no_collapse() -> None:
-    """Where nothing was learned and tokens differ."""
+def test_a_run_that_stays_at_the_initial_level_is_not_a_collapse() -> None:
+    """When nothing was learned and tokens differ."""
     assert label(run_of(lambda step: learns(0 * step), onset=10**6)) == ("none", None)
 
 
-def test_a_run_that_goes_on_takes_its_initial_level_from_an_attribute() -> None:
-    """A loss of 1.1 is no return where the level was 2, but is where nothing else is known."""
+def test_a_continued_run_takes_its_initial_level_from_an_attribute() -> None:
+    """A loss of 1.1 is not a return to a level of 2, but it is one if that level is unknown."""
     homogeneous = {"first": 1000, "onset": 1200, "steps": 300}
     assert training_onset(run_of(learns, **homogeneous)).kind == "mean_mode"
     assert training_onset(run_of(learns, **homogeneous, attributes={"initial_loss": 2.0})).kind == "none"
@@ -212,15 +212,15 @@ def test_a_loss_that_diverges_without_the_signature_is_plain(
         lambda step: np.where((step >= 250) & (step < 300), 2.0, learns(step)),
         lambda step: np.where(step > 300, 0.95 * DIVERGED * 2.0, 2.0),
     ],
-    ids=["spike", "seldom measured", "unmeasured for a while", "back for a while", "below the multiple"],
+    ids=["spike", "rarely measured", "unmeasured for a while", "back for a while", "below the multiple"],
 )
-def test_a_loss_that_is_no_divergence(loss: Callable[[Array], Array]) -> None:
+def test_a_loss_that_does_not_diverge(loss: Callable[[Array], Array]) -> None:
     assert label(returns_without_tcs(run_of(loss))) == ("none", None)
 
 
 @pytest.mark.parametrize(("gap", "kind"), [(60, "mean_mode"), (WINDOW + 1, "plain_divergence")])
 def test_what_came_first_is_the_label(gap: int, kind: str) -> None:
-    """A loss three times its initial level, before the tokens become homogeneous."""
+    """A loss at three times its initial level before the tokens become homogeneous."""
     lost = ONSET - gap
     assert training_onset(run_of(lambda step: np.where(step >= lost, 6.0, learns(step)))).kind == kind
 
@@ -260,7 +260,7 @@ def test_evidence_says_what_moved_when_and_how_far() -> None:
         (ONSET + 5, ONSET + 7, None),
         (ONSET - WINDOW - 50, ONSET - WINDOW - 5, None),
     ],
-    ids=["before", "behind", "a spike", "over before", "too short", "outside"],
+    ids=["before", "after", "a spike", "over before", "too short", "outside"],
 )
 def test_a_signal_counts_from_where_it_stays_away(begin: int, end: int, first_step: int | None) -> None:
     run = run_of()
@@ -269,14 +269,14 @@ def test_a_signal_counts_from_where_it_stays_away(begin: int, end: int, first_st
     assert training_onset(run).evidence["grad_norm"]["first_step"] == first_step
 
 
-def test_evidence_of_rare_rows_is_taken_from_them() -> None:
+def test_evidence_from_rare_rows() -> None:
     evidence = training_onset(run_of(every=20)).evidence
     assert evidence["g_mean"]["first_step"] == ONSET and evidence["grad_norm"]["first_step"] == ONSET
     assert evidence["g_mean"]["ratio"] == pytest.approx(500, rel=0.2)
 
 
-def test_evidence_that_cannot_be_had_is_none() -> None:
-    """Nothing measured before, and a median of zero."""
+def test_evidence_that_cannot_be_determined_is_none() -> None:
+    """When nothing was measured before the onset, or the median is zero."""
     early = training_onset(run_of(lambda step: learns(0 * step), onset=1))
     assert early.step == 1 and early.evidence["g_mean"] == {"first_step": None, "ratio": None}
     run = run_of()
@@ -289,7 +289,7 @@ def test_evidence_that_cannot_be_had_is_none() -> None:
 
 @pytest.mark.parametrize(
     ("drop", "message"),
-    [("tcs", "the run has no TCS"), ("loss", "the run has logged no loss"), (None, "has logged no loss")],
+    [("tcs", "the run has no TCS"), ("loss", "the run has no loss"), (None, "the run has no loss")],
 )
 def test_a_run_that_cannot_be_labelled_is_refused(drop: str | None, message: str) -> None:
     run = run_of().isel(step=slice(0)) if drop is None else run_of().drop_vars(drop)

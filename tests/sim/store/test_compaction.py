@@ -1,4 +1,4 @@
-"""Compaction: the same bits in few files, whatever is killed when, and however full the disk."""
+"""Compaction: the same bits in few files, whenever it is killed and however full the disk."""
 
 import errno
 import shutil
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def store(tiny_store: Path, tmp_path: Path) -> Path:
-    """A copy to compact, alone in a folder."""
+    """A copy to compact, in a folder of its own."""
     return Path(shutil.copytree(tiny_store, tmp_path / "folder" / "sweep.zarr"))
 
 
@@ -42,7 +42,7 @@ def test_compaction_keeps_every_bit_and_is_read_only(store: Path) -> None:
         SweepWriter(store)
 
 
-def test_a_stranger_reads_a_compacted_store(store: Path) -> None:
+def test_plain_xarray_reads_a_compacted_store(store: Path) -> None:
     before = open_cells(store)
     compact(store)
     with xr.open_zarr(store, consolidated=False) as data:
@@ -60,7 +60,7 @@ def test_compacting_again_changes_nothing(store: Path) -> None:
 def test_an_unfinished_sweep_is_not_compacted(store: Path) -> None:
     zarr.open_group(store, mode="r+")["status"][3] = TODO
     before = files(store.parent)
-    with pytest.raises(StoreError, match="still has 1 cells to do"):
+    with pytest.raises(StoreError, match="still has 1 unfinished cells"):
         compact(store)
     assert files(store.parent) == before
 
@@ -80,7 +80,9 @@ def test_a_full_disk_leaves_the_store_as_it_was(
 
     before = files(store.parent)
     monkeypatch.setattr(Path, "write_bytes", filling)
-    with pytest.raises(StoreError, match=r"could not be compacted \(No space left on device\); it is as it"):
+    with pytest.raises(
+        StoreError, match=r"could not be compacted \(No space left on device\); it is unchanged"
+    ):
         compact(store)
     assert files(store.parent) == before
     assert [path.name for path in store.parent.iterdir()] == ["sweep.zarr"]
@@ -92,7 +94,7 @@ from pathlib import Path
 import meanmode.sim.store.compaction
 import xarray as xr
 
-xr.Dataset({"x": ("y", [0.0])}).load()  # imports what it needs once and not in every child
+xr.Dataset({"x": ("y", [0.0])}).load()  # imports everything once, not in every child
 source, folder = Path(sys.argv[1]), Path(sys.argv[2])
 steps = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 status = None
@@ -116,7 +118,7 @@ while status != 0:
     status = os.waitpid(child, 0)[1]
 """
 """Compacts copies of a store in processes that are killed before their first, second, ... write or deletion,
-until one gets through."""
+until one completes."""
 
 
 @pytest.fixture(scope="module")

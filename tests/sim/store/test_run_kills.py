@@ -1,4 +1,4 @@
-"""A run store whose writer, growth or compaction is killed: whole at every moment, and gone on with."""
+"""A run store whose writing, growth or compaction is killed: valid at every moment, and resumable."""
 
 import subprocess
 import sys
@@ -12,7 +12,8 @@ import xarray as xr
 from meanmode.sim.store.compaction import compact
 from meanmode.sim.store.files import Variable
 from meanmode.sim.store.run_reader import open_run
-from meanmode.sim.store.run_store import RunWriter, create_run
+from meanmode.sim.store.run_store import create_run
+from meanmode.sim.store.run_writer import RunWriter
 
 ROOT = Path(__file__).parents[3]
 
@@ -24,7 +25,7 @@ import test_run_kills as test
 
 steps = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 for source in map(Path, sys.argv[2:]):
-    test.open_run(source)  # imports what it needs once and not in every child
+    test.open_run(source)  # imports everything once, not in every child
     status, number = None, 0
     while status != 0:
         store = shutil.copytree(source, source.with_name(f"{source.name}-{number}"))
@@ -46,11 +47,11 @@ for source in map(Path, sys.argv[2:]):
         number += 1
 """
 """Acts on copies of stores in processes that are killed before their first, second, ... write or deletion,
-until one gets through; what is done is the name of the store."""
+until one completes; a store is named after the function of this module that acts on it."""
 
 
 def log_losses(writer: RunWriter, stop: int) -> None:
-    """Losses, the TCS of every other step, and an event at every third, up to a step."""
+    """Log losses, the TCS of every other step and an event at every third, up to step `stop`."""
     for step in range(writer.last + 1, stop + 1):
         writer.log(step, {"loss": 1 / step} | ({"tcs": np.full(3, step)} if step % 2 else {}))
         if step % 3 == 0:
@@ -58,13 +59,13 @@ def log_losses(writer: RunWriter, stop: int) -> None:
     writer.flush()
 
 
-def goes_on(store: Path) -> None:
-    """From step 3, an interval before the last one, to step 9."""
+def resumes(store: Path) -> None:
+    """Log steps 4 to 9 again, starting one interval before the last."""
     log_losses(RunWriter(store, after=3), 9)
 
 
 def grows(store: Path) -> None:
-    """Over the end of the chunk of steps."""
+    """Extend the plan beyond the end of the chunk of steps."""
     RunWriter(store, steps=30)
 
 
@@ -77,9 +78,9 @@ Killed = dict[str, tuple[Path, Sequence[Path], Path]]
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
-    """Action -> 7 of 14 steps in intervals of four, what killed processes made of them, and a whole one."""
+    """Action -> a store with 7 of 14 steps, copies left by killed processes, and a completed one."""
     folder = tmp_path_factory.mktemp("stores")
-    actions = ("goes_on", "grows", "compacts")
+    actions = ("resumes", "grows", "compacts")
     for action in actions:
         create_run(
             folder / action,
@@ -104,14 +105,14 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
 
 
 def test_a_kill_at_any_moment_leaves_the_last_flush(killed: Killed) -> None:
-    store, left, whole = killed["goes_on"]
+    store, left, whole = killed["resumes"]
     before, finished, seen = open_run(store), open_run(whole), []
     assert len(left) > 20
     for path in left:
         run = open_run(path)
         seen.append(run.sizes["step"])
         xr.testing.assert_equal(run, (before if seen[-1] == 7 else finished).isel(step=slice(seen[-1])))
-        goes_on(path)
+        resumes(path)
         xr.testing.assert_identical(open_run(path), finished)
     assert list(dict.fromkeys(seen)) == [7, 3, 4, 8]
 

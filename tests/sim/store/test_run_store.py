@@ -1,4 +1,4 @@
-"""The run store: what comes back, to the bit, whatever is late, resumed, grown, full or damaged."""
+"""The run store: data come back bitwise, whether late, resumed or extended; full disks, damage."""
 
 import errno
 import json
@@ -15,7 +15,8 @@ import zarr
 from meanmode.sim.store.compaction import compact
 from meanmode.sim.store.files import StoreError, StoreExistsError, Variable
 from meanmode.sim.store.run_reader import is_run, open_run
-from meanmode.sim.store.run_store import RunWriter, create_run
+from meanmode.sim.store.run_store import create_run
+from meanmode.sim.store.run_writer import RunWriter
 
 ROOT = Path(__file__).parents[3]
 
@@ -36,7 +37,7 @@ def lay_out(path: Path, steps: int = 60) -> Path:
 
 
 def row(step: int) -> dict[str, Any]:
-    """What a run logs of a step: observables at few of them, and a loss that diverges now and then."""
+    """Values that a run logs at a step: observables at a few steps, and a loss that is sometimes NaN."""
     rng = np.random.default_rng(step)
     values: dict[str, Any] = {"loss": np.nan if step % 17 == 0 else rng.normal()}
     values["grad_norm_family"] = rng.normal(size=2)
@@ -46,7 +47,7 @@ def row(step: int) -> dict[str, Any]:
 
 
 def log(writer: RunWriter, steps: Iterable[int]) -> None:
-    """Log as a trainer does: an alarm at every 13th step, and then the observables of the steps before."""
+    """Log like a trainer: an alarm at every 13th step, followed by the observables of the steps before it."""
     for step in steps:
         writer.log(step, row(step))
         if step % 13 == 0:
@@ -57,7 +58,7 @@ def log(writer: RunWriter, steps: Iterable[int]) -> None:
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """25 of 60 steps, in intervals of ten."""
+    """A store with 25 of 60 steps, in intervals of ten."""
     path = lay_out(tmp_path_factory.mktemp("run") / "telemetry.zarr")
     writer = RunWriter(path)
     log(writer, range(1, 26))
@@ -67,12 +68,12 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(logged: Path, tmp_path: Path) -> Path:
-    """A copy to go on with, or to damage."""
+    """A copy to resume or to damage."""
     return Path(shutil.copytree(logged, tmp_path / "telemetry.zarr"))
 
 
 def bits(path: Path) -> dict[str, bytes]:
-    """Every array that is read, and the events."""
+    """Bytes of every array that is read, and of the events."""
     run = open_run(path)
     arrays = {name: np.asarray(run[name].values, str if run[name].dtype == object else None) for name in run}
     return {name: values.tobytes() for name, values in arrays.items()} | {
@@ -104,7 +105,7 @@ def test_what_was_logged_comes_back(store: Path) -> None:
     ]
 
 
-def test_a_stranger_reads_it_with_plain_xarray(store: Path) -> None:
+def test_plain_xarray_reads_a_store(store: Path) -> None:
     with xr.open_zarr(store, consolidated=False) as data:
         logged = data.isel(step=slice(data.attrs["logged_steps"])).load()
     xr.testing.assert_equal(
@@ -143,7 +144,7 @@ def test_an_interval_is_flushed_when_it_is_complete(tmp_path: Path) -> None:
 
 
 def test_a_step_is_logged_piece_by_piece(store: Path) -> None:
-    """Also the last one of an interval, which the first piece has flushed."""
+    """Even the last step of an interval, which its first piece has flushed."""
     writer = RunWriter(store)
     for step in range(26, 32):
         writer.log(step, {"loss": float(step)})
@@ -171,8 +172,8 @@ def test_a_late_row_changes_nothing_else(store: Path, step: int, reopened: bool)
 
 
 @pytest.mark.parametrize("after", [0, 1, 20, 23, 30, 37, None])
-def test_a_resumed_run_is_what_an_uninterrupted_one_is(tmp_path: Path, after: int | None) -> None:
-    """Logged to 37 and killed, a few steps unflushed; gone on with behind a checkpoint."""
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, after: int | None) -> None:
+    """Logged to step 37 and killed with a few steps unflushed; resumed from a checkpoint."""
     whole, stopped = lay_out(tmp_path / "whole.zarr"), lay_out(tmp_path / "stopped.zarr")
     log(writer := RunWriter(whole), range(1, 56))
     writer.flush()
@@ -191,7 +192,7 @@ def test_a_resumed_run_is_what_an_uninterrupted_one_is(tmp_path: Path, after: in
 
 
 def test_what_is_dropped_is_gone_for_good(store: Path) -> None:
-    """Also for strangers, and where the run that goes on has no such observable."""
+    """Also for plain readers, and if the resumed run does not log that observable."""
     writer = RunWriter(store, after=7)
     writer.flush()
     with xr.open_zarr(store, consolidated=False) as data:
@@ -230,7 +231,7 @@ def test_a_kill_while_growing_is_healed(store: Path, name: str) -> None:
     assert bits(store) == before
 
 
-def test_a_forked_run_begins_behind_its_checkpoint(tmp_path: Path) -> None:
+def test_a_forked_run_starts_after_its_checkpoint(tmp_path: Path) -> None:
     store = lay_out(tmp_path / "fork.zarr")
     assert RunWriter(store, after=23).first == 24
     writer = RunWriter(store, after=23)
@@ -242,9 +243,9 @@ def test_a_forked_run_begins_behind_its_checkpoint(tmp_path: Path) -> None:
     run = open_run(store)
     assert run["step"].values.tolist() == list(range(24, 41))
     np.testing.assert_array_equal(run["g_mean"].sel(step=28).values, row(28)["g_mean"])
-    with pytest.raises(ValueError, match="step 23 cannot be logged: 41 is next, and rows begin at 24"):
+    with pytest.raises(ValueError, match="step 23 cannot be logged: the next step is 41, the first row 24"):
         RunWriter(store).log(23, {})
-    with pytest.raises(StoreError, match="cannot go on behind step 20: steps 24 to 40 are logged"):
+    with pytest.raises(StoreError, match="cannot resume after step 20: steps 24 to 40 are logged"):
         RunWriter(store, after=20)
 
 
@@ -260,12 +261,12 @@ def test_events_hold_numbers_of_every_kind(store: Path) -> None:
 @pytest.mark.parametrize(
     ("step", "values", "message"),
     [
-        (27, {}, "step 27 cannot be logged: 26 is next"),
+        (27, {}, "step 27 cannot be logged: the next step is 26"),
         (0, {}, "step 0 cannot be logged"),
-        (26, {"colour": 1.0}, "'colour' is no variable of the run: choose of loss, tcs"),
-        (26, {"loss": [1.0]}, r"loss of a step has shape \(\), got \(1,\)"),
-        (26, {"tcs": 1.0}, r"tcs of a step has shape \(4,\), got \(\)"),
-        (3, {"g_mean": np.ones((2, 4))}, r"g_mean of a step has shape \(4, 2\), got \(2, 4\)"),
+        (26, {"colour": 1.0}, "'colour' is not a variable of the run: choose from loss, tcs"),
+        (26, {"loss": [1.0]}, r"loss must have shape \(\) at each step, got \(1,\)"),
+        (26, {"tcs": 1.0}, r"tcs must have shape \(4,\) at each step, got \(\)"),
+        (3, {"g_mean": np.ones((2, 4))}, r"g_mean must have shape \(4, 2\) at each step, got \(2, 4\)"),
     ],
 )
 def test_what_cannot_be_logged_is_refused_and_leaves_no_trace(
@@ -281,7 +282,7 @@ def test_what_cannot_be_logged_is_refused_and_leaves_no_trace(
 def test_steps_beyond_the_plan_are_refused(tmp_path: Path) -> None:
     writer = RunWriter(lay_out(tmp_path / "run.zarr", steps=12))
     log(writer, range(1, 13))
-    with pytest.raises(ValueError, match="step 13 is beyond the 12 planned: open the run with more steps"):
+    with pytest.raises(ValueError, match="step 13 is beyond the 12 planned: reopen the run with more steps"):
         writer.log(13, {})
 
 
@@ -289,14 +290,14 @@ def test_steps_beyond_the_plan_are_refused(tmp_path: Path) -> None:
     "event", [{}, {"step": "3"}, {"step": 3, "run": object()}, {"step": 1, "x": np.ones(2)}]
 )
 def test_an_event_without_step_or_beyond_json_is_refused(store: Path, event: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"an event (needs the step|must be JSON)"):
+    with pytest.raises(ValueError, match=r"an event (needs a whole number as its step|must be JSON)"):
         RunWriter(store).annotate(event)
 
 
 @pytest.mark.parametrize("after", [-1, 26])
-def test_a_step_that_is_not_logged_is_not_gone_on_from(store: Path, after: int) -> None:
+def test_a_run_resumes_only_from_a_logged_step(store: Path, after: int) -> None:
     before = files(store)
-    with pytest.raises(StoreError, match=f"cannot go on behind step {after}: steps 1 to 25 are logged"):
+    with pytest.raises(StoreError, match=f"cannot resume after step {after}: steps 1 to 25 are logged"):
         RunWriter(store, after=after)
     assert files(store) == before
 
@@ -306,18 +307,18 @@ def test_a_step_that_is_not_logged_is_not_gone_on_from(store: Path, after: int) 
     [
         ({"steps": 0}, "steps of a run must be at least 1, got 0"),
         ({"interval": 0}, "interval of a run must be at least 1, got 0"),
-        ({"sizes": {"block": range(4)}}, "g_mean is over writer, which has no size: choose of block"),
+        ({"sizes": {"block": range(4)}}, "g_mean has dimension writer, which has no size: choose from block"),
         ({"sizes": SIZES | {"tcs": range(2)}}, "tcs is a dimension of the run"),
     ],
 )
-def test_a_plan_that_means_nothing_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_an_inconsistent_layout_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     plan: dict[str, Any] = {"steps": 9, "interval": 2, "sizes": SIZES, "variables": VARIABLES}
     with pytest.raises(ValueError, match=message):
         create_run(tmp_path / "run.zarr", **{**plan, **change}, attributes={})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_is_there_is_not_laid_out_again(store: Path) -> None:
+def test_an_existing_run_is_not_created_again(store: Path) -> None:
     before = files(store)
     with pytest.raises(StoreExistsError, match="already exists: pass --resume"):
         lay_out(store)
@@ -331,7 +332,7 @@ def test_a_lost_or_damaged_chunk_is_named(
 ) -> None:
     chunk = damaged(store / name / "c" / str(number), damage)
     where = (
-        f"{name} from row {10 * number + 1} to {10 * number + 10} is gone"
+        f"rows {10 * number + 1} to {10 * number + 10} of {name} are missing"
         if damage is None
         else f"{name} cannot"
     )
@@ -342,8 +343,8 @@ def test_a_lost_or_damaged_chunk_is_named(
     assert chunk.exists() and open_run(store).sizes["step"] == 30
 
 
-def damaged(place: Path, damage: bytes | str | None) -> Path:
-    (chunk,) = (path for path in (place, *place.rglob("*")) if path.is_file())
+def damaged(path: Path, damage: bytes | str | None) -> Path:
+    (chunk,) = (file for file in (path, *path.rglob("*")) if file.is_file())
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 1
     chunk.unlink() if damage is None else chunk.write_bytes(content if isinstance(damage, str) else damage)
@@ -354,7 +355,7 @@ def damaged(place: Path, damage: bytes | str | None) -> Path:
 def test_a_lost_array_is_named(store: Path, name: str) -> None:
     shutil.rmtree(store / name)
     for use in (open_run, RunWriter):
-        with pytest.raises(StoreError, match=f"truncated: it holds no readable {name}"):
+        with pytest.raises(StoreError, match=f"truncated: it lacks a readable {name}"):
             use(store)
 
 
@@ -374,10 +375,10 @@ def test_fewer_rows_than_are_logged_are_noticed(store: Path) -> None:
         open_run(store)
 
 
-def test_a_sweep_and_nothing_at_all_are_no_runs(tmp_path: Path) -> None:
+def test_a_sweep_or_a_missing_path_is_not_a_run(tmp_path: Path) -> None:
     sweep = ROOT / "paper_figs" / "data" / "collapse_front.zarr"
     with pytest.raises(
-        StoreError, match=r"is no run of this project \(attribute kind is 'mean-mode sweep'\)"
+        StoreError, match="is not a 'mean-mode run' store: its attribute kind is 'mean-mode sweep'"
     ):
         open_run(sweep)
     with pytest.raises(StoreError, match="does not exist"):
@@ -385,7 +386,7 @@ def test_a_sweep_and_nothing_at_all_are_no_runs(tmp_path: Path) -> None:
 
 
 def filled_after(writes: int, patch: pytest.MonkeyPatch) -> None:
-    """From this write on the disk is full."""
+    """Let the disk be full after this many writes."""
     write, done = Path.write_bytes, []
 
     def filling(path: Path, content: bytes) -> int:
@@ -402,9 +403,9 @@ def filled_after(writes: int, patch: pytest.MonkeyPatch) -> None:
 def test_a_full_disk_leaves_the_store_as_it_was(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
-    """Four chunks, how far it is, and the next interval; then there is room again.
+    """Four chunks, the metadata, and the next interval; then there is room again.
 
-    Late values of steps that had been flushed may be there already.
+    Late values of flushed steps may already be in the store.
     """
     before, writer = open_run(store).drop_vars("tcs"), RunWriter(store)
     with monkeypatch.context() as patch:
@@ -427,16 +428,16 @@ def test_a_full_disk_leaves_the_store_as_it_was(
     )
 
 
-def test_a_full_disk_lays_nothing_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_new_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled_after(3, monkeypatch)
-    with pytest.raises(StoreError, match="could not be laid out"):
+    with pytest.raises(StoreError, match="could not be created"):
         lay_out(tmp_path / "run.zarr")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
 def finished(store: Path) -> Path:
-    """A run that was stopped before its plan was out."""
+    """A run that was finished before its planned last step."""
     RunWriter(store).finish()
     return store
 
@@ -467,12 +468,12 @@ def test_a_run_within_one_interval_is_compacted_too(tmp_path: Path) -> None:
 
 def test_an_unfinished_run_is_not_compacted(store: Path) -> None:
     before = files(store)
-    with pytest.raises(StoreError, match="is at step 25 of 60: only a run at its end is compacted"):
+    with pytest.raises(StoreError, match="is at step 25 of 60: only a finished run can be compacted"):
         compact(store)
     assert files(store) == before
 
 
-def test_a_finished_run_can_be_gone_on_with(finished: Path, tmp_path: Path) -> None:
+def test_a_finished_run_can_be_extended(finished: Path, tmp_path: Path) -> None:
     whole = lay_out(tmp_path / "whole.zarr")
     for path in (finished, whole):
         writer = RunWriter(path, steps=60)

@@ -1,4 +1,4 @@
-"""Rows of sharded arrays: those that Zarr reads, read one by one, and damage noticed where it is read."""
+"""Rows of sharded arrays: equal to what Zarr reads, with damage noticed in the rows that are read."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +15,7 @@ ROWS, SHARD = 150, 64
 
 @pytest.fixture(scope="module")
 def values() -> np.ndarray:
-    """Rows of which one is all zeros and one holds the fill value."""
+    """Random rows; one is all zeros, one holds the fill value."""
     found = np.random.default_rng(0).normal(size=(ROWS, 2, 3, 3)).astype(np.float16)
     found[7], found[8] = 0, np.nan
     return found
@@ -23,7 +23,7 @@ def values() -> np.ndarray:
 
 @pytest.fixture
 def path(tmp_path: Path, values: np.ndarray) -> Path:
-    """A store with one such array."""
+    """A store with one sharded array."""
     group = zarr.open_group(tmp_path / "rows.zarr", mode="w")
     array = add_sharded(group, "latents", values.shape, SHARD, ("n", "c", "h", "w"), "rows")
     for first in range(0, ROWS, SHARD):
@@ -77,7 +77,7 @@ def test_a_lost_or_truncated_shard_is_named(path: Path, damage, message: str) ->
         reader(path)([70])
 
 
-def test_a_row_that_was_never_written_is_no_result(tmp_path: Path) -> None:
+def test_a_row_that_was_never_written_is_refused(tmp_path: Path) -> None:
     group = zarr.open_group(tmp_path / "rows.zarr", mode="w")
     array = add_sharded(group, "latents", (10, 2), SHARD, ("n", "c"), "rows")
     array.with_config({"write_empty_chunks": False})[:5] = np.ones((5, 2), np.float16)
@@ -89,11 +89,11 @@ def test_another_layout_is_refused(tmp_path: Path) -> None:
     array = zarr.open_group(tmp_path / "rows.zarr", mode="w").create_array(
         "latents", shape=(4, 2), dtype="f2"
     )
-    with pytest.raises(StoreError, match="latents is not laid out as rows with checksums in shards"):
+    with pytest.raises(StoreError, match="latents is not made of rows with checksums in shards"):
         ShardedRows(tmp_path / "rows.zarr", array)
 
 
-def test_two_threads_read_what_one_does(
+def test_two_threads_read_the_same_rows_as_one(
     path: Path, values: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meanmode.sim.store.sharded_rows.OPEN_SHARDS", 1)
@@ -104,7 +104,7 @@ def test_two_threads_read_what_one_does(
             np.testing.assert_array_equal(found, values[indices])
 
 
-def test_a_shard_that_is_there_is_told_from_one_that_is_not(path: Path) -> None:
+def test_complete_shards_are_told_from_missing_ones(path: Path) -> None:
     files = [path / "latents" / "c" / str(shard) / "0" / "0" / "0" for shard in range(3)]
     assert [reader(path).holds(shard) for shard in range(3)] == [True] * 3
     files[0].unlink()

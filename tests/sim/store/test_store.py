@@ -1,4 +1,4 @@
-"""The sweep store: what a stranger reads, what a writer refuses, and what damage does."""
+"""The sweep store: what plain xarray reads, what a writer refuses, and what damage does."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def store(tiny_store: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_store, tmp_path / "sweep.zarr"))
 
 
-def test_a_stranger_reads_it_with_plain_xarray(tiny_store: Path) -> None:
+def test_plain_xarray_reads_a_store(tiny_store: Path) -> None:
     data = xr.open_zarr(tiny_store, consolidated=False)
     assert data["tcs"].dims == ("cell", "block") and data["r_tr"].dims == ("cell", "block", "writer")
     assert set(json.loads(data.attrs["axes"])) <= set(data.coords)
@@ -89,22 +89,22 @@ def test_a_missing_path_and_a_foreign_group_are_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"nowhere\.zarr does not exist"):
         open_sweep(tmp_path / "nowhere.zarr")
     zarr.create_group(tmp_path / "other.zarr")
-    with pytest.raises(StoreError, match="is no sweep of this project"):
+    with pytest.raises(StoreError, match="is not a 'mean-mode sweep' store: its attribute kind is None"):
         open_sweep(tmp_path / "other.zarr")
     (tmp_path / "empty.zarr").mkdir()
-    with pytest.raises(StoreError, match="is no readable Zarr group"):
+    with pytest.raises(StoreError, match="is not a readable Zarr group"):
         open_sweep(tmp_path / "empty.zarr")
 
 
 def test_a_missing_variable_is_named(store: Path) -> None:
     shutil.rmtree(store / "rho")
-    with pytest.raises(StoreError, match="truncated: it holds no readable rho"):
+    with pytest.raises(StoreError, match="truncated: it lacks a readable rho"):
         open_sweep(store)
 
 
 def test_a_deleted_chunk_is_noticed(store: Path) -> None:
     shutil.rmtree(store / "tcs" / "c" / "5")
-    with pytest.raises(StoreError, match="tcs of 1 finished cells is gone; run with --resume"):
+    with pytest.raises(StoreError, match="tcs of 1 finished cells is missing; run with --resume"):
         open_sweep(store)
     assert SweepWriter(store).remaining() == ([5], [5])
 
@@ -123,7 +123,7 @@ def test_a_damaged_chunk_is_noticed(store: Path, damage: bytes | None) -> None:
 
 
 def test_a_written_chunk_is_what_zarr_writes(store: Path, tmp_path: Path) -> None:
-    """The writer encodes numbers itself."""
+    """The writer encodes numbers itself, to the same bytes."""
     writer, data = SweepWriter(store), open_cells(store)
     shutil.copytree(store, tmp_path / "by_zarr")
     group = zarr.open_group(tmp_path / "by_zarr", mode="r+")
@@ -165,11 +165,11 @@ def test_a_write_pads_with_nan_and_sets_the_status_last(store: Path) -> None:
 
 @pytest.mark.parametrize("name", ["rho", "front", "status"])
 def test_a_missing_chunk_of_any_result_is_noticed_and_repaired(store: Path, name: str) -> None:
-    """A chunk of fill values is written too, so that a missing one is a loss and not a result."""
+    """Chunks of fill values are written too, so that a missing one always means lost data."""
     chunk = store / name / "c" / "7"
     shutil.rmtree(chunk) if chunk.is_dir() else chunk.unlink()
     if name != "status":
-        with pytest.raises(StoreError, match=f"{name} of 1 finished cells is gone; run with --resume"):
+        with pytest.raises(StoreError, match=f"{name} of 1 finished cells is missing; run with --resume"):
             open_cells(store)
     assert 7 in SweepWriter(store).remaining()[0]
 
@@ -178,7 +178,7 @@ def test_a_missing_chunk_of_any_result_is_noticed_and_repaired(store: Path, name
 def test_a_lost_forecast_or_coordinate_is_refused(store: Path, name: str) -> None:
     shutil.rmtree(store / name / "c")
     for use in (open_cells, SweepWriter):
-        with pytest.raises(StoreError, match=f"truncated: {name} is gone; write another store"):
+        with pytest.raises(StoreError, match=f"truncated: {name} is missing; create another store"):
             use(store)
 
 
@@ -186,7 +186,7 @@ def test_a_lost_forecast_or_coordinate_is_refused(store: Path, name: str) -> Non
 def test_a_lost_array_is_named(store: Path, name: str) -> None:
     shutil.rmtree(store / name)
     for use in (open_cells, SweepWriter):
-        with pytest.raises(StoreError, match=f"truncated: it holds no readable {name}"):
+        with pytest.raises(StoreError, match=f"truncated: it lacks a readable {name}"):
             use(store)
 
 
@@ -202,7 +202,7 @@ def test_a_damaged_attribute_is_named(store: Path, name: str, value: str | None)
         open_cells(store)
 
 
-def lay_out_two_cells(path: Path) -> None:
+def create_two_cells(path: Path) -> None:
     create_sweep(
         path,
         coordinates={"tokens": ([4, 9], Variable(definition="Image tokens"))},
@@ -217,26 +217,26 @@ def lay_out_two_cells(path: Path) -> None:
     )
 
 
-def test_who_comes_second_lays_nothing_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other process is done between the check of the path and the renaming."""
+def test_the_second_of_two_creators_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process finishes between the check of the path and the renaming."""
     store, to_zarr = tmp_path / "s.zarr", xr.Dataset.to_zarr
 
     def overtaken(*given: object, **named: object) -> object:
         monkeypatch.setattr(xr.Dataset, "to_zarr", to_zarr)
-        lay_out_two_cells(store)
+        create_two_cells(store)
         SweepWriter(store).write(1, {"tcs": np.ones(3, np.float32)}, DONE)
         return to_zarr(*given, **named)
 
     monkeypatch.setattr(xr.Dataset, "to_zarr", overtaken)
     with pytest.raises(StoreExistsError, match="already exists"):
-        lay_out_two_cells(store)
+        create_two_cells(store)
     assert open_cells(store)["status"].values.tolist() == [TODO, DONE]
     assert [path.name for path in tmp_path.iterdir()] == ["s.zarr"]
 
 
 def test_provenance_is_kept_beside_the_results(tmp_path: Path) -> None:
     store = tmp_path / "s.zarr"
-    lay_out_two_cells(store)
+    create_two_cells(store)
     writer = SweepWriter(store)
     writer.write(0, {}, FAILED, wall_seconds=1.5, failure="ValueError: \u03b1 " + "x" * 5000)
     data = open_cells(store)
@@ -251,7 +251,7 @@ def test_provenance_is_kept_beside_the_results(tmp_path: Path) -> None:
 
 
 def test_a_store_without_provenance_is_read_and_written(store: Path) -> None:
-    """As stores of older versions are."""
+    """Stores of older versions have none."""
     for name in PROVENANCE:
         shutil.rmtree(store / name)
     writer = SweepWriter(store)
@@ -262,7 +262,7 @@ def test_a_store_without_provenance_is_read_and_written(store: Path) -> None:
     assert SweepWriter(store).remaining() == ([3], [])
 
 
-def test_lost_provenance_is_no_lost_result(store: Path) -> None:
+def test_lost_provenance_is_not_a_lost_result(store: Path) -> None:
     (store / "wall_seconds" / "c" / "5").unlink()
     assert SweepWriter(store).remaining() == ([], [])
     assert np.isnan(open_cells(store)["wall_seconds"].values[5])
@@ -283,5 +283,5 @@ def test_only_the_cells_asked_for_are_looked_at(store: Path) -> None:
 
 def test_progress_of_lost_results_is_refused(store: Path) -> None:
     shutil.rmtree(store / "tcs" / "c" / "5")
-    with pytest.raises(StoreError, match="tcs of 1 finished cells is gone; run with --resume"):
+    with pytest.raises(StoreError, match="tcs of 1 finished cells is missing; run with --resume"):
         open_progress(store)

@@ -1,4 +1,4 @@
-"""Muon and relative rates in ensembles, against torch's optimiser on each member alone."""
+"""Muon and relative learning rates in ensembles, against torch's optimiser on each member alone."""
 
 import pytest
 import torch
@@ -27,14 +27,14 @@ def members(count: int = 2) -> list[Stack]:
 
 def steps(network: nn.Module, optimiser: EnsembleOptimiser, count: int, rate: float) -> None:
     for number in range(count):
-        for place, weight in enumerate(network.parameters()):
-            generator = torch.Generator().manual_seed(100 * number + place)
+        for index, weight in enumerate(network.parameters()):
+            generator = torch.Generator().manual_seed(100 * number + index)
             weight.grad = torch.randn(weight.shape[1:], generator=generator).expand_as(weight).clone()
         optimiser.step([rate] * len(optimiser.values))
 
 
-def test_muon_steps_as_torchs_does() -> None:
-    """To the bfloat16 in which torch iterates."""
+def test_muon_steps_like_torch() -> None:
+    """Up to bfloat16 precision, in which torch iterates."""
     network, (_, alone) = stack_members(members()), members()
     optimiser = EnsembleOptimiser(network, AdamW(muon=True, clip=float("inf")))
     steps(network, optimiser, 4, 1e-2)
@@ -42,9 +42,9 @@ def test_muon_steps_as_torchs_does() -> None:
     theirs = torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     before = [weight.detach().clone() for weight in matrices]
     for number in range(4):
-        for place, weight in enumerate(alone.parameters()):
+        for index, weight in enumerate(alone.parameters()):
             weight.grad = torch.randn(
-                weight.shape, generator=torch.Generator().manual_seed(100 * number + place)
+                weight.shape, generator=torch.Generator().manual_seed(100 * number + index)
             )
         theirs.step()
     own = [weight[1] for weight in network.parameters() if weight.ndim == 3]
@@ -62,7 +62,7 @@ def test_singular_values_are_sent_near_one(shape: tuple[int, int]) -> None:
     assert UPDATE_RMS == 0.2
 
 
-def test_an_ensemble_of_fewer_keeps_their_momenta() -> None:
+def test_the_remaining_runs_keep_their_momenta() -> None:
     whole, part = stack_members(members(3)), stack_members(members(3))
     optimisers = [EnsembleOptimiser(network, AdamW(muon=True)) for network in (whole, part)]
     for network, optimiser in zip((whole, part), optimisers, strict=True):
@@ -71,8 +71,8 @@ def test_an_ensemble_of_fewer_keeps_their_momenta() -> None:
     steps(whole, optimisers[0], 1, 1e-2)
     for weight in part.parameters():
         weight.grad = None
-    for place, weight in enumerate(part.parameters()):
-        generator = torch.Generator().manual_seed(place)
+    for index, weight in enumerate(part.parameters()):
+        generator = torch.Generator().manual_seed(index)
         weight.grad = torch.randn(weight.shape[1:], generator=generator).expand_as(weight).clone()
     optimisers[1].step([1e-2])
     torch.testing.assert_close(optimisers[1].values[0], optimisers[0].values[2])
@@ -82,7 +82,7 @@ def test_an_ensemble_of_fewer_keeps_their_momenta() -> None:
     ("option", "slow"), [("reader_rate", ("q_proj", "k_proj", "v_proj", "w13")), ("gain_rate", ("merge_",))]
 )
 def test_relative_rates_scale_the_whole_update(option: str, slow: tuple[str, ...]) -> None:
-    """Decay included; the others are not touched."""
+    """Decay included; the other parameters are not affected."""
     fast, slowed = stack_members(members()), stack_members(members())
     before = {name: weight.detach().clone() for name, weight in fast.named_parameters()}
     steps(fast, EnsembleOptimiser(fast, AdamW()), 1, 1e-2)

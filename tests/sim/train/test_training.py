@@ -1,4 +1,4 @@
-"""Ensemble training against torch.optim.AdamW run by run, and what its schedules and data orders promise."""
+"""Ensemble training against torch.optim.AdamW on each run alone; schedules and data orders."""
 
 import dataclasses
 import math
@@ -28,7 +28,7 @@ MERGES = [{}, {"merge": "mv_split", "alpha": 0.3}, {"merge": "layerscale", "resi
 
 
 def members(setting: Setting, count: int = 3) -> list[Stack]:
-    """Stacks of the seeds 0, 1, ..., in float64."""
+    """Stacks with the seeds 0, 1, ..., in float64."""
     stacks = [Stack(setting) for _ in range(count)]
     for seed, stack in enumerate(stacks):
         for index, block in enumerate(stack.blocks, start=1):
@@ -42,12 +42,12 @@ TARGETS = synthetic_input(SETTING, stream(SETTING, 8, 0)).double()
 
 def chosen(seed: int, step: int) -> tuple[Tensor, Tensor]:
     """The batch of a run."""
-    places = torch.from_numpy(data_order(seed, step, len(DATA), BATCH))
-    return DATA[places], TARGETS[places]
+    indices = torch.from_numpy(data_order(seed, step, len(DATA), BATCH))
+    return DATA[indices], TARGETS[indices]
 
 
 def batches(step: int, runs: list[int]) -> tuple[Tensor, Tensor]:
-    """The batches of the runs that go on."""
+    """The batches of the runs that are still running."""
     x, targets = zip(*(chosen(run, step) for run in runs), strict=True)
     return torch.stack(x), torch.stack(targets)
 
@@ -58,7 +58,7 @@ def losses(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def trained_alone(stack: Stack, seed: int, schedule: Schedule) -> tuple[list[float], Stack]:
-    """One run with torch's own optimiser."""
+    """Train one run with torch's own optimiser."""
     matrices = [weight for weight in stack.parameters() if weight.ndim == 2]
     vectors = [weight for weight in stack.parameters() if weight.ndim == 1]
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
@@ -93,7 +93,7 @@ def test_members_are_trained_as_they_are_alone(fields: dict[str, object]) -> Non
     assert (training.gradient_norms > OPTIONS.clip).any()
 
 
-def test_runs_that_end_leave_the_others_as_they_are() -> None:
+def test_runs_that_end_leave_the_others_unchanged() -> None:
     whole = train_ensemble(
         EnsembleOptimiser(stack_members(members(SETTING)), OPTIONS), losses, batches, SCHEDULES, steps=STEPS
     )
@@ -123,8 +123,8 @@ def test_runs_that_end_leave_the_others_as_they_are() -> None:
     ids=str,
 )
 @pytest.mark.parametrize("kept", [[2], [2, 0]], ids=str)
-def test_an_ensemble_of_those_that_go_on_is_theirs_alone(fields: dict[str, object], kept: list[int]) -> None:
-    """Buffers and frozen weights go with their runs."""
+def test_an_ensemble_keeps_only_the_remaining_runs(fields: dict[str, object], kept: list[int]) -> None:
+    """Buffers and frozen weights stay with their runs."""
     gains = (1.5, 2.0, 3.0)
     settings = [dataclasses.replace(SETTING, **fields) for _ in gains]
     if "residual_gain" in fields:
@@ -140,8 +140,8 @@ def test_an_ensemble_of_those_that_go_on_is_theirs_alone(fields: dict[str, objec
     optimiser.keep(kept)
     assert optimiser.gradient_norms.tolist() == kept
     output = network(DATA[:2].expand(len(kept), -1, -1, -1))
-    for place, run in enumerate(kept):
-        torch.testing.assert_close(output[place], stacks[run](DATA[:2]), rtol=1e-9, atol=1e-9)
+    for position, run in enumerate(kept):
+        torch.testing.assert_close(output[position], stacks[run](DATA[:2]), rtol=1e-9, atol=1e-9)
 
 
 def test_tied_weights_are_refused() -> None:
@@ -169,7 +169,7 @@ def test_a_run_that_diverges_ends_alone() -> None:
     assert training.losses[0, 2] == math.inf and np.isfinite(training.losses[1:]).all()
 
 
-def test_a_run_at_rate_zero_stays() -> None:
+def test_a_run_at_rate_zero_does_not_move() -> None:
     network = stack_members(members(SETTING))
     optimiser = EnsembleOptimiser(network, OPTIONS)
     before = optimiser.values.clone()
@@ -179,8 +179,8 @@ def test_a_run_at_rate_zero_stays() -> None:
 
 
 @pytest.mark.parametrize("group", ["queries-keys", "writers", "gates"])
-def test_parameters_frozen_on_the_way_stand_still(group: str) -> None:
-    """With moments behind them: what these meant to do, and the decay, they do not."""
+def test_parameters_frozen_during_training_stand_still(group: str) -> None:
+    """Neither their accumulated moments nor weight decay move them."""
     network = stack_members(members(dataclasses.replace(SETTING, merge="mv_split", alpha=0.3)))
     optimiser = EnsembleOptimiser(network, OPTIONS)
 
@@ -235,13 +235,13 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
         data_order(0, 1, 12, 13)
 
 
-def test_a_network_that_is_no_ensemble_is_refused() -> None:
+def test_a_network_that_is_not_an_ensemble_is_refused() -> None:
     with pytest.raises(ValueError, match="stack_members"):
         EnsembleOptimiser(members(SETTING, 1)[0], OPTIONS)
 
 
 def test_schedules_must_match_the_runs() -> None:
-    with pytest.raises(ValueError, match="3 runs need as many schedules, got 2"):
+    with pytest.raises(ValueError, match="3 runs need 3 schedules, got 2"):
         train_ensemble(
             EnsembleOptimiser(stack_members(members(SETTING)), OPTIONS),
             losses,
