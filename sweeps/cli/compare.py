@@ -1,4 +1,4 @@
-"""`mms onset` and `mms compare`: what was measured, and against which prediction."""
+"""`mms onset` and `mms compare`: measured onsets, and predictions beside measurements."""
 
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,18 @@ from meanmode.sweeps.cli.options import json_option, show_json, show_table
 @click.argument("store", type=click.Path(path_type=Path))
 @json_option
 def onset(store: Path, as_json: bool) -> None:
-    """Measured onset of a training run with its evidence, or the collapse fronts of a sweep's finished cells.
+    """Measure the onset of a training run, with its evidence, or list the fronts or onsets of a sweep.
 
-    STORE is a sweep, a run's folder or its telemetry.
+    STORE is a sweep, the folder of a run or its telemetry.
     """
     from meanmode.sim.store.run_reader import is_run
+    from meanmode.sim.store.sweep_store import open_cells
     from meanmode.sweeps.studies.comparison import onset_cells
 
     if is_run(store):
         show_run_onset(store, as_json)
         return
-    cells = onset_cells(store)
+    cells = onset_cells(open_cells(store))
     if as_json:
         show_json({"cells": cells})
     elif cells:
@@ -32,7 +33,7 @@ def onset(store: Path, as_json: bool) -> None:
 
 
 def show_run_onset(store: Path, as_json: bool) -> None:
-    """Print the label of a run, its alarms, and when which signal moved."""
+    """Print the label of a run, its alarms, and when each signal moved."""
     from meanmode.sweeps.studies.run_onset import evidence_rows, onset_document, onset_lines
 
     document = onset_document(store)
@@ -48,13 +49,13 @@ def show_run_onset(store: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("stores", nargs=-1, required=True, type=click.Path(path_type=Path))
 @json_option
-@click.option("--markdown", "as_markdown", is_flag=True, help="Print the tables of the README.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown tables.")
 def compare(stores: tuple[Path, ...], as_json: bool, as_markdown: bool) -> None:
-    """Predicted against measured fronts, by setting; the forecast is the one each STORE began with."""
+    """Set predictions beside measurements; the forecast is the one that each STORE was created with."""
+    from meanmode.sweeps.studies.comparison import as_tables
     from meanmode.sweeps.studies.comparison import compare as compare_stores
-    from meanmode.sweeps.studies.markdown import as_tables
 
-    document = compare_stores(list(stores))
+    document = compare_stores(stores)
     if as_json:
         show_json(document)
     elif as_markdown:
@@ -64,7 +65,7 @@ def compare(stores: tuple[Path, ...], as_json: bool, as_markdown: bool) -> None:
 
 
 def show_comparison(document: dict[str, Any]) -> None:
-    """Print the table of a comparison, that of the first moves of signals if there are any, and a summary."""
+    """Print the table of a comparison, that of the first moves of signals if any, and a summary."""
     moves = [row for row in document["rows"] if row["quantity"] == "first_move"]
     show_table([row for row in document["rows"] if row not in moves])
     if moves:

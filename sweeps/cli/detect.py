@@ -1,4 +1,4 @@
-"""`mms detect` and `mms margin`: how well collapses are found, and announced, in the runs of studies."""
+"""`mms detect` and `mms margin`: how well collapses are found, and how early the margin warns."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from meanmode.sweeps.cli.options import json_option, show_json, show_table
 @click.argument("stores", nargs=-1, required=True, type=click.Path(path_type=Path))
 @json_option
 def detect(stores: tuple[Path, ...], as_json: bool) -> None:
-    """How the detector does on the labelled runs of studies, shown all they logged, and less."""
+    """Score the detector on the labelled runs of STORES, with all of their telemetry and with less of it."""
     from meanmode.sweeps.studies.detection import detection_rows
 
     rows = detection_rows(stores)
@@ -22,7 +22,7 @@ def detect(stores: tuple[Path, ...], as_json: bool) -> None:
 @click.argument("stores", nargs=-1, required=True, type=click.Path(path_type=Path))
 @json_option
 def margin(stores: tuple[Path, ...], as_json: bool) -> None:
-    """How long before a collapse the functional step reaches its threshold, case by case."""
+    """Show how early the stability margin of the runs of STORES warns of a collapse, case by case."""
     from meanmode.sweeps.studies.stability_margin import margin_rows
 
     rows = margin_rows(stores)

@@ -1,4 +1,4 @@
-"""`mms predict`: numbers from the theory."""
+"""`mms predict`: predictions of the theory."""
 
 import dataclasses
 from pathlib import Path
@@ -12,14 +12,14 @@ from meanmode.theory.setting import Setting
 
 @click.group()
 def predict() -> None:
-    """Numbers from the theory."""
+    """Predict the front, a profile or the onset."""
 
 
 @predict.command("front")
 @stack_options(lists=False)
 @json_option
 def predict_front_command(as_json: bool, **options: Any) -> None:
-    """The collapse front of an untrained stack, with its spread between seeds."""
+    """Predict the collapse front of an untrained stack, with its spread between seeds."""
     from meanmode.theory.meanfield.predicted_front import predict_front
 
     setting = Setting(**options)
@@ -47,7 +47,7 @@ def predict_front_command(as_json: bool, **options: Any) -> None:
 @stack_options(lists=False)
 @json_option
 def predict_profile_command(as_json: bool, **options: Any) -> None:
-    """Observables block by block: TCS, rho, adjoint cosine and amplification of both writers."""
+    """Predict observables block by block: TCS, rho, adjoint cosine and amplification of both writers."""
     from meanmode.theory.meanfield.profile import predict_profile
 
     setting = Setting(**options)
@@ -87,15 +87,15 @@ def predict_profile_command(as_json: bool, **options: Any) -> None:
     multiple=True,
     required=True,
     type=click.Path(path_type=Path),
-    help="Store of a measured study of ramps; may be given several times.",
+    help="Store of a measured study; may be given several times.",
 )
 @click.option(
     "--pilots",
     type=click.Path(path_type=Path),
-    help="Store of the first steps of every case: the gains of the law are taken from them.",
+    help="Store of the first steps of every case, from which the law then takes its gains.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="File to write the forecast to, once.")
-@click.option("--note", default="", help="What was known when it was written.")
+@click.option("--note", default="", help="What was known when the forecast was written.")
 @json_option
 def predict_onset_command(
     study: str,
@@ -105,29 +105,33 @@ def predict_onset_command(
     note: str,
     as_json: bool,
 ) -> None:
-    """The critical rate of every case of a STUDY, fitted on measured ones, with the rivals of law O1.
+    """Forecast the critical rate of every case of a STUDY from measured studies, with the rivals of law O1.
 
-    To be written down before the study is run: mms sweep run STUDY --forecast FILE. Of a study of waiting
-    times: the share of its runs that collapse, and their half rates, from ramps and from waiting times; read
-    by mms waiting as paper_figs/data/STUDY.forecast.json.
+    STUDY is the name of a study, or the store of a study of your own. Write the forecast before the runs:
+    mms sweep run STUDY --forecast FILE. For a study of waiting times, forecast the share of runs that
+    collapse and the half rates, from measured ramps and waiting times; mms waiting reads such a forecast as
+    STUDY.forecast.json in its --forecasts folder.
     """
     import datetime
 
-    from meanmode.sweeps.named.all_sweeps import named_study
-    from meanmode.sweeps.named.waiting_time import THRESHOLDS
+    from meanmode.sweeps.cli.statements import open_stated
+    from meanmode.sweeps.named.all_sweeps import SWEEPS, named_study
     from meanmode.sweeps.studies.critical_rate_forecast import forecast_document
     from meanmode.sweeps.studies.forecast_files import write_forecast
     from meanmode.sweeps.studies.half_rate_forecast import half_rate_document
 
     today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     written = f"{today}; {note}".rstrip("; ")
-    if study in THRESHOLDS and pilots is not None:
-        raise ValueError(f"{study} is of runs at constant rates, forecast from ramps without pilots")
-    document = (
-        half_rate_document(named_study(study), sources, written=written)
-        if study in THRESHOLDS
-        else forecast_document(named_study(study), sources, written=written, pilots=pilots)
-    )
+    own = study not in SWEEPS and Path(study).exists()
+    asked = open_stated(Path(study)).study if own else named_study(study)
+    if asked.constant_rate and pilots is not None:
+        raise ValueError(f"{study} is of runs at constant rates: its forecast takes no --pilots")
+    measured = [open_stated(source) for source in sources]
+    if asked.constant_rate:
+        document = half_rate_document(asked, measured, written=written)
+    else:
+        first_steps = None if pilots is None else open_stated(pilots)
+        document = forecast_document(asked, measured, written=written, pilots=first_steps)
     if out is not None:
         write_forecast(document, out)
     if as_json:

@@ -1,4 +1,4 @@
-"""`mms sweep`: sweeps over synthetic stacks."""
+"""`mms sweep`: list, run and inspect sweeps and studies."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from meanmode.sweeps.cli.options import json_option, shard_option, show_json, st
 
 @click.group("sweep")
 def sweep_group() -> None:
-    """Sweeps over synthetic stacks."""
+    """List, run and inspect sweeps and studies."""
 
 
 @sweep_group.command("list")
 def sweep_list() -> None:
-    """The named sweeps."""
+    """List the named sweeps and studies."""
     from meanmode.sweeps.named.all_sweeps import SWEEPS
 
     for sweep in SWEEPS.values():
@@ -29,13 +29,13 @@ def sweep_list() -> None:
 @click.option(
     "--ensemble",
     type=click.IntRange(min=1),
-    help="Seeds stepped together as one batched network, for small stacks.  [default: 1]",
+    help="Seeds stepped together as one batched network.  [default: 1 for stacks]",
 )
-@click.option("--device", help="Where to compute, as torch names it: cpu, cuda.  [default: cpu]")
+@click.option("--device", help="Torch device to compute on, such as cpu or cuda.  [default: cpu]")
 @click.option(
     "--forecast",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Of a study of training runs: what `mms predict onset` wrote down before.",
+    help="Forecast of a study of training runs, written by mms predict onset.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Store to write.  [default: NAME.zarr]")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine.  [default: 1]")
@@ -43,12 +43,12 @@ def sweep_list() -> None:
     "--scheduler", metavar="ADDRESS", help="Compute on the workers of a running dask scheduler instead."
 )
 @shard_option
-@click.option("--resume", is_flag=True, help="Go on with the store where it stopped.")
+@click.option("--resume", is_flag=True, help="Resume the store where it stopped.")
 @click.option(
     "-n",
     "--dry-run",
     is_flag=True,
-    help="Print the resolved configuration, the work to be done and the forecast.",
+    help="Print the resolved configuration, the work to be done and the forecast, and stop.",
 )
 @click.pass_context
 def sweep_run(
@@ -66,9 +66,9 @@ def sweep_run(
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Run a named sweep; every stack option takes a comma list and becomes an axis.
+    """Run a named sweep; a comma-separated list for a stack option becomes an axis.
 
-    Exit 1 if a cell failed: the others are done, `mms sweep status` shows why, --resume tries again.
+    Exits with 1 if a cell failed: the others are done, mms sweep status shows why, --resume tries again.
     """
     from meanmode.sim.store.provenance import provenance
     from meanmode.sweeps.cli.options import check_device
@@ -111,7 +111,7 @@ def sweep_run(
 @click.argument("store", type=click.Path(path_type=Path))
 @json_option
 def sweep_status(store: Path, as_json: bool) -> None:
-    """How far a sweep is: cells to do, done, failed and diverged, rate, time left, and why cells failed."""
+    """Show the progress of a sweep: cells by status, rate, time left, and why cells failed."""
     from meanmode.sweeps.engine.status import status_lines, status_of
 
     found = status_of(store)
@@ -125,7 +125,7 @@ def sweep_status(store: Path, as_json: bool) -> None:
 @sweep_group.command("compact")
 @click.argument("store", type=click.Path(path_type=Path))
 def sweep_compact(store: Path) -> None:
-    """Rewrite a complete store with one chunk per variable: the same bits in few files."""
+    """Rewrite a complete store with one chunk per variable: the same bits in fewer files."""
     from meanmode.sim.store.compaction import compact
 
     compact(store)

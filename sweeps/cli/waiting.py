@@ -1,4 +1,4 @@
-"""`mms waiting`: the statistics of waiting times to a collapse."""
+"""`mms waiting`: survival statistics of waiting times to a collapse."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from meanmode.sweeps.cli.options import json_option, show_json, show_table
+from meanmode.sweeps.named.waiting_time import LAW, LINE_EXPONENT
 
 CASE_COLUMNS = (
     "study",
@@ -35,24 +36,51 @@ HALF_RATE_COLUMNS = (
     "spectra",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Store of the spectral study of the same runs, one a STORE; without it no spectral predictor.",
+    help="Store of the spectral study of the same runs, one per STORE. Without it there are no spectral "
+    "predictors.",
 )
 @click.option(
     "--forecasts",
     type=click.Path(path_type=Path),
     default=Path("paper_figs/data"),
     show_default=True,
-    help="Folder of what was predicted before the runs.",
+    help="Folder of the forecasts written before the runs, STUDY.forecast.json.",
+)
+@click.option(
+    "--law",
+    type=click.Path(path_type=Path),
+    help=f"Forecast whose law O2 is a predictor.  [default: {LAW} in --forecasts]",
+)
+@click.option(
+    "--exponent",
+    type=float,
+    default=LINE_EXPONENT,
+    show_default=True,
+    help="Exponent of the depth in the predictor rate * depth^exponent.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="File to write the document to.")
 @json_option
 def waiting(
-    stores: tuple[Path, ...], spectra: tuple[Path, ...], forecasts: Path, out: Path | None, as_json: bool
+    stores: tuple[Path, ...],
+    spectra: tuple[Path, ...],
+    forecasts: Path,
+    law: Path | None,
+    exponent: float,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
-    """Waiting times of STORES, taken together: shares, half rates, and predictors on held-out seeds."""
+    """Analyse the waiting times of STORES together: shares, half rates, and predictors on held-out seeds."""
+    from meanmode.sim.store.sweep_store import open_cells
+    from meanmode.sweeps.cli.statements import open_stated
     from meanmode.sweeps.studies.waiting_times import waiting_document
 
-    document = waiting_document(stores, forecasts, spectra)
+    document = waiting_document(
+        [open_stated(store) for store in stores],
+        forecasts=forecasts,
+        law=law or forecasts / LAW,
+        exponent=exponent,
+        spectra=[open_cells(path) for path in spectra],
+    )
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
@@ -60,7 +88,7 @@ def waiting(
         show_json(document)
         return
     show_table([{key: row[key] for key in CASE_COLUMNS} for row in document["cases"]])
-    click.echo("\nthe rate at which half of the runs collapse:")
+    click.echo("\nrate at which half of the runs collapse:")
     show_table([{key: row[key] for key in HALF_RATE_COLUMNS} for row in document["half_rates"]])
     later = f"not collapsed by step {document['landmark']}"
     for key, of in (("scores", "all runs"), ("scores_behind_landmark", later)):
@@ -69,7 +97,7 @@ def waiting(
 
 
 def score_row(row: dict[str, Any]) -> dict[str, str]:
-    """A predictor's scores with their intervals, and its differences from the baselines."""
+    """Scores of a predictor with their intervals, and its differences from the baselines."""
     shown = {"predictor": row["predictor"]}
     for score in ("brier", "auroc", "log_likelihood"):
         shown[score] = interval_text(row[score])
@@ -80,7 +108,7 @@ def score_row(row: dict[str, Any]) -> dict[str, str]:
 
 
 def interval_text(found: dict[str, float | None]) -> str:
-    """A statistic with its interval; a dash where there is none."""
+    """A statistic with its interval, or a dash."""
     if found["value"] is None:
         return "-"
     return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"

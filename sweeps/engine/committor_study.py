@@ -1,34 +1,33 @@
-"""The committor: a state of training forked many ways, and how many of the forks collapse."""
-
-# F forks of a state, S states of a parent
+"""The committor: the share of forks of a training state that collapse."""
 
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import xarray as xr
 
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.config.signals import SIGNALS
-from meanmode.dit.train.ensemble_runs import Measured, train_runs
 from meanmode.sim.onset.training_onset import initial_level
 from meanmode.sim.store.files import StoreError, Variable
 from meanmode.sim.store.sweep_store import DONE
-from meanmode.sweeps.engine.plan import Layout
-from meanmode.sweeps.engine.plan import Measured as MeasuredCells
+from meanmode.sweeps.engine.plan import Layout, Measured
 from meanmode.sweeps.engine.study_variables import SERIES
 from meanmode.theory.setting import Setting
 
+if TYPE_CHECKING:
+    from meanmode.dit.train.ensemble_measurements import Measured as MeasuredRun
+
 RECENT = 10
-"""Steps up to a state over which its observables are averaged."""
+"""Observables of a state are means over this many steps up to it."""
 
 
 FORK_SEED = 1_000_000
-"""Data seeds of forks are counted from it, so that no parent has one of them."""
+"""First data seed of the forks, far above the seeds of parents."""
 
 
 OBSERVABLES = (*SERIES, *SIGNALS)
@@ -57,37 +56,39 @@ class Fork:
 
     @property
     def setting(self) -> Setting:
-        """Of its stack."""
+        """Setting of the stack."""
         return self.run.model.setting(self.run.training.batch)
 
     @property
     def seed(self) -> int:
-        """Of the parent."""
+        """Seed of the parent."""
         return self.parent
 
     @property
     def passes(self) -> int:
-        """Forward and backward passes, at most."""
+        """Largest number of forward and backward passes."""
         return self.run.training.steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Committor:
-    """P(collapse within a horizon | state), the states lying at fixed distances before a parent's onset.
+    """P(collapse within a horizon | state), for states at fixed distances before the onset of a parent.
 
-    A parent that does not collapse has its states at the same distances before its last step.
+    If a parent does not collapse, distances are counted from its last step.
 
     Attributes:
-        name: of the claim it measures.
+        name: name of the claim it measures.
         claim: what it measures, in one line.
-        base: the parent; its rate is held.
+        base: the parent run; its learning rate is held constant after the warm-up.
         parents: seeds of the parents.
-        offsets: steps before the onset, descending.
-        forks: of every state, each with a data order of its own.
-        horizon: steps that a fork is followed.
+        offsets: distances of the states before the onset, in steps, descending.
+        forks: number of forks per state, each with its own data order.
+        horizon: steps for which a fork is followed.
         laws: tags of the claims compared with it.
-        device: where to compute, as torch names it.
+        device: torch name of the device to compute on.
     """
+
+    kind: ClassVar[str] = "committor_study"
 
     name: str
     claim: str
@@ -101,18 +102,18 @@ class Committor:
 
     @property
     def backward(self) -> bool:
-        """Training has backward passes."""
+        """True: training has backward passes."""
         return True
 
     @property
     def grid(self) -> bool:
-        """Parent by offset by fork."""
+        """True: parents x offsets x forks."""
         return True
 
     @cached_property
     def cells(self) -> tuple[Fork, ...]:
-        """Every fork, those of a state beside each other."""
-        # what the parent takes, twice, is shared out over the forks
+        """Every fork; the forks of a state are adjacent."""
+        # the cost of the parent, which is run twice, is shared among the forks
         parent = 2 * self.base.training.steps // (len(self.offsets) * self.forks)
         follow = self.base.with_fields({"steps": parent + self.horizon})
         return tuple(
@@ -123,12 +124,12 @@ class Committor:
         )
 
     def units(self) -> list[tuple[int, ...]]:
-        """All forks of a parent."""
+        """One unit per parent, with all its forks."""
         count = len(self.offsets) * self.forks
         return [tuple(range(first, first + count)) for first in range(0, len(self.cells), count)]
 
     def coordinates(self) -> dict[str, tuple[list[Any], Variable]]:
-        """Parent, offset and fork."""
+        """Parent, offset and fork of every cell."""
         about = {
             "parent": "Seed of weights and data of the parent",
             "offset": "Steps of the state before the parent's onset, or before its end",
@@ -140,7 +141,7 @@ class Committor:
         }
 
     def configuration(self) -> dict[str, Any]:
-        """All that determines the numbers, JSON-serialisable."""
+        """Everything that determines the numbers, JSON-serialisable."""
         configuration = {
             "name": self.name,
             "base": self.base.document(),
@@ -161,31 +162,34 @@ class Committor:
         ensemble: int | None = None,
         device: str | None = None,
     ) -> "Committor":
-        """With other parents.
+        """The study with parents 0 to seeds - 1, or on another device.
 
         Raises:
-            ValueError: an option of synthetic stacks, or an ensemble: that is all forks of a parent.
+            ValueError: an option of synthetic stacks, or an ensemble size (it is always all forks of a
+                parent).
         """
         if options or ensemble is not None:
-            raise ValueError(f"{self.name} takes no options of stacks and no ensemble but its own")
+            raise ValueError(f"{self.name} takes no options of stacks and no --ensemble: leave them out")
         parents = self.parents if seeds is None else tuple(range(seeds))
         return dataclasses.replace(self, parents=parents, device=self.device if device is None else device)
 
     def layout(self) -> Layout:
-        """What the store holds."""
+        """What the store holds; there is no forecast."""
         return Layout(sizes={}, variables=VARIABLES, forecasts={}, witness="state_step")
 
     def forecast_rows(self) -> list[dict[str, Any]]:
-        """None: which observable predicts it is the question."""
+        """No forecast: which observable predicts the committor is the question."""
         return []
 
-    def measure(self) -> Callable[[Sequence[tuple[int, Fork]]], MeasuredCells]:
-        """What forks the states of a parent."""
+    def measure(self) -> Callable[[Sequence[tuple[int, Fork]]], Measured]:
+        """A picklable function that forks the states of a parent."""
         return partial(forked, base=self.base, horizon=self.horizon, device=self.device)
 
 
-def forked(cells: Sequence[tuple[int, Fork]], *, base: RunConfig, horizon: int, device: str) -> MeasuredCells:
-    """Train a parent, train it again up to its states, and follow all forks of these."""
+def forked(cells: Sequence[tuple[int, Fork]], *, base: RunConfig, horizon: int, device: str) -> Measured:
+    """Train a parent, rerun it to collect the fork states, then train every fork."""
+    from meanmode.dit.train.ensemble_runs import train_runs
+
     offsets = list(dict.fromkeys(cell.offset for _, cell in cells))
     forks = 1 + max(cell.fork for _, cell in cells)
     parent = base.with_fields({"seed": cells[0][1].parent, "data_seed": cells[0][1].parent})
@@ -195,21 +199,21 @@ def forked(cells: Sequence[tuple[int, Fork]], *, base: RunConfig, horizon: int, 
     steps = [max(end - offset, RECENT) for offset in offsets]
     (again,) = train_runs([parent.with_fields({"steps": max(steps)})], keep_states=steps, device=device)
     first_seed = FORK_SEED + cells[0][1].parent * forks
-    outcomes: dict[tuple[int, int], Measured] = {}
+    outcomes: dict[tuple[int, int], MeasuredRun] = {}
     for offset, step in zip(offsets, steps, strict=True):
-        # the schedule knows the step; behind the warm-up all rates are one
+        # the schedule continues from this step; after the warm-up the rate is constant
         followed = train_runs(
             [
                 parent.with_fields({"steps": step + horizon, "data_seed": first_seed + fork})
                 for fork in range(forks)
             ],
             begin=[again.states[step]] * forks,
-            behind=step,
+            after=step,
             initial_loss=initial_level(whole.series),
             device=device,
         )
         outcomes |= {(offset, fork): measured for fork, measured in enumerate(followed)}
-    found: MeasuredCells = []
+    found: Measured = []
     for _, cell in cells:
         step, fork = steps[offsets.index(cell.offset)], outcomes[cell.offset, cell.fork]
         collapsed = fork.onset.kind == "mean_mode"
@@ -230,10 +234,10 @@ def _observables(series: xr.Dataset, step: int) -> dict[str, float]:
 
 
 def stored_committor(attributes: Mapping[str, Any]) -> Committor:
-    """The committor of the attributes of its store.
+    """Rebuild a committor study from the attributes of its store.
 
     Raises:
-        StoreError: one of another version.
+        StoreError: a store of something else, or of another version.
     """
     try:
         configuration = json.loads(attributes["configuration"])
@@ -249,4 +253,4 @@ def stored_committor(attributes: Mapping[str, Any]) -> Committor:
             device=configuration.get("device", "cpu"),
         )
     except (ValueError, TypeError, KeyError) as error:
-        raise StoreError(f"the store holds no committor of this version: {error}") from error
+        raise StoreError(f"the store holds no committor study of this version: {error}") from error

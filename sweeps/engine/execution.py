@@ -1,4 +1,4 @@
-"""Running a sweep: the cells that are missing in its store, here, on workers, or a share of them."""
+"""Run a sweep: compute the cells missing from its store, in this process, on workers, or one shard."""
 
 import contextlib
 import functools
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from meanmode.sim.store.files import StoreError, StoreExistsError
@@ -29,20 +28,24 @@ from meanmode.sweeps.engine.shards import Shard
 from meanmode.sweeps.engine.store_layout import check_same, lay_out
 
 Failures = list[tuple[int, str]]
+"""Index and error of every failed cell."""
 
 
 Cells = Sequence[tuple[int, PlannedCell]]
+"""The cells of a unit with their indices."""
 
 
 def run_unit(cells: Cells, writer: SweepWriter, measure: Callable[[Cells], Measured]) -> Failures:
-    """Compute cells that share a run and write them all; returns (cell, error) of failures.
+    """Compute the cells of a unit and write them all; return the failures.
 
-    One thread computes a cell, so that its bits do not depend on how many workers there are. Whatever
-    exception the computation raises is the cells' result, and kept in the store.
+    A cell is computed with one thread, so that its bits do not depend on the number of workers. Any exception
+    that the computation raises is stored as the result of the cells.
 
     Raises:
         StoreError: the file system refused a write.
     """
+    import torch
+
     torch.set_num_threads(1)
     start = time.perf_counter()
     try:
@@ -57,7 +60,7 @@ def run_unit(cells: Cells, writer: SweepWriter, measure: Callable[[Cells], Measu
 
 
 def record_failure(cells: Cells, writer: SweepWriter, text: str, wall_seconds: float = np.nan) -> Failures:
-    """Mark all cells of a unit as failed, with the text of the exception.
+    """Mark all cells of a unit as failed, and store the text of the exception.
 
     Raises:
         StoreError: the file system refused a write.
@@ -69,7 +72,7 @@ def record_failure(cells: Cells, writer: SweepWriter, text: str, wall_seconds: f
 
 @functools.lru_cache(maxsize=8)
 def _writer(path: Path, run: str) -> SweepWriter:
-    """The store, opened and validated once in every worker process for every run of a sweep."""
+    """The store, opened and validated once per worker process and run of a sweep."""
     try:
         return SweepWriter(path)
     except StoreError as error:
@@ -81,7 +84,7 @@ def _run_on_worker(cells: Cells, path: Path, run: str, measure: Callable[[Cells]
 
 
 def check_executor(workers: int | None, scheduler: str | None, shard: Shard | None) -> None:
-    """Refuse what contradicts itself; workers may share out a shard.
+    """Refuse options that contradict each other; a shard may use several workers.
 
     Raises:
         ValueError: a scheduler together with workers or a shard.
@@ -89,7 +92,7 @@ def check_executor(workers: int | None, scheduler: str | None, shard: Shard | No
     if scheduler is not None and workers is not None:
         raise ValueError("a scheduler has workers of its own: give --scheduler or --workers")
     if scheduler is not None and shard is not None:
-        raise ValueError("a scheduler shares the cells out itself: give --scheduler or --shard")
+        raise ValueError("a scheduler distributes the cells itself: give --scheduler or --shard")
 
 
 def run_sweep(
@@ -101,28 +104,28 @@ def run_sweep(
     scheduler: str | None = None,
     shard: Shard | None = None,
 ) -> Failures:
-    """Compute every missing cell of a sweep into its store, creating it where needed, largest cells first.
+    """Compute every missing cell of a sweep into its store, largest first; create the store if needed.
 
     Args:
         sweep: what to run.
         path: the store.
-        resume: go on with an existing store; without it, and without a shard, an existing path is refused.
-        workers: processes, one by default; more start a local dask cluster.
+        resume: continue an existing store; without this or a shard, an existing path is refused.
+        workers: number of processes (default 1); more than one start a local dask cluster.
         scheduler: address of a running dask scheduler whose workers compute instead.
-        shard: the share of this process. Any number of shards work on one store at once; whichever comes
-            first lays it out, and the others go on with it, as with `resume`.
+        shard: share of this process. Any number of shards can work on one store at once; the first creates
+            it and the others join it, as with `resume`.
 
     Returns:
         The cells that failed, with their errors.
 
     Raises:
-        StoreError: the path holds something else, or the file system refused a write.
-        ValueError: a scheduler together with workers or a shard, or one that does not answer.
+        StoreError: the path holds another sweep, or the file system refused a write.
+        ValueError: a scheduler together with workers or a shard, or a scheduler that does not answer.
     """
     check_executor(workers, scheduler, shard)
     with contextlib.ExitStack() as stack:
         client = None if scheduler is None else stack.enter_context(joined_scheduler(scheduler))
-        _begin(sweep, path, go_on=resume or shard is not None)
+        _begin(sweep, path, existing=resume or shard is not None)
         writer = SweepWriter(path)
         units = _missing_units(sweep, writer, shard or Shard(index=1, count=1))
         if client is None and workers is not None and workers > 1 and units:
@@ -142,20 +145,20 @@ def run_sweep(
         return _collect(sweep, units, work, results, writer)
 
 
-def _begin(sweep: Plan, path: Path, *, go_on: bool) -> None:
-    """Lay out the store, or go on with that of the same sweep."""
-    if not (go_on and path.exists()):
+def _begin(sweep: Plan, path: Path, *, existing: bool) -> None:
+    """Create the store, or check that the existing one holds the same sweep."""
+    if not (existing and path.exists()):
         try:
             lay_out(sweep, path)
             return
         except StoreExistsError:
-            if not go_on:
+            if not existing:
                 raise
     check_same(sweep, path)
 
 
 def _missing_units(sweep: Plan, writer: SweepWriter, shard: Shard) -> list[tuple[int, ...]]:
-    """The units of a share that hold a cell to do, largest first."""
+    """The units of a shard with a cell to do, largest first."""
     units = shard.units(sweep)
     todo, lost = writer.remaining(index for unit in units for index in unit)
     if lost:
@@ -174,7 +177,7 @@ def _collect(
     results: Iterator[tuple[int, Failures | WorkerLost]],
     writer: SweepWriter,
 ) -> Failures:
-    """Follow the results on stderr, the bar by cost, and record the units whose workers were lost."""
+    """Collect the failures, with a progress bar by cost on stderr; mark units of lost workers as failed."""
     costs = [unit_cost(sweep, unit) for unit in units]
     failures: Failures = []
     bar = tqdm(

@@ -1,4 +1,4 @@
-"""How the units of a sweep are computed: one after the other, or by the workers of a dask cluster."""
+"""Compute the units of a sweep: one after the other, or on the workers of a dask cluster."""
 
 import asyncio
 import concurrent.futures
@@ -20,24 +20,24 @@ Result = TypeVar("Result")
 
 
 CONNECT_SECONDS = 10
-"""How long a scheduler has to answer."""
+"""Seconds within which a scheduler has to answer."""
 
 
 ALLOWED_DEATHS = 1
-"""Workers of a local cluster a unit may lose before it is set aside, to be tried again alone."""
+"""Workers of a local cluster that a unit may lose before it is put aside and retried alone."""
 
 
 ATTEMPTS_ALONE = 2
-"""Of a unit that is tried alone: the first may be given to a worker that the unit before it has killed."""
+"""Attempts at a unit alone: the first may go to a worker that the previous unit has just killed."""
 
 
 class ClusterError(ValueError):
-    """A dask cluster that cannot be joined, or went away."""
+    """A dask cluster that cannot be joined or has gone away."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLost:
-    """Instead of a result: every worker that computed the unit died, at last with no other unit beside it."""
+    """Takes the place of a result: every worker of the unit died, in the end with no other unit running."""
 
     text: str
 
@@ -45,14 +45,14 @@ class WorkerLost:
 def one_after_the_other(
     compute: Callable[[Unit], Result], units: Sequence[Unit]
 ) -> Iterator[tuple[int, Result]]:
-    """Results with the positions of their units, in this process."""
+    """Compute in this process; yield the position of each unit with its result."""
     for position, unit in enumerate(units):
         yield position, compute(unit)
 
 
 @contextlib.contextmanager
 def local_cluster(workers: int) -> "Iterator[Client]":
-    """A client of a dask cluster of processes on this machine; a worker that dies is replaced.
+    """Start a dask cluster of processes on this machine; a worker that dies is replaced.
 
     Raises:
         ClusterError: dask.distributed is not installed.
@@ -61,10 +61,10 @@ def local_cluster(workers: int) -> "Iterator[Client]":
         import dask
         from dask.distributed import Client, LocalCluster
     settings = {
-        # dask's own environment trims the allocator on every free, which makes tensors 1.8 times slower
+        # dask's default environment trims the allocator on every free, which makes tensors 1.8 times slower
         "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": "1"},
         "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
-        # else a worker that takes longer than 15 s to come back, as on a busy machine, is given up for good
+        # by default a worker that needs more than 15 s to restart, as on a busy machine, is given up for good
         "distributed.deploy.lost-worker-timeout": "1 day",
     }
     with (
@@ -79,16 +79,16 @@ def local_cluster(workers: int) -> "Iterator[Client]":
 
 @contextlib.contextmanager
 def joined_scheduler(address: str) -> "Iterator[Client]":
-    """A client of a dask scheduler that runs elsewhere; its workers must see the store under the same path.
+    """Connect to a dask scheduler that runs elsewhere; its workers must see the store under the same path.
 
     Raises:
-        ClusterError: nothing answers there within `CONNECT_SECONDS`, or dask.distributed is not installed.
+        ClusterError: no scheduler answers within `CONNECT_SECONDS`, or dask.distributed is not installed.
     """
     with _imports("--scheduler"):
         from dask.distributed import Client
     with _silent_log(), concurrent.futures.ThreadPoolExecutor(1) as thread:
         try:
-            # asked first, since a client that finds nobody is noisy when it is collected
+            # ask first: a client that finds no scheduler is noisy when it is garbage-collected
             kind = thread.submit(asyncio.run, _server_kind(address)).result()
         except Exception as error:
             said = " ".join(f"{error}".split()) or type(error).__name__
@@ -114,7 +114,7 @@ async def _server_kind(address: str) -> str:
 
 @contextlib.contextmanager
 def _silent_log() -> Iterator[None]:
-    """Keep dask's own account of lost connections off stderr; what matters becomes an error."""
+    """Keep dask's log of lost connections off stderr; what matters is raised as an error."""
     logs = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
     levels = [log.level for log in logs]
     for log in logs:
@@ -139,15 +139,16 @@ def _imports(option: str) -> Iterator[None]:
 def on_workers(
     client: "Client", compute: Callable[[Unit], Result], units: Sequence[Unit]
 ) -> Iterator[tuple[int, Result | WorkerLost]]:
-    """Results with the positions of their units, as workers complete them; the first unit starts first.
+    """Compute on workers; yield the position of each unit with its result, in order of completion.
 
-    A unit whose worker dies starts again on another. dask gives up on one that has lost several workers and
-    cannot tell whether the unit killed them or a neighbour on the same worker did: such units are tried
-    again at the end, each alone on the cluster, and are lost only if their workers die again.
+    Units start in order. A unit whose worker dies starts again on another. dask gives up on a unit that has
+    lost several workers, but cannot tell whether that unit killed them or a neighbour on the same worker did:
+    such units are retried at the end, each alone on the cluster, and are lost only if their workers die
+    again.
 
     Raises:
-        ClusterError: the cluster went away, or its workers cannot run this code.
-        StoreError: what a worker could not write.
+        ClusterError: the cluster has gone away, or its workers cannot run this code.
+        StoreError: a worker could not write.
     """
     from dask.distributed import as_completed
 
@@ -176,7 +177,7 @@ def on_workers(
 
 
 def _result(future: "Future") -> Any:
-    """What a future holds, `WorkerLost` where its workers died; it is released."""
+    """Result of a future, or `WorkerLost` if its workers died; the future is released."""
     from dask.distributed import KilledWorker
 
     try:
@@ -190,6 +191,6 @@ def _result(future: "Future") -> Any:
         raise
     except (Exception, asyncio.CancelledError) as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ClusterError(f"the dask cluster failed ({said}): go on with --resume") from error
+        raise ClusterError(f"the dask cluster failed ({said}): continue with --resume") from error
     finally:
         future.release()

@@ -1,4 +1,4 @@
-"""The forecast that a sweep of stacks stores before its first cell."""
+"""The forecast that a sweep over stacks stores before its first cell, and the layout of its store."""
 
 import sys
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from meanmode.sim.observe.record import WRITERS, observable_dims
+from meanmode.sim.observe.observable_names import WRITERS, observable_dims
 from meanmode.sim.store.files import Variable
 from meanmode.sim.store.observable_variables import observable_variables
 from meanmode.sweeps.engine.plan import Layout
@@ -71,13 +71,13 @@ def _forecast(prediction: FrontPrediction | None, depth: int) -> list[float]:
 
 
 def forecast(sweep: Sweep) -> list[list[float]]:
-    """The theory's front for every setting, one row of `FORECASTS` each; NaN where there is none."""
+    """The predicted front of every setting, one row of `FORECASTS` each; NaN where the theory gives none."""
     settings = progress(iter(sweep.settings), len(sweep.settings), "forecast")
     return [_forecast(_prediction(setting), setting.depth) for setting in settings]
 
 
 def forecast_rows(sweep: Sweep) -> list[dict[str, Any]]:
-    """The forecast beside the axes' values, None for NaN: what is written down before a sweep is run."""
+    """The forecast of every setting with the values of its axes; None for NaN."""
     rows = []
     for setting, row in zip(sweep.settings, forecast(sweep), strict=True):
         values = {
@@ -88,7 +88,7 @@ def forecast_rows(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def _prediction(setting: Setting) -> FrontPrediction | None:
-    """The predicted front; None where the theory is silent."""
+    """The predicted front; None where the theory says nothing."""
     return predict_front(setting) if has_theory(setting) else None
 
 
@@ -100,7 +100,7 @@ def _variables(sweep: Sweep) -> dict[str, Variable]:
 
 
 def _forecasts(sweep: Sweep, deepest: int) -> dict[str, tuple[Any, Variable]]:
-    """The theory's numbers for every cell: the front, and profiles where a backward pass is measured."""
+    """Predictions for every cell: the front, and profiles where a backward pass is measured."""
     columns = zip(*forecast(sweep), strict=True)
     rows: dict[str, tuple[Any, Variable]] = {
         name: (np.repeat(column, sweep.seeds), given)
@@ -114,11 +114,11 @@ def _forecasts(sweep: Sweep, deepest: int) -> dict[str, tuple[Any, Variable]]:
     ]
     for name, (source, given) in PROFILE_FORECASTS.items():
         values = np.full((len(sweep.cells), *(deepest + 1, 2)[: len(given.dims)]), np.nan)
-        for place, (setting, profile) in enumerate(zip(sweep.settings, profiles, strict=True)):
+        for position, (setting, profile) in enumerate(zip(sweep.settings, profiles, strict=True)):
             if not profile:
                 continue
             first = setting.depth + 1 - len(profile[source])
-            cells = slice(place * sweep.seeds, (place + 1) * sweep.seeds)
+            cells = slice(position * sweep.seeds, (position + 1) * sweep.seeds)
             values[cells, first : setting.depth + 1] = profile[source]
         rows[name] = (values, given)
     return rows

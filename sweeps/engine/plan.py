@@ -1,4 +1,4 @@
-"""`Plan`: what a named question is made of, whoever computes its cells: simulated stacks or training runs."""
+"""`Plan`: the interface of a question, whether simulated stacks or training runs answer it."""
 
 import dataclasses
 import hashlib
@@ -15,18 +15,18 @@ from meanmode.theory.setting import Setting
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """One run: a setting and a seed."""
+    """One simulated stack: a setting and a seed."""
 
     setting: Setting
     seed: int
 
     @property
     def passes(self) -> int:
-        """Passes that it takes."""
+        """A stack is passed through once."""
         return 1
 
     def key(self) -> str:
-        """Hash of the configuration: equal keys are the same run."""
+        """Hash of the configuration: cells with equal keys are the same run."""
         return digest({**dataclasses.asdict(self.setting), "seed": self.seed})
 
 
@@ -45,9 +45,9 @@ class Layout:
 
     Attributes:
         sizes: dimension -> its coordinate values.
-        variables: what is measured.
-        forecasts: name -> values of every cell, and what they are; written before any cell is computed.
-        witness: a variable whose first number every finished cell has.
+        variables: name -> what is measured.
+        forecasts: name -> a value for every cell and its definition; written before any cell is computed.
+        witness: a variable whose first value is finite in every finished cell, so that lost data show.
     """
 
     sizes: Mapping[str, Sequence[Any]]
@@ -60,9 +60,9 @@ class PlannedCell(Protocol):
     """One run.
 
     Attributes:
-        setting: of its stack.
-        seed: of it.
-        passes: forward passes, or forward and backward ones, that it takes.
+        setting: setting of the stack, by which its cost is estimated.
+        seed: seed of the weights and the input.
+        passes: number of forward passes, or of forward and backward passes.
     """
 
     @property
@@ -74,17 +74,20 @@ class PlannedCell(Protocol):
 
 
 class Plan(Protocol):
-    """A question: its cells, how they share runs, what is measured of them.
+    """A question: its cells, which of them share a run, and what is measured.
 
     Attributes:
-        name: of the claim it measures; equal to the name of its figure.
+        kind: kind of its store, by which the plan is rebuilt (`meanmode.sweeps.engine.store_kinds`).
+        name: name of the claim it measures, shared with its figure.
         claim: what it measures, in one line.
         laws: tags of the claims compared with it.
-        backward: whether a pass has a backward half.
-        grid: whether its cells are those of a grid.
+        backward: whether a pass includes a backward pass.
+        grid: whether the cells form a grid.
         cells: every run; the position is the cell's index in the store.
     """
 
+    @property
+    def kind(self) -> str: ...
     @property
     def name(self) -> str: ...
     @property
@@ -99,15 +102,15 @@ class Plan(Protocol):
     def cells(self) -> Sequence[PlannedCell]: ...
 
     def units(self) -> list[tuple[int, ...]]:
-        """Cells that are computed together."""
+        """Indices of the cells that are computed together."""
         ...
 
     def coordinates(self) -> dict[str, tuple[list[Any], Variable]]:
-        """Axis -> its value in every cell, and what it is."""
+        """Axis -> its value in every cell, and its definition."""
         ...
 
     def configuration(self) -> dict[str, Any]:
-        """All that determines the numbers, JSON-serialisable; what is not set is not named."""
+        """Everything that determines the numbers, JSON-serialisable; defaults may be left out."""
         ...
 
     def layout(self) -> Layout:
@@ -115,5 +118,5 @@ class Plan(Protocol):
         ...
 
     def measure(self) -> Callable[[Sequence[tuple[int, Any]]], Measured]:
-        """What computes the cells of a unit, given with their positions; it can be pickled."""
+        """A picklable function that computes the cells of a unit, given as (index, cell) pairs."""
         ...

@@ -1,4 +1,4 @@
-"""The fields of a setting that can be an axis, and their definitions."""
+"""The fields of a setting, each of which can be an axis of a sweep, and their definitions."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ FIELD_DEFINITIONS = {
     "rope": "2-D rotary positions on image tokens",
     "seed": "Seed of weights and input",
 }
-"""What every field of a setting means, in the stores and on the command line."""
+"""Definition of every field of a setting, as stores and the command line show it."""
 
 
 SETTING_FIELDS = tuple(entry.name for entry in dataclasses.fields(Setting))

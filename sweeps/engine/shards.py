@@ -1,4 +1,4 @@
-"""Which cells a process computes: largest first, or one share of several."""
+"""How the units of a sweep are ordered, and divided among processes."""
 
 import heapq
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from meanmode.sweeps.engine.plan import Plan
 
 
 def largest_first(sweep: Plan) -> list[tuple[int, ...]]:
-    """The units of a sweep by falling cost, so that no large one is left for the end."""
+    """The units of a sweep by descending cost, so that no large one is left for the end."""
     return sorted(sweep.units(), key=lambda unit: -unit_cost(sweep, unit))
 
 
@@ -18,11 +18,11 @@ class Shard:
     """The share of a sweep that one of `count` processes computes.
 
     Attributes:
-        index: which share, from 1 to `count`.
-        count: how many shares there are.
+        index: number of the share, from 1 to `count`.
+        count: number of shares.
 
     Raises:
-        ValueError: no such share.
+        ValueError: an index out of range.
     """
 
     index: int
@@ -37,10 +37,10 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The shard that `i/n` names.
+        """The shard given as text, `i/n`.
 
         Raises:
-            ValueError: no such share, or no two numbers.
+            ValueError: other text, or an index out of range.
         """
         parts = text.split("/")
         if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
@@ -48,16 +48,16 @@ class Shard:
         return cls(index=int(parts[0]), count=int(parts[1]))
 
     def units(self, sweep: Plan) -> list[tuple[int, ...]]:
-        """Its units, largest first; the shares of a sweep are disjoint and together the whole."""
+        """The units of this share, largest first; the shares are disjoint and complete."""
         found = shares(sweep, self.count)
         return found[self.index - 1] if self.index <= len(found) else []
 
 
 def shares(sweep: Plan, count: int) -> list[list[tuple[int, ...]]]:
-    """The units of a sweep in `count` shares of nearly equal cost, largest first; empty ones are left out.
+    """Divide the units of a sweep into `count` shares of nearly equal cost; empty shares are left out.
 
-    Each unit in turn, largest first, falls to the share with the least cost so far, so two shares differ by
-    at most the cost of one unit. Only the sweep and the count decide, whatever a store holds.
+    Each unit in turn, largest first, goes to the share with the lowest cost so far, so two shares differ by
+    at most the cost of one unit. The result depends only on the sweep and the count, not on any store.
     """
     units = largest_first(sweep)
     loads = [(0.0, index) for index in range(min(count, len(units)))]

@@ -1,21 +1,17 @@
-"""The cells of a sweep over synthetic stacks: simulated, and what they show."""
+"""Simulate the cells of one unit of a sweep over synthetic stacks."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from meanmode.sim.onset.measured_front import collapse_front
 from meanmode.sim.simulate import simulate, simulate_ensemble
 from meanmode.sim.store.sweep_store import DIVERGED, DONE
-from meanmode.sweeps.engine.plan import Measured
-
-if TYPE_CHECKING:
-    from meanmode.sweeps.engine.plan import Cell
+from meanmode.sweeps.engine.plan import Cell, Measured
 
 
-def simulated(cells: "Sequence[tuple[int, Cell]]", *, backward: bool, device: str = "cpu") -> Measured:
-    """Observables and status of cells that share a run, that of the deepest."""
+def simulated(cells: Sequence[tuple[int, Cell]], *, backward: bool, device: str = "cpu") -> Measured:
+    """Observables and status of cells that share the run of the deepest, which comes last."""
     deepest = cells[-1][1].setting
     seeds = sorted({cell.seed for _, cell in cells})
     if len(seeds) == 1:

@@ -1,8 +1,9 @@
-"""Spectral scores of the initial networks of a study, as a study of its own."""
+"""`SpectrumStudy`: spectral scores of the networks of a study, at initialisation and after some steps."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,19 +26,21 @@ SCORES = {
 
 @dataclass(frozen=True, kw_only=True)
 class SpectrumStudy(Study):
-    """A study whose runs are scored by `meanmode.dit.evaluate.koopman_scores` behind their last step, and not labelled."""
+    """A study whose runs are not labelled but scored by `meanmode.dit.evaluate.koopman_scores`."""
+
+    kind: ClassVar[str] = "spectrum_study"
 
     def layout(self) -> Layout:
-        """The losses, by which the runs are known again, and the scores."""
+        """The scores, and the losses by which the runs can be matched to those of another study."""
         return replace(super().layout(), variables={"loss": SERIES["loss"], **SCORES})
 
     def measure(self) -> Callable[[Sequence[tuple[int, StudyCell]]], Measured]:
-        """What trains and scores the cells of a unit."""
+        """A picklable function that trains and scores the cells of a unit."""
         return partial(scored, device=self.device)
 
 
 def scored(cells: Sequence[tuple[int, StudyCell]], *, device: str) -> Measured:
-    """Losses and scores of runs that are one ensemble."""
+    """Losses and scores of the runs of one ensemble."""
     from meanmode.dit.evaluate.koopman_scores import spectral_scores
 
     measured, scores = spectral_scores([cell.run for _, cell in cells], device=device)

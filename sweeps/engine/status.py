@@ -1,4 +1,4 @@
-"""How far a sweep is: what is done, what failed and why, how fast it goes and how long it still takes."""
+"""Progress of a sweep: what is done, what failed and why, the rate and the time left."""
 
 import json
 import time
@@ -11,30 +11,31 @@ from numpy.typing import NDArray
 
 from meanmode.sim.store.sweep_store import DIVERGED, DONE, FAILED, STATUS_NAMES, TODO, open_progress
 from meanmode.sweeps.engine.cost import unit_cost
-from meanmode.sweeps.engine.stored import stored_sweep
+from meanmode.sweeps.engine.store_kinds import stored_plan
 
 RECENT_RUNS, RECENT_WALL_TIMES = 50, 3
-"""A rate is that of the newest runs, over at least so many times the longest of their wall times."""
+"""A rate covers the newest runs, and at least this many times the longest of their wall times."""
 
 
 SHOWN_FAILURES = 20
+"""Failures that are listed for a person."""
 
 
 GAP_SECONDS = 1.0
-"""Between two runs of a process lies the writing of the first; a longer gap is one in which nothing ran."""
+"""Longest gap between two runs of a process that counts as writing the first; in a longer one nothing ran."""
 
 
 def status_of(path: Path) -> dict[str, Any]:
-    """State of the cells of a store, rate, time left and failures; readable while the sweep runs.
+    """Counts, rate, time left and failures of the cells of a store; readable while the sweep runs.
 
     Returns:
         `to_do`, `done`, `failed`, `diverged`: numbers of cells. `cells_per_minute` and `gigaflops` (estimated
-        10^9 operations a second, `meanmode.sweeps.engine.cost`): the recent rate of all processes together. `seconds_left`:
-        of the cells to do at that rate. `last_finished`: Unix time. All four are None where unknown.
-        `failures`: for every failed cell its position `cell`, its coordinates and its `error`.
+        10^9 operations per second, `meanmode.sweeps.engine.cost`): the recent rate of all processes together.
+        `seconds_left`: time for the cells to do at that rate. `last_finished`: Unix time. These four are None
+        where unknown. `failures`: for every failed cell its index `cell`, its coordinates and its `error`.
 
     Raises:
-        StoreError: no readable sweep, or data of finished cells that are gone.
+        StoreError: no readable sweep, or data of finished cells are missing.
     """
     data = open_progress(path)
     status = data["status"].values
@@ -43,7 +44,7 @@ def status_of(path: Path) -> dict[str, Any]:
 
 
 def status_lines(found: dict[str, Any]) -> list[str]:
-    """What `status_of` found, for a person; of many failures the first ones."""
+    """The result of `status_of` as text; only the first failures are listed."""
     lines = ["  ".join(f"{name} {found[name]}" for name in STATUS_NAMES)]
     if found["cells_per_minute"] is not None:
         rate, left = found["cells_per_minute"], found["seconds_left"]
@@ -53,7 +54,9 @@ def status_lines(found: dict[str, Any]) -> list[str]:
         lines.append("; ".join(parts))
     for failure in found["failures"][:SHOWN_FAILURES]:
         place = ", ".join(f"{axis} {failure[axis]}" for axis in failure if axis not in ("cell", "error"))
-        lines.append(f"cell {failure['cell']} ({place}) failed: {failure['error'] or 'no text was kept'}")
+        lines.append(
+            f"cell {failure['cell']} ({place}) failed: {failure['error'] or 'no message was stored'}"
+        )
     if len(found["failures"]) > SHOWN_FAILURES:
         lines.append(f"{len(found['failures']) - SHOWN_FAILURES} more failures: --json lists all")
     return lines
@@ -79,8 +82,8 @@ def _failures(data: xr.Dataset, status: NDArray[Any]) -> list[dict[str, Any]]:
 
 
 def _progress(data: xr.Dataset, status: NDArray[Any]) -> dict[str, float | None]:
-    """Rates and time left, from the wall times and finish times of the units' newest cells."""
-    sweep = stored_sweep(data)
+    """Rates and time left, from the wall and finish times of the newest cell of every unit."""
+    sweep = stored_plan(data.attrs)
     unknown = np.full(len(status), np.nan)
     finished, walls = (
         data[name].values if name in data else unknown for name in ("finished", "wall_seconds")
@@ -108,11 +111,16 @@ def _progress(data: xr.Dataset, status: NDArray[Any]) -> dict[str, float | None]
 def recent_rate(
     ends: NDArray[np.float64], wall_seconds: NDArray[np.float64], amounts: NDArray[np.float64]
 ) -> float | None:
-    """Amount finished a second, over the newest runs of all processes; None where nothing has finished.
+    """Amount finished per second, over the newest runs of all processes; None if nothing has finished.
 
-    The time is that in which anything ran: the union of the runs' intervals since the window opened. So a
-    sweep that was stopped and goes on, and one that several processes share, have their true rate. The window
-    holds several runs of every process, since it is longer than the longest wall time in it.
+    Only time in which something ran counts: the union of the runs' intervals since the window opened. A sweep
+    that was stopped and resumed, or is shared by several processes, therefore has its true rate. The window
+    is longer than the longest wall time in it, so it holds several runs of every process.
+
+    Args:
+        ends: Unix time at which each run finished.
+        wall_seconds: wall time of each run.
+        amounts: work in each run: cells, or operations.
     """
     if not len(ends):
         return None

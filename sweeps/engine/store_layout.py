@@ -1,26 +1,25 @@
-"""Laying out the store of a sweep: its cells, what is measured, provenance, and the forecast."""
+"""Creating the store of a plan: its cells, what is measured, provenance, and the forecast."""
 
-import dataclasses
 import json
 from pathlib import Path
 
-from meanmode.dit.config.run_config import RunConfig
 from meanmode.sim.store.files import StoreError, StoreExistsError
 from meanmode.sim.store.provenance import provenance
 from meanmode.sim.store.sweep_store import create_sweep, open_group
 from meanmode.sweeps.engine.plan import Plan, digest
-from meanmode.theory.setting import Setting
+from meanmode.sweeps.engine.store_kinds import stored_plan
+from meanmode.sweeps.engine.study import STATEMENT
 
 
 def lay_out(plan: Plan, path: Path) -> None:
     """Create the store of a plan, forecast included.
 
     Raises:
-        StoreExistsError: the path is taken, or another process has laid it out meanwhile.
+        StoreExistsError: the path exists, or another process has created the store meanwhile.
         StoreError: the file system refused a write.
     """
     if path.exists():
-        raise StoreExistsError(f"{path} already exists: pass --resume to go on with it, or another --out")
+        raise StoreExistsError(f"{path} already exists: pass --resume to continue it, or another --out")
     layout, configuration = plan.layout(), plan.configuration()
     create_sweep(
         path,
@@ -29,6 +28,7 @@ def lay_out(plan: Plan, path: Path) -> None:
         variables=layout.variables,
         forecasts=layout.forecasts,
         attributes={
+            "plan": plan.kind,
             "name": plan.name,
             "claim": plan.claim,
             "laws": json.dumps(plan.laws),
@@ -43,22 +43,24 @@ def lay_out(plan: Plan, path: Path) -> None:
 
 
 def check_same(plan: Plan, path: Path) -> None:
-    """Refuse to go on with a store that holds another plan.
+    """Refuse to resume a store that holds another plan.
+
+    A store that keeps none of a study's statement can be resumed: older versions did not write it.
 
     Raises:
         StoreError: naming the first difference.
     """
-    stored = json.loads(str(open_group(path, "r").attrs["configuration"]))
-    asked = json.loads(json.dumps(plan.configuration()))
+    attributes = dict(open_group(path, "r").attrs)
+    written = json.loads(str(attributes["configuration"]))
     try:
-        # fields that were added since have their defaults
-        if "model" in stored["base"]:
-            stored["base"] = RunConfig.of_document(stored["base"]).document()
-        else:
-            stored["base"] = dataclasses.asdict(Setting(**stored["base"]))
-    except (TypeError, KeyError, ValueError) as error:
+        # fields that were added since take their defaults
+        stored = {**written, **json.loads(json.dumps(stored_plan(attributes).configuration()))}
+    except StoreError as error:
         raise StoreError(f"{path} was written by another version: {error}") from error
+    asked = json.loads(json.dumps(plan.configuration()))
     for part in dict.fromkeys([*asked, *stored]):
         here, wanted = stored.get(part, False), asked.get(part, False)
+        if part in STATEMENT and part not in stored:
+            continue
         if json.dumps(here) != json.dumps(wanted):
             raise StoreError(f"{path} holds another sweep: its {part} is {here}, asked for {wanted}")

@@ -1,12 +1,12 @@
-"""`Study`: a question put to training, as cases of a run and seeds; the runs of a case are one ensemble."""
+"""`Study`: training runs as cases and seeds; the runs of a case are stepped together as ensembles."""
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike
 
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.sim.store.files import StoreError, Variable
-from meanmode.sim.store.sweep_store import open_cells
 from meanmode.sweeps.engine.plan import Layout, Measured
 from meanmode.sweeps.engine.study_variables import OUTCOME, SERIES, SIGNAL_SERIES, TELEMETRY
 from meanmode.sweeps.engine.trained import StudyCell, trained
@@ -22,11 +21,11 @@ from meanmode.sweeps.engine.trained import StudyCell, trained
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Runs that differ in their seeds alone.
+    """Runs that differ only in their seeds.
 
     Attributes:
-        label: what it is called.
-        options: fields of the run in which it differs from the base, by name.
+        label: name of the case in tables and figures.
+        options: fields of the run that differ from the base, by name.
     """
 
     label: str
@@ -35,26 +34,38 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """Training runs: cases of a base run, each for some seeds of weights and data.
+    """Training runs: cases of a base run, each for several seeds of weights and data.
+
+    The last three fields are what is stated before the runs. They change no number, and a store keeps only
+    those that are set.
 
     Attributes:
-        name: of the claim it measures; equal to the name of its figure.
+        name: name of the claim it measures, shared with its figure.
         claim: what it measures, in one line.
         base: the run that the cases vary.
-        cases: in which fields each differs from it.
-        seeds: seeds `first_seed` and the next ones of every case, of weights and data alike.
-        first_seed: see there; another one makes runs that are independent of an earlier study's.
+        cases: the runs, by how each differs from the base.
+        seeds: number of seeds per case, each used for weights and data alike.
+        first_seed: the seeds are `first_seed` and the following ones; start elsewhere for runs that are
+            independent of another study's.
         laws: tags of the claims compared with it.
-        ensemble: runs of a case that are stepped together; they are computed, and computed again, together,
-            since their last bits depend on it.
+        ensemble: runs of a case that are stepped together; they are always computed together, since their
+            last bits depend on it.
         functional_every: steps between measurements of Delta; 0 for none.
         signals_every: steps between measurements of the gradients' parts; 0 for none.
-        forecast: of each case, what was predicted before (`meanmode.sweeps.studies.critical_rate_forecast`); empty where nothing was.
-        device: where to compute, as torch names it.
+        forecast: predictions made before the runs, one row per case
+            (`meanmode.sweeps.studies.critical_rate_forecast`); empty without a forecast.
+        device: torch name of the device to compute on.
+        reference_rate: of a study of waiting times, the learning rate at 16 blocks in shares of which its
+            rates are given; it scales with depth^(-1/2).
+        held_out_seeds: number of last seeds of every case on which no model is fitted.
+        expectation: what the runs are expected to show.
 
     Raises:
-        ValueError: no cases, two of one label, no seeds, no members, or an option out of range.
+        ValueError: no cases, two with the same label, no seeds, an empty ensemble, a reference rate that is
+            not positive, more seeds held out than there are, or an option out of range.
     """
+
+    kind: ClassVar[str] = "study"
 
     name: str
     claim: str
@@ -68,34 +79,41 @@ class Study:
     signals_every: int = 0
     forecast: tuple[Mapping[str, Any], ...] = ()
     device: str = "cpu"
+    reference_rate: float | None = None
+    held_out_seeds: int = 0
+    expectation: str = ""
 
     def __post_init__(self) -> None:
         labels = [case.label for case in self.cases]
         if not labels or len(set(labels)) != len(labels):
-            raise ValueError(f"a study needs cases with labels of their own, got {labels}")
+            raise ValueError(f"a study needs cases with distinct labels, got {labels}")
         for name in ("seeds", "ensemble"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.reference_rate is not None and not self.reference_rate > 0:
+            raise ValueError(f"reference_rate must be positive, got {self.reference_rate}")
+        if not 0 <= self.held_out_seeds <= self.seeds:
+            raise ValueError(f"held_out_seeds must be 0 to {self.seeds} (seeds), got {self.held_out_seeds}")
         self.cells  # noqa: B018 (every run is validated here)
 
     @property
     def backward(self) -> bool:
-        """Training has backward passes."""
+        """True: training has backward passes."""
         return True
 
     @property
     def grid(self) -> bool:
-        """Cases are a list."""
+        """False: cases are a list."""
         return False
 
     @cached_property
     def runs(self) -> tuple[RunConfig, ...]:
-        """The run of every case."""
+        """The run of every case, without its seed."""
         return tuple(self.base.with_fields(case.options) for case in self.cases)
 
     @cached_property
     def varied(self) -> tuple[str, ...]:
-        """The fields in which cases differ."""
+        """Fields in which cases differ."""
         return tuple(dict.fromkeys(name for case in self.cases for name in case.options))
 
     @cached_property
@@ -108,8 +126,13 @@ class Study:
             for seed in seeds
         )
 
+    @property
+    def constant_rate(self) -> bool:
+        """Whether all runs have a constant learning rate after the warm-up: a study of waiting times."""
+        return all(run.training.schedule == "warmup" for run in self.runs)
+
     def units(self) -> list[tuple[int, ...]]:
-        """Cells that are computed together: an ensemble of the seeds of a case."""
+        """Indices of the cells that are computed together: ensembles of seeds of a case."""
         return [
             tuple(
                 range(case * self.seeds + first, case * self.seeds + min(first + self.ensemble, self.seeds))
@@ -119,7 +142,7 @@ class Study:
         ]
 
     def coordinates(self) -> dict[str, tuple[list[Any], Variable]]:
-        """`case`, every field in which cases differ, and the seed; what is no number, as text."""
+        """`case`, every field in which cases differ, and the seed; values that are no numbers as text."""
         columns: dict[str, tuple[list[Any], Variable]] = {
             "case": (self._repeated([case.label for case in self.cases]), Variable(definition="Label"))
         }
@@ -138,7 +161,7 @@ class Study:
         return [value for value in values for _ in range(self.seeds)]
 
     def configuration(self) -> dict[str, Any]:
-        """All that determines the numbers, JSON-serialisable."""
+        """Everything that determines the numbers, and the statement, JSON-serialisable."""
         configuration = {
             "name": self.name,
             "base": self.base.document(),
@@ -151,7 +174,22 @@ class Study:
         }
         if self.device != "cpu":
             configuration["device"] = self.device
-        return configuration
+        return {**configuration, **self.statement()}
+
+    def statement(self) -> dict[str, Any]:
+        """What was stated before the runs: the fields of `STATEMENT` that are set."""
+        stated = {name: getattr(self, name) for name in STATEMENT}
+        return {name: value for name, value in stated.items() if value != STATEMENT[name]}
+
+    def share_of(self, rate: float, depth: int) -> float:
+        """A learning rate at a depth as a share of the reference rate there, to two decimals.
+
+        Raises:
+            ValueError: the study states no reference rate.
+        """
+        if self.reference_rate is None:
+            raise ValueError(f"{self.name} states no reference_rate: it is no study of waiting times")
+        return round(rate / (self.reference_rate * (16 / depth) ** 0.5), 2)
 
     def with_options(
         self,
@@ -161,22 +199,24 @@ class Study:
         ensemble: int | None = None,
         device: str | None = None,
     ) -> "Study":
-        """The study with other seeds; fields of the run have their own option.
+        """The study with another number of seeds, of which the same share is held out, or on another device.
 
         Raises:
             ValueError: an option of synthetic stacks.
         """
         if options:
             raise ValueError(f"{self.name} trains networks: {', '.join(options)} is no option of its runs")
+        seeds = self.seeds if seeds is None else seeds
         return dataclasses.replace(
             self,
-            seeds=self.seeds if seeds is None else seeds,
+            seeds=seeds,
+            held_out_seeds=math.ceil(self.held_out_seeds * seeds / self.seeds),
             ensemble=self.ensemble if ensemble is None else ensemble,
             device=self.device if device is None else device,
         )
 
     def layout(self) -> Layout:
-        """What the store holds, with the forecast that it was given."""
+        """What the store holds, including the forecast if there is one."""
         steps = max(run.training.steps for run in self.runs)
         signals = SIGNAL_SERIES if self.signals_every else {}
         return Layout(
@@ -187,7 +227,7 @@ class Study:
         )
 
     def forecast_rows(self) -> list[dict[str, Any]]:
-        """The forecast that it was given, a row a case."""
+        """The forecast, one row per case."""
         return [dict(row) for row in self.forecast]
 
     def _forecasts(self) -> dict[str, tuple[ArrayLike, Variable]]:
@@ -201,7 +241,7 @@ class Study:
         }
 
     def measure(self) -> Callable[[Sequence[tuple[int, StudyCell]]], Measured]:
-        """What trains the cells of a unit."""
+        """A picklable function that trains the cells of a unit."""
         return partial(
             trained,
             functional_every=self.functional_every,
@@ -210,15 +250,23 @@ class Study:
         )
 
 
-def stored_study(attributes: Mapping[str, Any]) -> Study:
-    """The study of the attributes of its store.
+STATEMENT = {
+    entry.name: entry.default
+    for entry in dataclasses.fields(Study)
+    if entry.name in ("reference_rate", "held_out_seeds", "expectation")
+}
+"""Fields of a study that are stated before its runs and change no number -> their defaults."""
+
+
+def stored_study(attributes: Mapping[str, Any], of: type[Study] = Study) -> Study:
+    """Rebuild a study from the attributes of its store, without its forecast.
 
     Raises:
-        StoreError: a sweep over synthetic stacks, or a study of another version.
+        StoreError: a store of something else, or of another version.
     """
     try:
         configuration = json.loads(attributes["configuration"])
-        return Study(
+        return of(
             name=configuration["name"],
             claim=attributes["claim"],
             base=RunConfig.of_document(configuration["base"]),
@@ -227,26 +275,14 @@ def stored_study(attributes: Mapping[str, Any]) -> Study:
             **{name: configuration[name] for name in ("seeds", "first_seed", "ensemble")},
             **{name: configuration[name] for name in ("functional_every", "signals_every")},
             device=configuration.get("device", "cpu"),
+            **{name: configuration[name] for name in STATEMENT if name in configuration},
         )
     except (ValueError, TypeError, KeyError) as error:
         raise StoreError(f"the store holds no study of training runs of this version: {error}") from error
 
 
-def open_study(path: Path) -> xr.Dataset:
-    """A study as it is stored, along `cell`.
-
-    Raises:
-        StoreError: no readable study of labelled training runs.
-    """
-    data = open_cells(path)
-    stored_study(data.attrs)
-    if "onset_kind" not in data:
-        raise StoreError(f"{path} holds no labelled runs: give the study whose runs they are")
-    return data
-
-
 def _column_value(value: Any) -> Any:
-    """A field as a coordinate: a number, or text."""
+    """A field as a coordinate value: a number, or text."""
     return (
         value if isinstance(value, int | float | str) and not isinstance(value, bool) else json.dumps(value)
     )
@@ -256,15 +292,15 @@ def _number(value: Any) -> float:
     return np.nan if value is None else float(value)
 
 
-def telemetry_of(data: xr.Dataset, place: int) -> xr.Dataset:
-    """What a run of a study has logged, over `step`, to its last step.
+def telemetry_of(data: xr.Dataset, cell: int) -> xr.Dataset:
+    """The logged series of one run of a study, over `step`, up to its last step.
 
     Args:
-        data: of `open_study`.
-        place: of the run, along `cell`.
+        data: a study of labelled runs, opened.
+        cell: index of the run along `cell`.
     """
-    last = int(data["last_step"].values[place])
+    last = int(data["last_step"].values[cell])
     return xr.Dataset(
-        {name: ("step", data[name].values[place, :last].astype(float)) for name in TELEMETRY if name in data},
+        {name: ("step", data[name].values[cell, :last].astype(float)) for name in TELEMETRY if name in data},
         coords={"step": np.arange(1, last + 1)},
     )

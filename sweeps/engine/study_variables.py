@@ -1,9 +1,9 @@
-"""Variables that the store of a training study holds."""
+"""The variables in the store of a training study."""
 
 from meanmode.sim.store.files import Variable
 
 KINDS = ("none", "mean_mode", "plain_divergence")
-"""Of an onset, in the order of the codes in a store."""
+"""Kinds of onset; the position is the code in a store."""
 
 
 OUTCOME = {
@@ -34,4 +34,4 @@ SIGNAL_SERIES = {
 
 
 TELEMETRY = (*SERIES, *SIGNAL_SERIES)
-"""What a study may log of a run, step by step."""
+"""Series that a study may log, one value per step."""

@@ -1,13 +1,14 @@
-"""`Sweep`: a question put to the simulation, as a grid of settings and seeds with the laws it speaks of."""
+"""`Sweep`: a grid of settings and seeds for the simulation, with the laws it is compared with."""
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
-from meanmode.sim.store.files import Variable
+from meanmode.sim.store.files import StoreError, Variable
 from meanmode.sweeps.engine.plan import Cell, Layout, Measured
 from meanmode.sweeps.engine.setting_fields import FIELD_DEFINITIONS, SETTING_FIELDS
 from meanmode.theory.setting import Setting
@@ -15,25 +16,28 @@ from meanmode.theory.setting import Setting
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A frozen base configuration and a grid over some of its fields or a list of cases, for some seeds.
+    """A base setting, and a grid over some of its fields or a list of cases, for several seeds.
 
     Attributes:
-        name: of the claim it measures; equal to the name of its figure.
+        name: name of the claim it measures, shared with its figure.
         claim: what it measures, in one line.
-        base: the fields no axis varies.
+        base: setting that supplies every field no axis varies.
         axes: setting field -> its values, in order.
         cases: instead of a grid, the fields in which each setting differs from the base.
         seeds: seeds 0 to seeds - 1 of every setting, each with fresh weights and input.
         laws: tags of the claims compared with it.
-        backward: measure the writer gradients too, every cell in a run of its own depth.
-        ensemble: seeds of a setting that are stepped together as one batched network (`meanmode.sim.trunk.ensemble`); they
-            are computed, and computed again, together, since their last bits depend on it.
-        device: where to compute, as torch names it.
+        backward: also measure the writer gradients; every cell then runs at its own depth.
+        ensemble: seeds of a setting that are stepped together as one batched network
+            (`meanmode.sim.trunk.ensemble`); they are always computed together, since their last bits depend
+            on it.
+        device: torch name of the device to compute on.
 
     Raises:
-        ValueError: an axis that is no setting field or has no or repeated values, no seeds, no members of an
+        ValueError: an axis that is no setting field or has no or repeated values, no seeds, an empty
             ensemble, or a setting out of range.
     """
+
+    kind: ClassVar[str] = "sweep"
 
     name: str
     claim: str
@@ -61,14 +65,14 @@ class Sweep:
 
     @cached_property
     def settings(self) -> tuple[Setting, ...]:
-        """Every setting of the grid, the last axis fastest, or of the list."""
+        """Every setting of the grid (last axis fastest) or of the list of cases."""
         combinations = itertools.product(*self.axes.values())
         cases = self.cases or [dict(zip(self.axes, values, strict=True)) for values in combinations]
         return tuple(dataclasses.replace(self.base, **case) for case in cases)
 
     @cached_property
     def varied(self) -> tuple[str, ...]:
-        """The fields in which settings differ: the axes, or whatever a case names."""
+        """Fields in which settings differ: the axes, or every field that a case names."""
         return tuple(self.axes) or tuple(
             name for name in SETTING_FIELDS if any(name in case for case in self.cases)
         )
@@ -82,11 +86,11 @@ class Sweep:
 
     @property
     def grid(self) -> bool:
-        """Whether its cells are those of a grid."""
+        """Whether the cells form a grid."""
         return bool(self.axes)
 
     def coordinates(self) -> dict[str, tuple[list[Any], Variable]]:
-        """Axis -> its value in every cell, and what it is; the seed is the last axis."""
+        """Axis -> its value in every cell, and its definition; the seed is the last axis."""
         columns = {axis: [getattr(cell.setting, axis) for cell in self.cells] for axis in self.varied}
         columns["seed"] = [cell.seed for cell in self.cells]
         return {
@@ -94,28 +98,28 @@ class Sweep:
         }
 
     def layout(self) -> Layout:
-        """What the store holds, with the theory's forecast."""
+        """What the store holds, including the theory's forecast."""
         from meanmode.sweeps.engine.front_forecast import sweep_layout
 
         return sweep_layout(self)
 
     def forecast_rows(self) -> list[dict[str, Any]]:
-        """The theory's front for every setting."""
+        """The front predicted by the theory, one row per setting."""
         from meanmode.sweeps.engine.front_forecast import forecast_rows
 
         return forecast_rows(self)
 
     def measure(self) -> Callable[[Sequence[tuple[int, Cell]]], Measured]:
-        """What simulates the cells of a unit."""
+        """A picklable function that simulates the cells of a unit."""
         from meanmode.sweeps.engine.simulated import simulated
 
         return partial(simulated, backward=self.backward, device=self.device)
 
     def units(self) -> list[tuple[int, ...]]:
-        """Cells that are computed together, deepest last: an ensemble of seeds, each with shallower stacks.
+        """Indices of the cells that share a run: an ensemble of seeds, shallower stacks first.
 
-        A deep stack contains its shallower prefixes; a backward pass starts at the last block, so nothing is
-        shared there.
+        A deep stack contains its shallower prefixes. A backward pass starts at the last block, so backward
+        cells of different depths share nothing.
         """
         groups: dict[tuple[Setting, int], list[int]] = {}
         for index, cell in enumerate(self.cells):
@@ -127,7 +131,7 @@ class Sweep:
         ]
 
     def configuration(self) -> dict[str, Any]:
-        """All that determines the numbers, JSON-serialisable; what is not set is not named."""
+        """Everything that determines the numbers, JSON-serialisable; fields at their default are left out."""
         axes = {axis: list(values) for axis, values in self.axes.items()}
         base = dataclasses.asdict(self.base)
         configuration = {"name": self.name, "base": base, "axes": axes, "seeds": self.seeds}
@@ -149,10 +153,10 @@ class Sweep:
         ensemble: int | None = None,
         device: str | None = None,
     ) -> "Sweep":
-        """The sweep with other values: several become an axis, one fixes a field that is no axis yet.
+        """The sweep with other values: several become an axis, a single one fixes a field that is no axis.
 
         Raises:
-            ValueError: a field that the cases of a list set themselves, or several values for a list.
+            ValueError: a field that every case sets itself, or several values where cases are listed.
         """
         for name, values in options.items():
             if any(name in case for case in self.cases):
@@ -172,3 +176,27 @@ class Sweep:
             ensemble=self.ensemble if ensemble is None else ensemble,
             device=self.device if device is None else device,
         )
+
+
+def stored_stacks(attributes: Mapping[str, Any]) -> Sweep:
+    """Rebuild a sweep from the attributes of its store.
+
+    Raises:
+        StoreError: fields that this version does not know.
+    """
+    try:
+        configuration = json.loads(attributes["configuration"])
+        return Sweep(
+            name=configuration["name"],
+            claim=attributes["claim"],
+            base=Setting(**configuration["base"]),
+            axes={axis: tuple(values) for axis, values in configuration["axes"].items()},
+            cases=tuple(configuration.get("cases", ())),
+            seeds=configuration["seeds"],
+            laws=tuple(json.loads(attributes["laws"])),
+            backward=configuration.get("backward", False),
+            ensemble=configuration.get("ensemble", 1),
+            device=configuration.get("device", "cpu"),
+        )
+    except (TypeError, KeyError, ValueError) as error:
+        raise StoreError(f"the store holds no sweep over stacks of this version: {error}") from error

@@ -22,19 +22,19 @@ class StudyCell:
 
     @property
     def setting(self) -> Setting:
-        """Of its stack."""
+        """Setting of the stack."""
         return self.run.model.setting(self.run.training.batch)
 
     @property
     def passes(self) -> int:
-        """Forward and backward passes, at most."""
+        """Largest number of forward and backward passes."""
         return self.run.training.steps
 
 
 def trained(
     cells: Sequence[tuple[int, StudyCell]], *, functional_every: int, signals_every: int, device: str
 ) -> Measured:
-    """Outcome and series of runs that are one ensemble."""
+    """Outcome and series of the runs of one ensemble."""
     from meanmode.dit.train.ensemble_runs import train_runs
 
     found: Measured = []

@@ -1,4 +1,4 @@
-"""The named sweeps, one per claim."""
+"""The named sweeps and studies, one per claim."""
 
 from meanmode.sweeps.engine.committor_study import Committor
 from meanmode.sweeps.engine.study import Study
@@ -61,13 +61,14 @@ SWEEPS: dict[str, Sweep | Study | Committor] = {
         COMMITTOR,
     )
 }
+"""Name -> sweep."""
 
 
 def named_sweep(name: str) -> Sweep | Study | Committor:
-    """The sweep of a name.
+    """The sweep or study with this name.
 
     Raises:
-        ValueError: no sweep has this name.
+        ValueError: an unknown name.
     """
     if name not in SWEEPS:
         raise ValueError(f"unknown sweep {name!r}: choose one of {', '.join(SWEEPS)}")
@@ -75,10 +76,10 @@ def named_sweep(name: str) -> Sweep | Study | Committor:
 
 
 def named_study(name: str) -> Study:
-    """The study of training runs of a name.
+    """The study of training runs with this name.
 
     Raises:
-        ValueError: no study has this name.
+        ValueError: an unknown name, or that of another kind of sweep.
     """
     found = SWEEPS.get(name)
     if not isinstance(found, Study):

@@ -1,4 +1,4 @@
-"""The committor study: forks of one run around its collapse."""
+"""The committor study: forks of runs around their collapse."""
 
 from meanmode.sweeps.engine.committor_study import Committor
 from meanmode.sweeps.named.critical_rate import BASE

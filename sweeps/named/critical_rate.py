@@ -1,16 +1,18 @@
-"""The critical rate: at which learning rate a ramp collapses, against its slope, the depth and the rest."""
+"""The critical rate: the learning rate at which a ramp collapses, by slope and depth."""
 
 from meanmode.dit.config.presets import PRESETS
 from meanmode.sweeps.engine.study import Case, Study
 
 SLOPE = 5e-5
-"""Learning rate gained a step at 16 blocks."""
+"""Learning rate gained per step at 16 blocks."""
 
 
 BASE = PRESETS["digits-16l"]
+"""The run that the cases of studies vary."""
 
 
 SEEDS = 8
+"""Seeds per case, unless a study says otherwise."""
 
 
 CRITICAL_RATE_SLOPES = Study(
@@ -54,7 +56,7 @@ CRITICAL_RATE_DEEP = Study(
 
 
 ENTRY = {"first_steps": 150, "steps": 500}
-"""The ramp is entered at step 150; up to there the rate is a sixth of the one it has then."""
+"""The ramp is entered at step 150; until then the rate is a sixth of the rate of the ramp there."""
 
 
 CRITICAL_RATE_ENTRY = Study(

@@ -1,9 +1,10 @@
-"""Critical rates of settings no law was fitted on, and the short pilots that they are predicted from."""
+"""Critical rates of settings that no law was fitted on, and the short pilots that predict them."""
 
 from meanmode.sweeps.engine.study import Case, Study
 from meanmode.sweeps.named.critical_rate import BASE, SEEDS
 
 STEPS = {"steps": 800}
+"""Length of most ramps."""
 
 
 SETTINGS = (
@@ -34,7 +35,7 @@ SETTINGS = (
     ),
     Case(label="MV-Split, beta 1", options={"merge": "mv_split", "steps": 1600}),
 )
-"""One thing at a time changed in 16 blocks of width 16, 16 + 4 tokens, batch 4, Adam (0.9, 0.999)."""
+"""Each changes one thing in 16 blocks of width 16, 16 + 4 tokens, batch 4, Adam (0.9, 0.999)."""
 
 
 CRITICAL_RATE_SETTINGS = Study(
@@ -49,7 +50,7 @@ CRITICAL_RATE_SETTINGS = Study(
 
 
 PILOT_STEPS = 60
-"""Steps of a pilot, at a sixth of the rate at which 16 blocks collapse at most."""
+"""Steps of a pilot; its rate stays below a sixth of that at which 16 blocks collapse."""
 
 
 CRITICAL_RATE_PILOTS = Study(

@@ -1,9 +1,10 @@
-"""Do profiles follow the recursion, and better the wider? TCS and amplification at fixed sigma sqrt(D)."""
+"""Do profiles follow the recursion, better with width? TCS and amplification at fixed sigma sqrt(D)."""
 
 from meanmode.sweeps.engine.sweep import Sweep
 from meanmode.theory.setting import Setting
 
 SCALE = 0.8
+"""sigma sqrt(D), the same at every width."""
 
 
 DEPTH_PROFILES = Sweep(

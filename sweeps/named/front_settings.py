@@ -1,4 +1,4 @@
-"""Does one theory hold everywhere? Fronts over widths, tokens, merges, FFN ratios and input cosines."""
+"""Does one theory fit all settings? Fronts over widths, tokens, merges, FFN ratios and input cosines."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ FRONT_SETTINGS = Sweep(
         _case(256, 64, 0.09375, 30, merge="mv_split", alpha=1.0, beta=1.0),
         _case(256, 256, 0.09375, 35, merge="mv_split", alpha=1.0, beta=1.0),
         _case(256, 64, 0.09375, 40, merge="mv_split", alpha=0.9, beta=1.0, input_cosine=0.3),
-        # none is predicted, or the side of the unstable cosine decides
+        # no front is predicted, or it depends on the side of the unstable cosine
         _case(128, 64, 0.0707, 100, ffn_ratio=8.0, input_cosine=0.3),
         _case(128, 64, 0.0884, 60, ffn_ratio=8.0, input_cosine=0.2),
         _case(128, 64, 0.0884, 60, ffn_ratio=8.0, input_cosine=0.65),

@@ -1,4 +1,4 @@
-"""What causes the collapse, as far as interventions say: how each moves the critical rate."""
+"""What causes the collapse? How each intervention moves the critical rate."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,10 +23,11 @@ INTERVENTIONS: Mapping[str, str] = {
     "control of branches": "control:delete:mean:branch",
     "mean of branches halved": "scale=0.5:mean:branch",
 }
+"""Label of a case -> its intervention; a `control` is matched to the norm of what the other deletes."""
 
 
 FROZEN_SPLIT: Mapping[str, Any] = {**MV_SPLIT, "beta": 1.0, "interventions": ((1, "freeze:alpha"),)}
-"""No branch writes a mean, in the forward pass and for ever."""
+"""No branch ever writes a mean in the forward pass."""
 
 
 def _arms(options: Mapping[str, Any]) -> tuple[Case, ...]:
@@ -63,7 +64,7 @@ RUNGS: Mapping[str, Mapping[str, Any]] = {
         "side": 16,
     },
 }
-"""Steps towards the paper's regime that two cores can carry."""
+"""Steps towards the paper's regime that two CPU cores can afford."""
 
 
 LARGE_RUNGS: Mapping[str, Mapping[str, Any]] = {
@@ -84,6 +85,7 @@ LADDER_ARMS: Mapping[str, Mapping[str, Any]] = {
     "centered deleted": {"interventions": ((1, "delete:centered:writer-gradient"),)},
     "no mean write": FROZEN_SPLIT,
 }
+"""Cases of every rung."""
 
 
 def _ladder(rungs: Mapping[str, Mapping[str, Any]]) -> tuple[Case, ...]:
@@ -104,10 +106,10 @@ LADDER = Study(
     ensemble=4,
     functional_every=1,
     signals_every=1,
+    expectation="on every rung deleting the mean part of the writer gradients moves the median critical rate "
+    "by less than a quarter, and so does deleting the centered part; without a mean write no run of any rung "
+    "collapses into the mean mode",
 )
-"""Expected, and written down before any of its runs: on every rung deleting the mean part of the writer
-gradients moves the median critical rate by less than a quarter, and so does deleting the centered part;
-without a mean write no run of any rung collapses into the mean mode."""
 
 
 LADDER_TOP = dataclasses.replace(

@@ -1,20 +1,20 @@
-"""Does the collapse need softmax? Fronts of every mixer and every merge at initialisation, one stack for all.
+"""Does the collapse need softmax? Fronts of every mixer and every merge at initialisation, in the same stack.
 
-Predicted before the sweep was run. The recursion covers all but `gated`, `state_space`, `highway`, `pre_norm`
-(`meanmode.theory.meanfield.coverage`); of those the front of a recursion to leading order, without finite-width terms, is given.
-Blocks, mean over seeds +- spread between them:
+Predicted before the sweep was run. The recursion covers all but `gated`, `state_space`, `highway` and
+`pre_norm` (`meanmode.theory.meanfield.coverage`); for these four the front is that of a recursion to leading
+order, without finite-width terms. Fronts in blocks, mean over seeds +- standard deviation between seeds:
 
-* softmax 39 +- 5, uniform 38 +- 4, linear 38 +- 4: the same front, so softmax is not what it takes.
-* lazy 45 +- 6 at l = 0.75 and 95 +- 19 at l = 0.5, none at 0.25 and 0: the share l A has to win against the
-  FFN, which makes tokens differ. a_minus_i and i_minus_a none, and alike, from any input: their row sums are
-  0 (N8), so no mean is written but what leaks, and the odds fall in every block.
-* gated none: sigmoid gates leave a quarter of the gain, and the FFN wins. State space none, TCS to about 0.3:
-  neighbours agree, distant tokens do not. Input cosines of 0.5 do not change either.
-* With an FFN a sixth as wide softmax 21 +- 2; gated about 105, so that the gate delays and does not prevent;
-  the state space about 16 from an input cosine of 0.5; a_minus_i still none.
-* layerscale and rezero 75 +- 9, alike; deepnorm 82 +- 10; mv_split, mv_split_attn, hard_centering none, at
-  TCS 0 or below; highway about 30 at lambda = 2 and none at 16, TCS 0.25 at block 100; pre_norm none, TCS
-  about 0.18 at block 100 since its trunk outgrows its branches.
+* softmax 39 +- 5, uniform 38 +- 4, linear 38 +- 4: the same front, so softmax is not necessary.
+* lazy 45 +- 6 at l = 0.75 and 95 +- 19 at l = 0.5, none at 0.25 and 0: the share l A competes with the FFN,
+  which makes tokens differ. a_minus_i and i_minus_a none, identically, from any input: their row sums are 0
+  (N8), so apart from leakage no mean is written, and the odds fall in every block.
+* gated none: sigmoid gates leave a quarter of the gain, and the FFN wins. State space none, TCS up to about
+  0.3: neighbours agree, distant tokens do not. An input cosine of 0.5 changes neither.
+* With an FFN a sixth as wide softmax 21 +- 2; gated about 105, so the gate delays the front but does not
+  prevent it; the state space about 16 from an input cosine of 0.5; a_minus_i still none.
+* layerscale and rezero 75 +- 9, identical; deepnorm 82 +- 10; mv_split, mv_split_attn and hard_centering
+  none, at TCS 0 or below; highway about 30 at lambda = 2 and none at 16, TCS 0.25 at block 100; pre_norm
+  none, TCS about 0.18 at block 100, since its trunk outgrows its branches.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ from meanmode.sweeps.engine.sweep import Sweep
 from meanmode.theory.setting import Setting
 
 NARROW = 0.5
-"""FFN ratio at which the FFN hardly makes tokens differ."""
+"""FFN ratio at which the FFN makes tokens differ only slightly."""
 
 
 def _mixer(name: str, depth: int, **more: Any) -> dict[str, Any]:

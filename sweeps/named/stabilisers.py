@@ -1,4 +1,4 @@
-"""What prevents the collapse, and what it costs: every stabiliser under one ramp, far past the baseline's."""
+"""What prevents the collapse, at what cost? Every stabiliser under a ramp far beyond the baseline's onset."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from meanmode.sweeps.named.interventions import FROZEN_SPLIT
 
 
 def _arms(depth: int, steps: int) -> tuple[Case, ...]:
-    """Every stabiliser at a depth; the writers are zero at first unless the gains are."""
+    """Every stabiliser at a depth; writers start at zero unless the gains of the merge do."""
     arms: dict[str, Mapping[str, Any]] = {
         "plain": {},
         "MV-Split": {**MV_SPLIT, "beta": 1.0},
@@ -52,7 +52,7 @@ STABILISERS_DEEP = Study(
     first_seed=300,
     ensemble=4,
     functional_every=10,
+    expectation="as at 16 blocks, no run of MV-Split with a frozen alpha collapses into the mean mode, and "
+    "the critical rates of highway, LayerScale and MV-Split exceed the plain merge's by more than half; "
+    "clipping moves it by less than a quarter",
 )
-"""Expected, and written down before any of its runs: as at 16 blocks, no run of MV-Split with a frozen alpha
-collapses into the mean mode, and the critical rates of highway, LayerScale and MV-Split exceed the plain
-merge's by more than half; clipping moves it by less than a quarter."""

@@ -1,11 +1,11 @@
-"""The first steps of the waiting times' runs once more, for the spectral score of their networks."""
+"""The first steps of the runs of waiting times again, for the spectral scores of their networks."""
 
 from meanmode.sweeps.engine.spectrum_study import SpectrumStudy
 from meanmode.sweeps.engine.study import Study
 from meanmode.sweeps.named.waiting_time import WAITING_TIME, WAITING_TIME_LOW
 
 STEPS = 50
-"""Behind which a run is scored; those of the predictors that are read off its first steps."""
+"""Step after which a run is scored: the last one that other predictors use."""
 
 
 def spectrum_of(study: Study) -> SpectrumStudy:

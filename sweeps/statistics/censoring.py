@@ -1,4 +1,4 @@
-"""Medians of runs of which some ended too early to know their number, and bootstrap intervals of them."""
+"""Medians of right-censored runs, with bootstrap intervals."""
 
 # R runs, K resamples
 
@@ -12,19 +12,20 @@ Array = NDArray[np.float64]
 
 
 INTERVAL = 0.9
-"""Probability of an interval."""
+"""Coverage of every interval."""
 
 
 RESAMPLES = 2000
+"""Bootstrap resamples of the runs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Samples:
-    """A number of every run, or where it is censored, what it is known to exceed.
+    """One number per run, or a lower bound where it is censored.
 
     Attributes:
-        low: the number, or what it exceeds [R].
-        high: the number, or infinity [R].
+        low: the numbers, or their lower bounds [R].
+        high: the numbers, or infinity [R].
     """
 
     low: Array
@@ -32,11 +33,11 @@ class Samples:
 
     @classmethod
     def of(cls, values: ArrayLike, ends: ArrayLike) -> "Samples":
-        """Numbers that are positive where they are known; NaN: censored.
+        """Samples of positive numbers.
 
         Args:
-            values: the numbers [R].
-            ends: what a censored one exceeds [R]; NaN: nothing is known of it.
+            values: the numbers, NaN where censored [R].
+            ends: lower bounds of the censored numbers, NaN where nothing is known [R].
         """
         known, last = np.asarray(values, float), np.asarray(ends, float)
         censored, exceeded = np.isnan(known), np.where(np.isnan(last), 0.0, last)
@@ -46,20 +47,20 @@ class Samples:
         return len(self.low)
 
     def medians(self, draws: NDArray[np.int64]) -> tuple[Array, Array]:
-        """The least and the largest that the median of every resample [K, R] can be."""
+        """Smallest and largest possible median of every resample [K, R]."""
         return np.median(self.low[draws], axis=1), np.median(self.high[draws], axis=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """A statistic of runs and its bootstrap `INTERVAL` over them.
+    """A statistic of runs with its bootstrap `INTERVAL`.
 
     Attributes:
-        value: of it; NaN where censored runs leave it open, or there are none.
-        at_least: what it is at least; equal to `value` where that is known.
-        low: end of the interval; NaN for fewer than two runs.
-        high: the other; infinite where censored runs leave it open.
-        error: standard deviation over resamples; NaN where a resample is open.
+        value: the statistic; NaN where censored runs leave it open, or without runs.
+        at_least: lower bound of the statistic; equal to `value` where that is known.
+        low: lower end of the interval; NaN for fewer than two runs.
+        high: upper end of the interval; infinite where censored runs leave it open.
+        error: standard deviation over resamples; NaN where a resample leaves the statistic open.
     """
 
     value: float
@@ -70,20 +71,20 @@ class Estimate:
 
 
 def resamples(count: int) -> NDArray[np.int64]:
-    """Runs drawn with replacement [K, R], the same for every statistic of as many runs."""
+    """Indices of runs drawn with replacement [K, R]; the same for every statistic of this many runs."""
     return np.random.default_rng([count, RESAMPLES]).integers(count, size=(RESAMPLES, count))
 
 
 def estimated(samples: Samples) -> Estimate:
-    """The median over runs."""
+    """The median over runs, with its interval."""
     return _estimate(len(samples), samples.medians)
 
 
 def estimated_ratio(samples: Samples, baseline: Samples) -> Estimate:
-    """The median over that of a baseline; run i of both shares what is random, so both are resampled alike.
+    """The median divided by a baseline's; run i of both shares its seed, so both are resampled alike.
 
     Raises:
-        ValueError: other numbers of runs.
+        ValueError: different numbers of runs.
     """
     if len(samples) != len(baseline):
         raise ValueError(
@@ -92,7 +93,7 @@ def estimated_ratio(samples: Samples, baseline: Samples) -> Estimate:
 
     def ratios(draws: NDArray[np.int64]) -> tuple[Array, Array]:
         (low, high), (low_base, high_base) = samples.medians(draws), baseline.medians(draws)
-        # nothing known of a baseline is a division by zero: the ratio is open
+        # a baseline of which nothing is known gives a division by zero: the ratio is open
         with np.errstate(divide="ignore"):
             return low / high_base, high / low_base
 
@@ -106,7 +107,7 @@ def _estimate(count: int, statistic: Callable[[NDArray[np.int64]], tuple[Array, 
     value, low, high, error = float(least) if least == most else np.nan, np.nan, np.nan, np.nan
     if count > 1:
         lows, highs = statistic(resamples(count))
-        # a quantile between two samples may lie between a number and infinity
+        # an interpolated quantile would lie between a number and infinity
         low = float(np.quantile(lows, (1 - INTERVAL) / 2, method="inverted_cdf"))
         high = float(np.quantile(highs, (1 + INTERVAL) / 2, method="inverted_cdf"))
         error = float(highs.std()) if np.isfinite(highs).all() and (lows == highs).all() else np.nan

@@ -1,4 +1,4 @@
-"""Waiting times with runs that never collapse: the Weibull mixture cure model, by maximum likelihood."""
+"""Waiting times when some runs never collapse: the Weibull mixture cure model, by maximum likelihood."""
 
 # N runs
 
@@ -14,32 +14,32 @@ Array = NDArray[np.float64]
 
 
 BOUNDS = ((-12.0, 12.0), (-12.0, 12.0), (-2.0, 16.0), (-6.0, 6.0), (-2.0, 3.0))
-"""Of the five parameters: a likelihood that grows without end, where no run or every run of some predictor is
-cured, ends at a cured share of 6e-6 or so."""
+"""Bounds of the five parameters. A likelihood that grows without bound, as when no run or every run at some
+value of the predictor is cured, stops at a cured share of about 6e-6."""
 
 
 STARTS = tuple(itertools.product((-3.0, 0.0), (-1.0, 0.0, 1.0)))
-"""Intercept and slope of the cured share from which the fit begins: the likelihood has several maxima."""
+"""Intercepts and slopes of the cured share from which fits start: the likelihood has several maxima."""
 
 
 LARGEST_LOG_HAZARD = 50.0
-"""Behind which nobody is left; a Weibull far out would overflow."""
+"""Beyond it no run survives; the tail of a Weibull would overflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CureModel:
-    """P(T > t) = c + (1 - c) exp(-(t / s)^k): a share c never collapses, the others after a Weibull time.
+    """P(T > t) = c + (1 - c) exp(-(t / s)^k): a share c never collapses, the rest after a Weibull time.
 
-    With z the predictor less `mean` over `spread`: logit c = cured[0] + cured[1] z and
-    ln s = scale[0] + scale[1] z; the shape k is common.
+    With z = (predictor - `mean`) / `spread`: logit c = cured[0] + cured[1] z and
+    ln s = scale[0] + scale[1] z; the shape k is shared.
 
     Attributes:
-        mean: of the predictor over the fitted runs.
-        spread: its standard deviation there, 1 where they have the same.
+        mean: mean of the predictor over the fitted runs.
+        spread: its standard deviation over them, 1 if it does not vary.
         cured: intercept and slope of the logit of the cured share.
-        scale: intercept and slope of the logarithm of the Weibull's scale.
-        shape: k.
-        log_likelihood: of the fitted runs, summed.
+        scale: intercept and slope of the logarithm of the Weibull scale.
+        shape: Weibull shape k.
+        log_likelihood: sum over the fitted runs.
     """
 
     mean: float
@@ -51,15 +51,16 @@ class CureModel:
 
     @classmethod
     def fit(cls, predictor: ArrayLike, times: ArrayLike, collapsed: ArrayLike) -> "CureModel":
-        """Fit it, from several starts.
+        """Fit the model, from several starts.
 
         Args:
-            predictor: of every run [N].
-            times: waiting time of every run [N], of one that did not collapse how long it was watched.
-            collapsed: which did [N].
+            predictor: its value for every run [N].
+            times: waiting time of every run, or its length if it did not collapse [N].
+            collapsed: which runs collapsed [N].
 
         Raises:
-            ValueError: fewer collapses than parameters, a time that is not positive, or an unknown predictor.
+            ValueError: fewer collapses than parameters, a time that is not positive, or a predictor that is
+                not finite.
         """
         x, t, events = np.asarray(predictor, float), np.asarray(times, float), np.asarray(collapsed, bool)
         if events.sum() < len(BOUNDS):
@@ -94,13 +95,13 @@ class CureModel:
         )
 
     def log_likelihoods(self, predictor: ArrayLike, times: ArrayLike, collapsed: ArrayLike) -> Array:
-        """Of every run [N]: the log density of its waiting time, or of its being longer."""
+        """Log likelihood of every run [N]: of its waiting time, or of a longer one if it did not collapse."""
         return _log_likelihoods(
             self._parameters, self._standard(predictor), np.asarray(times, float), np.asarray(collapsed, bool)
         )
 
     def survival(self, predictor: ArrayLike, times: ArrayLike) -> Array:
-        """P(T > t) of runs of a predictor; the two broadcast."""
+        """P(T > t) at values of the predictor; the two arguments broadcast."""
         x, t = np.broadcast_arrays(np.asarray(predictor, float), np.asarray(times, float))
         return np.exp(_log_likelihoods(self._parameters, self._standard(x), t, np.zeros(t.shape, bool)))
 

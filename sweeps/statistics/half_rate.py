@@ -1,4 +1,4 @@
-"""The half rate: the constant learning rate at which half of the runs of a depth collapse."""
+"""The half rate: the constant learning rate at which half of the runs collapse."""
 
 # R runs, N rates, M x S grid of half rates and spreads, K resamples
 
@@ -15,12 +15,12 @@ Array = NDArray[np.float64]
 
 
 MIDDLES, SPREADS = 401, np.geomspace(0.02, 1.0, 41)
-"""Half rates that are tried between the lowest and the highest rate, and spreads of ln rate; runs that are
-parted by their rate without an exception get the least spread, and the half rate between the two."""
+"""Number of half rates tried between the lowest and the highest rate, and spreads of ln rate tried. Runs
+whose outcomes are perfectly separated by the rate get the smallest spread, and a half rate in between."""
 
 
 AT_ONCE = 50
-"""Resamples whose likelihoods are in memory together."""
+"""Resamples whose likelihoods are in memory at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,10 @@ class HalfRate:
     """P(collapse) = 1 / (1 + (half rate / rate)^(1 / spread)), by maximum likelihood over a grid.
 
     Attributes:
-        half: the half rate with its bootstrap interval over runs; NaN where it is outside of the rates tried
-            or at an end of them, and where shares do not rise with the rate (the spread is the largest one);
-            an end of the interval is 0 or infinite where that is outside.
-        spread: of ln rate, at the maximum.
+        half: the half rate with its bootstrap interval over runs; NaN where it is not inside the range of
+            rates tried, or where shares do not rise with the rate (the spread is the largest one). An end of
+            the interval outside of that range is 0 or infinite.
+        spread: spread of ln rate at the maximum.
     """
 
     half: Estimate
@@ -39,25 +39,25 @@ class HalfRate:
 
     @classmethod
     def fit(cls, rates: ArrayLike, collapsed: ArrayLike) -> "HalfRate":
-        """Fit it.
+        """Fit the half rate.
 
         Args:
-            rates: of every run [R].
-            collapsed: which did [R].
+            rates: learning rate of every run [R].
+            collapsed: which runs collapsed [R].
 
         Raises:
-            ValueError: runs of fewer than two rates, or a rate that is not positive.
+            ValueError: fewer than two different rates, or a rate that is not positive.
         """
         if not (np.asarray(rates, float) > 0).all():
-            raise ValueError("a half rate is of positive rates: leave out what has none")
-        each, place = np.unique(np.asarray(rates, float), return_inverse=True)
+            raise ValueError("a half rate needs positive rates: leave out runs without one")
+        each, position = np.unique(np.asarray(rates, float), return_inverse=True)
         if len(each) < 2:
-            raise ValueError(f"a half rate lies between rates: give runs of two or more, got {len(each)}")
-        runs = len(place)
+            raise ValueError(f"a half rate lies between rates: give runs at two or more, got {len(each)}")
+        runs = len(position)
         draws = np.concatenate([np.arange(runs)[None], resamples(runs)])
-        counts = np.stack([(place[draws] == at).sum(1) for at in range(len(each))])
+        counts = np.stack([(position[draws] == at).sum(1) for at in range(len(each))])
         hits = np.stack(
-            [((place == at) & np.asarray(collapsed, bool))[draws].sum(1) for at in range(len(each))]
+            [((position == at) & np.asarray(collapsed, bool))[draws].sum(1) for at in range(len(each))]
         )
         halves, spreads = most_likely(each, counts, hits)
         value, found = float(halves[0]), halves[1:]
@@ -76,17 +76,17 @@ class HalfRate:
 
 
 def probabilities(rates: ArrayLike, half_rates: ArrayLike, spread: float) -> Array:
-    """P(collapse) at a rate; the two broadcast."""
+    """P(collapse) at learning rates; rates and half rates broadcast."""
     return expit(np.log(np.asarray(rates, float) / half_rates) / spread)
 
 
 def most_likely(rates: Array, counts: NDArray[np.int64], hits: NDArray[np.int64]) -> tuple[Array, Array]:
-    """Half rate and spread of the largest likelihood [K], 0 or infinite where no rate tried lies beyond it.
+    """Half rate and spread of largest likelihood [K]; a half rate outside of the range is 0 or infinite.
 
     Args:
-        rates: tried, increasing [N].
-        counts: runs at each [N, K].
-        hits: of them, those that collapsed [N, K].
+        rates: the rates tried, increasing [N].
+        counts: number of runs at each rate [N, K].
+        hits: number of these that collapsed [N, K].
     """
     logs = np.log(rates)
     middles = np.linspace(logs[0], logs[-1], MIDDLES)

@@ -1,4 +1,4 @@
-"""A power law in depth or slope, fitted with its interval."""
+"""A power law in depth or slope, fitted to runs, with prediction intervals."""
 
 import math
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ class PowerLaw:
     """ln eta_c = a + b ln L by ordinary least squares over runs.
 
     Attributes:
-        intercept: a.
-        exponent: b.
+        intercept: intercept a.
+        exponent: exponent b.
         exponent_error: standard error of b.
         scatter: residual standard deviation of a run.
-        freedom: runs less two.
+        freedom: degrees of freedom, runs - 2.
         mean_log: mean of ln L.
         spread: sum of squared deviations of ln L.
-        runs: how many.
+        runs: number of fitted runs.
     """
 
     intercept: float
@@ -38,10 +38,10 @@ class PowerLaw:
 
     @classmethod
     def fit(cls, depths: Array, rates: Array) -> "PowerLaw":
-        """Fit it.
+        """Fit the law.
 
         Raises:
-            ValueError: fewer than two depths, or three runs.
+            ValueError: fewer than two depths, or fewer than three runs.
         """
         x, y = np.log(depths), np.log(rates)
         if len(set(depths.tolist())) < 2 or len(x) < 3:
@@ -61,10 +61,10 @@ class PowerLaw:
         )
 
     def predict(self, depth: float, seeds: int) -> tuple[float, float, float]:
-        """Median critical rate of some runs at a depth, and its `INTERVAL`.
+        """Predicted median critical rate of `seeds` runs at a depth, and its `INTERVAL`.
 
-        The error is that of the fit there and of a median of that many runs, sqrt(pi / 2) scatter / sqrt(n);
-        that the law bends outside of the fitted depths is not in it.
+        The interval contains the error of the fit and that of a median of that many runs,
+        sqrt(pi / 2) scatter / sqrt(n); it does not allow for a law that bends outside of the fitted depths.
         """
         x = math.log(depth)
         line = self.intercept + self.exponent * x

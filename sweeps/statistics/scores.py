@@ -11,15 +11,15 @@ from meanmode.sweeps.statistics.censoring import INTERVAL, resamples
 Array = NDArray[np.float64]
 
 BINS = 5
-"""Of a calibration, of equal count."""
+"""Bins of a calibration, with equal counts."""
 
 
 def survival_curve(times: Array, collapsed: NDArray[np.bool_]) -> tuple[Array, Array]:
-    """Kaplan-Meier estimate of P(T > t): the times at which it is given, from 0 on, and its values.
+    """Kaplan-Meier estimate of P(T > t): times, starting at 0, and values.
 
     Args:
-        times: of every run [N], of one that did not collapse how long it was watched.
-        collapsed: which did [N].
+        times: waiting time of every run, or its length if it did not collapse [N].
+        collapsed: which runs collapsed [N].
     """
     sample = stats.CensoredData(uncensored=times[collapsed], right=times[~collapsed])
     found = stats.ecdf(sample).sf
@@ -27,20 +27,20 @@ def survival_curve(times: Array, collapsed: NDArray[np.bool_]) -> tuple[Array, A
 
 
 def drawn_counts(runs: int) -> Array:
-    """How often each run is in every resample [1 + R, N]; the first are the runs themselves."""
+    """Count of each run in every resample [1 + R, N]; row 0 is the original sample."""
     drawn = [np.bincount(row, minlength=runs) for row in resamples(runs)]
     return np.stack([np.ones(runs, int), *drawn]).astype(float)
 
 
 def brier(probabilities: Array, outcomes: NDArray[np.bool_], counts: Array) -> Array:
-    """Mean squared difference of probability and outcome, of every resample [R]."""
+    """Brier score, the mean squared difference of probability and outcome, for every resample [R]."""
     return counts @ (probabilities - outcomes) ** 2 / counts.sum(-1)
 
 
 def auroc(probabilities: Array, outcomes: NDArray[np.bool_], counts: Array) -> Array:
-    """P(a run that collapsed has the larger probability than one that did not), ties half, of resamples [R].
+    """P(a collapsed run has a higher probability than one that did not), ties half, per resample [R].
 
-    NaN where all runs came out alike.
+    NaN where all runs have the same outcome.
     """
     higher, lower = probabilities[outcomes], probabilities[~outcomes]
     wins = np.heaviside(higher[:, None] - lower, 0.5)
@@ -51,7 +51,7 @@ def auroc(probabilities: Array, outcomes: NDArray[np.bool_], counts: Array) -> A
 
 
 def with_interval(values: Array) -> dict[str, float | None]:
-    """A statistic of `drawn_counts`: that of the runs themselves, and the middle 90 % of the others."""
+    """Value of a statistic on the original sample, and the middle 90 % of its resamples (`drawn_counts`)."""
     low, high = (np.nanquantile(values[1:], (1 + side * INTERVAL) / 2) for side in (-1, 1))
     return {
         name: float(value) if np.isfinite(value) else None
@@ -60,14 +60,14 @@ def with_interval(values: Array) -> dict[str, float | None]:
 
 
 def calibration(probabilities: Array, outcomes: NDArray[np.bool_], counts: Array) -> list[dict[str, Any]]:
-    """Bins of equal count, by probability: their mean probability and the share that collapsed."""
+    """Mean predicted probability and share that collapsed, in bins of equal count. One row per bin."""
     rows = []
-    for places in np.array_split(np.argsort(probabilities, kind="stable"), BINS):
-        drawn = counts[:, places]
+    for members in np.array_split(np.argsort(probabilities, kind="stable"), BINS):
+        drawn = counts[:, members]
         share = np.divide(
-            drawn @ outcomes[places], drawn.sum(-1), out=np.full(len(drawn), np.nan), where=drawn.any(-1)
+            drawn @ outcomes[members], drawn.sum(-1), out=np.full(len(drawn), np.nan), where=drawn.any(-1)
         )
         rows.append(
-            {"runs": len(places), "predicted": float(probabilities[places].mean()), **with_interval(share)}
+            {"runs": len(members), "predicted": float(probabilities[members].mean()), **with_interval(share)}
         )
     return rows

@@ -1,50 +1,63 @@
-"""Rows of the committor study: how often forks of a state collapse, and which signal ranks the states."""
+"""Rows of a committor study: how often forks of a state collapse, and which signal ranks the states."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from meanmode.sim.store.sweep_store import DONE, open_cells
+from meanmode.sim.store.sweep_store import DONE
 from meanmode.sweeps.engine.committor_study import OBSERVABLES, stored_committor
 from meanmode.sweeps.studies.rows import finite
 
 SOON = 20
-"""A shorter horizon, in steps: within the long one nearly every state at too high a rate collapses."""
+"""A shorter horizon, in steps: within the long one nearly every state collapses if the rate is too high."""
 
 
 BOOTSTRAPS = 500
+"""Resamples of the parents, for the interval of a rank correlation."""
 
 
-def committor_rows(path: Path) -> list[dict[str, Any]]:
+def committor_rows(data: xr.Dataset) -> list[dict[str, Any]]:
     """The committor by distance to the onset, and how each observable ranks the states by it.
 
-    `committor`: P(collapse within `within` steps), mean over the states of a distance, one a parent; for the
-    horizon and for `SOON`. `rank_correlation`: Spearman's, of an observable with that P over all states, with
-    a 90 % bootstrap interval over parents.
+    `committor`: P(collapse within `within` steps), mean over the states at a distance, one per parent; for
+    the horizon and for `SOON`. `rank_correlation`: Spearman's, of an observable with that P over all states,
+    with a 90 % bootstrap interval over parents.
 
-    Raises:
-        StoreError: no readable committor.
+    Args:
+        data: a committor study, opened.
     """
-    data = open_cells(path)
     horizon = stored_committor(data.attrs).horizon
     done = data.isel(cell=np.flatnonzero(data["status"].values == DONE))
-    frame = done[["parent", "offset", "fork_onset", *OBSERVABLES]].to_dataframe()
-    rows = [row for within in (min(SOON, horizon), horizon) for row in _rows(frame, within)]
+    rows = []
+    for within in (min(SOON, horizon), horizon):
+        states = states_of(done, within)
+        rows += share_rows(states, within) + rank_rows(states, within)
     empty = dict.fromkeys(("predicted", "predicted_std", "z", "relative_error"))
     return [finite({**row, **empty}) for row in rows]
 
 
-def _rows(frame: pd.DataFrame, within: int) -> list[dict[str, Any]]:
-    states = (
+def states_of(data: xr.Dataset, within: int) -> pd.DataFrame:
+    """One row per state: parent, offset, observables, and the share of its forks `collapsed` by then.
+
+    Args:
+        data: finished cells of a committor.
+        within: steps from the state.
+    """
+    frame = data[["parent", "offset", "fork_onset", *OBSERVABLES]].to_dataframe()
+    return (
         frame.assign(collapsed=(frame["fork_onset"] <= within).astype(float))
         .groupby(["parent", "offset"], as_index=False)
         .mean()
     )
+
+
+def share_rows(states: pd.DataFrame, within: int) -> list[dict[str, Any]]:
+    """P(collapse) by distance to the onset: mean over the states of a distance, one per parent."""
     rows: list[dict[str, Any]] = []
     for offset, of in states.groupby("offset"):
         shares = of["collapsed"].to_numpy()
@@ -53,6 +66,12 @@ def _rows(frame: pd.DataFrame, within: int) -> list[dict[str, Any]]:
         rows.append(
             {**about, "measured": float(shares.mean()), "measured_sem": float(error), "n": len(shares)}
         )
+    return rows
+
+
+def rank_rows(states: pd.DataFrame, within: int) -> list[dict[str, Any]]:
+    """How each observable ranks the states by P(collapse), with a 90 % bootstrap interval over parents."""
+    rows: list[dict[str, Any]] = []
     parents = states["parent"].unique()
     random = np.random.default_rng(0)
     for name in OBSERVABLES:
@@ -66,10 +85,10 @@ def _rows(frame: pd.DataFrame, within: int) -> list[dict[str, Any]]:
 
 
 def _rank(states: pd.DataFrame, name: str, parents: NDArray[Any]) -> float:
-    """Spearman's correlation of an observable with the committor over the states of some parents."""
+    """Spearman's correlation of an observable with the committor over the states of the given parents."""
     own = states["parent"].to_numpy()
-    places = np.concatenate([np.flatnonzero(own == parent) for parent in parents])
-    values, shares = (states[column].to_numpy()[places] for column in (name, "collapsed"))
+    indices = np.concatenate([np.flatnonzero(own == parent) for parent in parents])
+    values, shares = (states[column].to_numpy()[indices] for column in (name, "collapsed"))
     if np.ptp(values) == 0 or np.ptp(shares) == 0:
-        return math.nan  # nothing is ranked
+        return math.nan  # all states are alike
     return float(np.corrcoef(rankdata(values), rankdata(shares))[0, 1])

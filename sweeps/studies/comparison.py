@@ -1,145 +1,114 @@
-"""Predicted against measured: the forecast a store was created with, beside the fronts its cells show."""
+"""What is read out of each kind of store: onsets, forecast against measurement, and Markdown tables."""
 
-import json
-import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy.stats import binomtest
 
-from meanmode.sim.store.sweep_store import DIVERGED, DONE, TODO, open_cells, open_sweep
-from meanmode.sweeps.engine.stored import holds_committor, holds_study
+from meanmode.sim.store.files import StoreError
+from meanmode.sim.store.sweep_store import open_cells
+from meanmode.sweeps.engine.committor_study import Committor
+from meanmode.sweeps.engine.spectrum_study import SpectrumStudy
+from meanmode.sweeps.engine.store_kinds import STORE_KINDS, kind_of
+from meanmode.sweeps.engine.study import Study
+from meanmode.sweeps.engine.sweep import Sweep
 from meanmode.sweeps.studies.committor import committor_rows
 from meanmode.sweeps.studies.critical_rates import effects, study_onsets, study_rows
 from meanmode.sweeps.studies.event_order import first_moves
-from meanmode.sweeps.studies.profiles import profile_rows
-from meanmode.sweeps.studies.rows import Row, finite
-from meanmode.sweeps.studies.token_exponents import exponent_rows
+from meanmode.sweeps.studies.fronts import front_cells, sweep_rows
+from meanmode.sweeps.studies.markdown import front_table, study_tables
+from meanmode.sweeps.studies.rows import Row
+
+Rows = Callable[[xr.Dataset], list[Row]]
 
 
-def onset_cells(path: Path) -> list[Row]:
-    """Every finished cell's coordinates and measured front, None where there is none within its depth.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What is read out of one kind of store; None for what it does not have.
 
-    Those of a study of training runs are of `meanmode.sweeps.studies.critical_rates.study_onsets`.
+    Attributes:
+        onsets: one row per finished cell with its front or onset.
+        rows: predicted and measured values, one row per setting and quantity.
+        tables: Markdown tables of a comparison of such stores, empty if there are none.
     """
-    data = open_cells(path)
-    if holds_study(data.attrs):
-        return study_onsets(path)
-    done = np.flatnonzero(data["status"].values == DONE)
-    fronts = data["front"].values.astype(float)
-    return [
-        {**_coordinates(data, index), "front": None if math.isnan(fronts[index]) else fronts[index]}
-        for index in done
-    ]
+
+    onsets: Rows | None = None
+    rows: Rows | None = None
+    tables: Callable[[dict[str, Any]], str] | None = None
 
 
-def _coordinates(data: xr.Dataset, index: int) -> Row:
-    """The setting of a cell, fixed fields and axes, and its seed."""
-    axes = {axis: data[axis][index].item() for axis in json.loads(data.attrs["axes"])}
-    return {**json.loads(data.attrs["configuration"])["base"], **axes}
+def compared_study(data: xr.Dataset) -> list[Row]:
+    """The cases of a study of training runs, their effects on a baseline, and the order of events."""
+    return study_rows(data) + effects(data) + first_moves(data)
 
 
-def compare_store(path: Path) -> list[Row]:
-    """One row per setting: predicted and measured front, over the seeds that finished.
+READINGS: Mapping[str, Reading] = {
+    Sweep.kind: Reading(onsets=front_cells, rows=sweep_rows, tables=front_table),
+    Study.kind: Reading(onsets=study_onsets, rows=compared_study, tables=study_tables),
+    SpectrumStudy.kind: Reading(),
+    Committor.kind: Reading(rows=committor_rows),
+}
+"""Kind of store (`meanmode.sweeps.engine.store_kinds`) -> what is read out of it."""
 
-    The statistic is the mean over seeds. Where some seeds show no front within the depth, both sides are the
-    restricted mean of min(front, depth), which censoring does not bias (`front_restricted`); where neither
-    side has a front, `predicted` and `measured` are None (`no_front`). `predicted_fraction` is None where the
-    theory is silent. `z` counts measured standard errors. Of a study of training runs: its cases, and what
-    they do to a baseline where it has one (`meanmode.sweeps.studies.critical_rates`).
+
+def onset_cells(data: xr.Dataset) -> list[Row]:
+    """Coordinates and measured front or onset of every finished cell of an opened store.
 
     Raises:
-        StoreError: no readable sweep.
+        StoreError: a kind of store whose cells have no onset.
     """
-    data = open_cells(path)
-    if holds_study(data.attrs):
-        return study_rows(path) + effects(path) + first_moves(path)
-    if holds_committor(data.attrs):
-        return committor_rows(path)
-    fronts, status = data["front"].values.astype(float), data["status"].values
-    settings: dict[tuple[Any, ...], list[int]] = {}
-    for index in range(data.sizes["cell"]):
-        coordinates = _coordinates(data, index)
-        del coordinates["seed"]
-        settings.setdefault(tuple(coordinates.items()), []).append(index)
-    rows = []
-    for coordinates, members in settings.items():
-        done = [index for index in members if status[index] == DONE]
-        forecast = {
-            name: float(data[name].values[members[0]])
-            for name in data.data_vars
-            if name.startswith("predicted") and data[name].dims == ("cell",)
-        }
-        row = {**dict(coordinates), **_compared(forecast, fronts[done], dict(coordinates)["depth"])}
-        row["n_to_do"] = sum(status[index] == TODO for index in members).item()
-        row["n_diverged"] = sum(status[index] == DIVERGED for index in members).item()
-        rows.append(row)
-        if done and "amplification" in data:
-            profiles = profile_rows(data, done, dict(coordinates)["depth"])
-            rows += [finite({**dict(coordinates), **profile}) for profile in profiles]
-    return rows
+    return _read(READINGS[kind_of(data.attrs)].onsets, data, "no onsets")
 
 
-def _compared(forecast: dict[str, float], fronts: np.ndarray, depth: int) -> Row:
-    count, collapsed = len(fronts), int(np.isfinite(fronts).sum())
-    fraction = forecast["predicted_fraction"]
-    quantity, predicted, spread = "front", forecast["predicted_front"], forecast["predicted_front_std"]
-    # how surprising the number of collapsed seeds is under the forecast (two-sided binomial)
-    surprise = math.nan
-    if count and not math.isnan(fraction):
-        surprise = float(binomtest(collapsed, count, min(max(fraction, 0.0), 1.0)).pvalue)
-    if math.isnan(fraction):
-        predicted, spread = math.nan, math.nan
-        if collapsed < count:
-            quantity = "front_restricted" if collapsed else "no_front"
-    elif count and collapsed == 0 and (1 - fraction) ** count > 0.01:
-        quantity, predicted, spread = "no_front", math.nan, math.nan
-    elif count and (collapsed < count or fraction < 0.99):
-        quantity = "front_restricted"
-        predicted, spread = forecast["predicted_restricted"], forecast["predicted_restricted_std"]
-    measured, deviation = math.nan, math.nan
-    if count and quantity != "no_front":
-        seen = np.where(np.isnan(fronts), depth, fronts)
-        measured, deviation = float(seen.mean()), float(seen.std(ddof=1)) if count > 1 else math.nan
-    error = deviation / math.sqrt(count) if count else math.nan
-    row = {
-        "quantity": quantity,
-        "predicted": predicted,
-        "predicted_std": spread,
-        "measured": measured,
-        "measured_std": deviation,
-        "measured_sem": error,
-        "n": count,
-        "n_collapsed": collapsed,
-        "predicted_fraction": fraction,
-        "fraction_p": surprise,
-        "z": (measured - predicted) / error if error > 0 else math.nan,
-        "relative_error": (predicted - measured) / measured if measured else math.nan,
-        "spread_ratio": spread / deviation if deviation > 0 else math.nan,
-    }
-    return finite(row)
+def compare_store(data: xr.Dataset) -> list[Row]:
+    """Predicted and measured values of an opened store, one row per setting and quantity.
+
+    Raises:
+        StoreError: a kind of store for which nothing is compared.
+    """
+    return _read(READINGS[kind_of(data.attrs)].rows, data, "nothing to compare")
 
 
-def _exponents(path: Path) -> list[Row]:
-    """The token exponents of a finished grid over tokens and adjoint cosine, else nothing."""
-    axes = json.loads(open_cells(path).attrs["axes"])
-    if not {"tokens", "adjoint_cosine"} <= set(axes):
-        return []
-    data = open_sweep(path)
-    if data.sizes["tokens"] < 2 or "amplification" not in data or not (data["status"] == DONE).all():
-        return []
-    base = {**json.loads(data.attrs["configuration"])["base"], "tokens": None}
-    return [finite({**base, **row}) for row in exponent_rows(data)]
+def _read(rows: Rows | None, data: xr.Dataset, lacks: str) -> list[Row]:
+    if rows is None:
+        raise StoreError(f"{data.attrs['name']} holds {STORE_KINDS[kind_of(data.attrs)].title}: {lacks}")
+    return rows(data)
 
 
-def compare(paths: list[Path]) -> dict[str, Any]:
-    """Rows of all stores; median and mean |relative error| over those with numbers on both sides."""
-    rows = [row for path in paths for row in compare_store(path) + _exponents(path)]
+def compare(paths: Sequence[Path]) -> dict[str, Any]:
+    """Rows of all stores, the kinds of these, and median and mean |relative error| of the predictions.
+
+    Raises:
+        StoreError: no readable store, or one for which nothing is compared.
+    """
+    rows, kinds = [], []
+    for path in paths:
+        data = open_cells(path)
+        rows += compare_store(data)
+        kinds.append(kind_of(data.attrs))
     errors = [abs(row["relative_error"]) for row in rows if row["relative_error"] is not None]
     return {
         "rows": rows,
+        "kinds": list(dict.fromkeys(kinds)),
         "median_abs_relative_error": float(np.median(errors)) if errors else None,
         "mean_abs_relative_error": float(np.mean(errors)) if errors else None,
     }
+
+
+def as_tables(document: dict[str, Any]) -> str:
+    """A comparison as Markdown tables.
+
+    Raises:
+        ValueError: stores of several kinds, or of one that has no tables.
+    """
+    if len(document["kinds"]) != 1:
+        raise ValueError(f"tables are of one kind of store, got {', '.join(document['kinds'])}")
+    tables = READINGS[document["kinds"][0]].tables
+    text = "" if tables is None else tables(document)
+    if not text:
+        quantities = ", ".join(sorted({row["quantity"] for row in document["rows"]}))
+        raise ValueError(f"there is no Markdown table of {quantities}: leave out --markdown")
+    return text

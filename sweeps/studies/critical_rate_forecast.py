@@ -1,17 +1,15 @@
-"""Forecasts of critical rates: fitted on measured ramps, anchored rivals beside them, written once."""
+"""Forecasts of critical rates: law O2 and a power law fitted on measured ramps, and the rivals of law O1."""
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.sim.store.provenance import provenance
-from meanmode.sim.store.sweep_store import open_cells
-from meanmode.sweeps.engine.study import Study, stored_study
+from meanmode.sweeps.engine.store_kinds import OpenedStudy
+from meanmode.sweeps.engine.study import Study
 from meanmode.sweeps.statistics.censoring import INTERVAL
 from meanmode.sweeps.statistics.power_law import PowerLaw
 from meanmode.sweeps.studies.forecast_files import store_hash
@@ -19,52 +17,46 @@ from meanmode.sweeps.studies.rows import finite
 from meanmode.theory.laws.rivals import RIVALS
 from meanmode.theory.onset.functional_law import FunctionalLaw, Ramp, forecast
 
-Array = NDArray[np.float64]
-
 
 def slope_of(run: RunConfig) -> float:
-    """Learning rate gained a step at the start of a run."""
+    """Learning rate gained per step at the start of a run."""
     return run.training.learning_rate(run.model.depth).slope
 
 
-def ramps_of(path: Path) -> dict[str, list[Ramp]]:
-    """The runs of a study of ramps, by case; the onset of one that did not collapse is 0.
-
-    Raises:
-        StoreError: no readable study.
-    """
-    data = open_cells(path)
+def ramps_of(source: OpenedStudy) -> dict[str, list[Ramp]]:
+    """The runs of a study of ramps, by case; the onset of a run that did not collapse is 0."""
+    data = source.data
     found: dict[str, list[Ramp]] = {}
-    for place, cell in enumerate(stored_study(data.attrs).cells):
-        collapsed = math.isfinite(data["critical_rate"].values[place])
-        sizes = data["functional_step"].values[place].astype(float)
+    for index, cell in enumerate(source.study.cells):
+        collapsed = math.isfinite(data["critical_rate"].values[index])
+        sizes = data["functional_step"].values[index].astype(float)
         steps = 1 + np.flatnonzero(sizes > 0)
         ramp = Ramp(
             depth=cell.run.model.depth,
-            onset=int(data["onset_step"].values[place]) if collapsed else 0,
+            onset=int(data["onset_step"].values[index]) if collapsed else 0,
             steps=steps,
             rates=slope_of(cell.run) * steps,
             functional_steps=sizes[steps - 1],
         )
-        found.setdefault(str(data["case"].values[place]), []).append(ramp)
+        found.setdefault(str(data["case"].values[index]), []).append(ramp)
     return found
 
 
-def measured_ramps(paths: Sequence[Path]) -> list[Ramp]:
-    """The collapsed runs of studies.
+def measured_ramps(sources: Sequence[OpenedStudy]) -> list[Ramp]:
+    """The collapsed runs of studies of ramps.
 
     Raises:
-        StoreError: no readable study.
-        ValueError: not a single collapse.
+        ValueError: no run collapsed.
     """
-    runs = [run for path in paths for group in ramps_of(path).values() for run in group if run.onset]
+    runs = [run for source in sources for group in ramps_of(source).values() for run in group if run.onset]
     if not runs:
-        raise ValueError(f"no run of {', '.join(map(str, paths))} collapsed: there is nothing to fit")
+        paths = ", ".join(str(source.path) for source in sources)
+        raise ValueError(f"no run of {paths} collapsed: there is nothing to fit")
     return runs
 
 
 def anchor(ramps: Sequence[Ramp]) -> tuple[float, float, float]:
-    """Median critical rate, slope and depth of the group of most runs, the middle one of equals."""
+    """Median critical rate, slope and depth of the largest group of runs; the middle one of equally large."""
     groups: dict[tuple[float, float], list[float]] = {}
     for ramp in ramps:
         groups.setdefault((ramp.depth, round(ramp.slope, 12)), []).append(ramp.slope * ramp.onset)
@@ -75,29 +67,29 @@ def anchor(ramps: Sequence[Ramp]) -> tuple[float, float, float]:
 
 
 def forecast_document(
-    study: Study, sources: Sequence[Path], *, written: str, pilots: Path | None = None
+    study: Study, sources: Sequence[OpenedStudy], *, written: str, pilots: OpenedStudy | None = None
 ) -> dict[str, Any]:
-    """What is predicted for every case of a study.
+    """The forecast of the critical rate of every case of a study.
 
-    `predicted`: the law of the functional step (O2), and `predicted_power_law`: a straight line through the
-    logarithms, where the measured runs have several depths; and each rival of law O1, anchored at the
-    measured group of most runs.
+    If the measured runs have several depths, `predicted` is by the law of the functional step (O2) and
+    `predicted_power_law` by a straight line through the logarithms. Every rival of law O1 is anchored at the
+    largest measured group of runs.
 
     Args:
-        study: of ramps.
+        study: a study of ramps.
         sources: measured studies.
-        written: date, and what was known.
-        pilots: a study with cases of the same labels, of which only the first steps were run: the law then
-            takes its gains from them.
+        written: date of the forecast, and what was known then.
+        pilots: a study with the same case labels whose runs are only the first steps; the law then takes its
+            gains from them.
 
     Raises:
-        StoreError, ValueError: no measured ramps, or a case without a pilot.
+        ValueError: no measured ramps, or a case without a pilot.
     """
     ramps = measured_ramps(sources)
     first_steps = {} if pilots is None else ramps_of(pilots)
     missing = [case.label for case in study.cases if first_steps and case.label not in first_steps]
-    if missing:
-        raise ValueError(f"{pilots} has no pilot of {', '.join(missing)}")
+    if pilots is not None and missing:
+        raise ValueError(f"{pilots.path} has no pilot of {', '.join(missing)}")
     rate, slope, depth = anchor(ramps)
     depths = np.array([ramp.depth for ramp in ramps], float)
     several = len(set(depths)) > 1
@@ -124,7 +116,7 @@ def forecast_document(
         "study": study.name,
         "quantity": "critical_rate",
         "written": written,
-        "made_from": {str(path): store_hash(path) for path in (*sources, *([pilots] if pilots else []))},
+        "made_from": {str(of.path): store_hash(of.data) for of in (*sources, *([pilots] if pilots else []))},
         "anchor": {"critical_rate": rate, "slope": slope, "depth": depth},
         "law": None if law is None else law.document(),
         "power_law": None if power is None else vars(power),

@@ -1,44 +1,40 @@
-"""Studies of training runs: predicted against measured critical rates, and each case against a baseline."""
+"""Rows of studies of training runs: predicted and measured critical rates, and effects on a baseline."""
 
 # R runs
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from meanmode.sim.store.sweep_store import DIVERGED, DONE, TODO, open_cells
+from meanmode.sim.store.sweep_store import DIVERGED, DONE, TODO
 from meanmode.sweeps.engine.study import Study, stored_study
 from meanmode.sweeps.engine.study_variables import KINDS
 from meanmode.sweeps.statistics.censoring import INTERVAL, Estimate, Samples, estimated, estimated_ratio
+from meanmode.sweeps.statistics.power_law import PowerLaw
 from meanmode.sweeps.studies.rows import Row, finite
 
 BASELINES = ("plain", "nothing")
-"""Cases that others are compared with, where they come first: of a study, or of those of one rung."""
+"""Labels of cases that others are compared with, if they come first in the study or in their rung."""
 
 
 LOSS_STEPS = 15
-"""Steps whose median is the loss of a run."""
+"""The loss of a run is the median over this many steps."""
 
 
 LOSS_SHARE = 0.6
-"""The loss is that before this share of the baseline's median onset step."""
+"""The loss is taken before this share of the baseline's median onset step."""
 
 
 RAMPS = ("ramp", "depth_ramp")
+"""Schedules whose learning rate grows until the end."""
 
 
-def study_onsets(path: Path) -> list[Row]:
-    """Every finished run's coordinates, onset step, its kind and the rate there; None where there is none.
-
-    Raises:
-        StoreError: no readable study.
-    """
-    data = open_cells(path)
+def study_onsets(data: xr.Dataset) -> list[Row]:
+    """Coordinates, onset step, kind and critical rate of every finished run; None where there is none."""
     study = stored_study(data.attrs)
     rows = []
     for index in np.flatnonzero(data["status"].values == DONE):
@@ -55,20 +51,19 @@ def study_onsets(path: Path) -> list[Row]:
     return [finite(row) for row in rows]
 
 
-def study_rows(path: Path) -> list[Row]:
+def study_rows(data: xr.Dataset) -> list[Row]:
     """One row per case: predicted and measured critical rate, over the runs that finished.
 
-    The statistic is the median over runs; one that ended without a collapse counts as above its last rate.
-    Where these leave the median open, `measured` is None and `measured_at_least` says what it exceeds.
-    `measured_low`, `measured_high` and `measured_sem` are of a bootstrap over runs, the interval one of 90 %.
-    `z` counts measured standard errors. `covered`: the forecast interval, which is of the median of as many
-    runs, holds the measured median. For every rival forecast its `error_`, relative to `measured` too.
-    Runs at a constant rate have no critical one: their quantity is `onset_step`, censored at the last step.
+    The statistic is the median over runs; a run without a collapse counts as above its last rate. Where these
+    leave the median open, `measured` is None and `measured_at_least` is a lower bound. `measured_low` and
+    `measured_high` (90 %) and `measured_sem` come from a bootstrap over runs. `z` is in units of
+    `measured_sem`. `covered`: the forecast interval, which is one of the median of as many runs, contains the
+    measured median. Every rival forecast has its `error_`, also relative to `measured`. Runs at a constant
+    rate have no critical rate: their quantity is `onset_step`, censored at the last step.
 
-    Raises:
-        StoreError: no readable study.
+    Args:
+        data: a study of labelled runs, opened.
     """
-    data = open_cells(path)
     study = stored_study(data.attrs)
     forecasts = [
         name for name in map(str, data.data_vars) if name.startswith("predicted") and data[name].ndim == 1
@@ -94,23 +89,22 @@ def study_rows(path: Path) -> list[Row]:
     return rows
 
 
-def effects(path: Path) -> list[Row]:
-    """What every case of a study does to the critical rate and the loss, against the first of its rung.
+def effects(data: xr.Dataset) -> list[Row]:
+    """Effect of every case on the critical rate and the loss, relative to the first case of its rung.
 
-    A rung is what the labels of cases share before a colon, or the whole study; nothing is compared where its
-    first case is none of `BASELINES`. Runs of one seed share weights and data: statistics are over the seeds
-    that finished on both sides, and both are resampled alike.
+    A rung is the cases whose labels share the text before a colon, or the whole study; a rung whose first
+    case is not one of `BASELINES` is skipped. Runs with the same seed share weights and data: statistics are
+    over the seeds that finished on both sides, and both sides are resampled alike.
 
-    `critical_rate_ratio`: the median over the baseline's; where runs without a collapse leave it open,
-    `measured` is None and `measured_at_least` a lower bound. `loss`: the median over runs of the median loss
-    of the `LOSS_STEPS` steps before step `at_step`, the same one for all of a rung: 0.6 of the median onset
-    step of the baseline, rounded to 10. `difference` is the median of the differences of pairs. A run that
-    ended before counts as worse than any; where these are half of them, the number is None.
+    `critical_rate_ratio`: the median divided by the baseline's; where runs without a collapse leave it open,
+    `measured` is None and `measured_at_least` a lower bound. `loss`: median over runs of the median loss in
+    the `LOSS_STEPS` steps before step `at_step`, which is the same for a whole rung: 0.6 of the baseline's
+    median onset step, rounded to 10. `difference` is the median difference of pairs. A run that ended earlier
+    counts as worse than any other; where half of the runs did, the number is None.
 
-    Raises:
-        StoreError: no readable study.
+    Args:
+        data: a study of labelled runs, opened.
     """
-    data = open_cells(path)
     study = stored_study(data.attrs)
     rungs: dict[str, list[int]] = {}
     for case, of in enumerate(study.cases):
@@ -156,7 +150,7 @@ def _effect(study: Study, data: xr.Dataset, case: int, baseline: int, step: int)
 
 
 def _losses(data: xr.Dataset, members: NDArray[np.int64], step: int) -> NDArray[np.float64]:
-    """The loss before a step of every run [R]; infinite of one that ended before."""
+    """Loss of every run before a step [R]; infinite for a run that ended earlier."""
     losses = data["loss"].values[members, max(step - 1 - LOSS_STEPS, 0) : step - 1].astype(float)
     return np.where(np.isfinite(losses).all(1), np.median(losses, axis=1), np.inf)
 
@@ -174,12 +168,12 @@ def _finished(data: xr.Dataset, members: NDArray[np.int64]) -> NDArray[np.int64]
 
 
 def _samples(study: Study, data: xr.Dataset, members: NDArray[np.int64], quantity: str) -> Samples:
-    """The critical rates of runs, or the steps of their collapses."""
+    """Critical rates of runs, or onset steps of their collapses; censored for the others."""
     values = data[quantity].values[members].astype(float)
     collapsed = data["onset_kind"].values[members] == KINDS.index("mean_mode")
     ends = data["last_step"].values[members].astype(float)
     if quantity == "critical_rate":
-        # of a run that ended by itself some stores have no last rate: that of a step without an update
+        # some stores have no last rate of a run that diverged: its last step has no update
         known = data["last_rate"].values[members]
         ends = np.where(
             np.isnan(known), [_rate(study, *at) for at in zip(members, ends - 1, strict=True)], known
@@ -231,3 +225,32 @@ def _compared(forecast: dict[str, float], found: Estimate) -> Row:
 def _rivals(names: Sequence[str]) -> list[str]:
     """Forecasts beside the first one, without the ends of intervals."""
     return [name for name in names if name.startswith("predicted_") and not name.endswith(("_low", "_high"))]
+
+
+def exponent_over_runs(data: xr.Dataset, axis: str) -> PowerLaw | None:
+    """The power law of the critical rates of collapsed runs in an axis; None for runs at a single value.
+
+    Args:
+        data: cells of a study.
+        axis: `depth` or `slope`.
+    """
+    known = data["critical_rate"].notnull().values
+    x, rates = (data[name].values[known].astype(float) for name in (axis, "critical_rate"))
+    return PowerLaw.fit(x, rates) if len(x) > 2 and len(set(x.tolist())) > 1 else None
+
+
+def forecast_errors(rows: Sequence[Row], within: float) -> dict[str, Row]:
+    """Forecast -> median |relative error| over the cases with a measured median, and how many are `within`.
+
+    Args:
+        rows: of `study_rows`.
+        within: |relative error| that counts as close.
+    """
+    found = {}
+    for name in ("predicted", *_rivals(list(rows[0]))):
+        error = "relative_error" if name == "predicted" else f"error_{name.removeprefix('predicted_')}"
+        sizes = [abs(row[error]) for row in rows if row.get(error) is not None]
+        if sizes:
+            close = sum(size <= within for size in sizes)
+            found[name] = {"median": float(np.median(sizes)), "within": close, "n": len(sizes)}
+    return found

@@ -1,6 +1,4 @@
-"""How well the detector finds collapses: labelled runs of studies, as logged and with less of them."""
-
-# R runs
+"""Score the detector on the labelled runs of studies, with all of their telemetry or less of it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,21 +13,22 @@ from tqdm import tqdm
 from meanmode.sim.onset.detector import alarms
 from meanmode.sim.onset.training_onset import WINDOW
 from meanmode.sim.store.sweep_store import DONE
-from meanmode.sweeps.engine.study import open_study, telemetry_of
+from meanmode.sweeps.engine.store_kinds import open_study
+from meanmode.sweeps.engine.study import telemetry_of
 from meanmode.sweeps.engine.study_variables import KINDS, TELEMETRY
 
 INTERVALS = 3
-"""Logging intervals behind the onset within which a collapse counts as found."""
+"""Logging intervals after the onset within which a collapse counts as found."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """What the detector is shown of a run.
+    """The part of a run's telemetry that the detector is shown.
 
     Attributes:
-        every: steps between logged ones.
-        signals: of `TELEMETRY`.
-        renamed: whether they bear names that it does not know.
+        every: logging interval in steps.
+        signals: names of the series shown, from `TELEMETRY`.
+        renamed: whether the series carry names that the detector does not know.
     """
 
     every: int = 1
@@ -46,6 +45,7 @@ VIEWS: Mapping[str, View] = {
     "loss and gradient norm": View(signals=("loss", "grad_norm")),
     "loss and gradient norm, every 10 steps": View(every=10, signals=("loss", "grad_norm")),
 }
+"""Name -> view, one row of the table each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,9 @@ class Labelled:
     """A run with its label.
 
     Attributes:
-        series: what was logged, over `step`.
-        onset: step of a mean_mode collapse, None without.
-        healthy: whether it neither collapsed nor diverged.
+        series: telemetry, over `step`.
+        onset: onset step of a mean-mode collapse, None without one.
+        healthy: whether the run neither collapsed nor diverged.
     """
 
     series: xr.Dataset
@@ -65,15 +65,16 @@ class Labelled:
 
 @dataclass(kw_only=True)
 class Score:
-    """What became of the runs of a view.
+    """Score of the detector on one view of the runs.
 
     Attributes:
-        collapsed: runs with an onset.
-        found: of them, with an alarm at most `WINDOW` steps before the onset and `INTERVALS` behind it.
-        leads: steps from the alarm to the onset, of those that were found.
-        healthy: runs without.
-        false: alarms in healthy runs, and those more than `WINDOW` steps before an onset.
-        logged: samples in which there could have been one.
+        collapsed: number of runs that collapsed.
+        found: number of these with an alarm between `WINDOW` steps before the onset and `INTERVALS` logging
+            intervals after it.
+        leads: steps from the alarm to the onset, for every collapse that was found.
+        healthy: number of runs that neither collapsed nor diverged.
+        false: number of alarms in healthy runs, or more than `WINDOW` steps before an onset.
+        logged: number of logged steps in which an alarm would have been false.
     """
 
     collapsed: int = 0
@@ -84,7 +85,7 @@ class Score:
     logged: int = 0
 
     def row(self, name: str) -> dict[str, Any]:
-        """As a row of a table, with 90 % intervals (Clopper-Pearson; of a Poisson count)."""
+        """The score as a row of a table, with 90 % intervals (Clopper-Pearson; Poisson)."""
         interval = binomtest(self.found, self.collapsed).proportion_ci(0.9) if self.collapsed else None
         upper = poisson_upper(self.false)
         return {
@@ -103,33 +104,33 @@ class Score:
 
 
 def poisson_upper(count: int, probability: float = 0.95) -> float:
-    """The mean at which a count of at most this has the remaining probability."""
+    """Upper confidence bound of the mean of a Poisson count."""
     return float(chi2.ppf(probability, 2 * (count + 1)) / 2)
 
 
 def labelled_runs(paths: Sequence[Path]) -> list[Labelled]:
-    """The finished runs of studies.
+    """The finished runs of studies with their labels.
 
     Raises:
-        StoreError: no readable study.
+        StoreError: no readable study of labelled runs.
     """
     found = []
     for path in paths:
         data = open_study(path)
-        for place in np.flatnonzero(data["status"].values == DONE):
-            kind = KINDS[int(data["onset_kind"].values[place])]
-            series = telemetry_of(data, place)
-            onset = int(data["onset_step"].values[place]) if kind == "mean_mode" else None
+        for index in np.flatnonzero(data["status"].values == DONE):
+            kind = KINDS[int(data["onset_kind"].values[index])]
+            series = telemetry_of(data, index)
+            onset = int(data["onset_step"].values[index]) if kind == "mean_mode" else None
             found.append(Labelled(series=series, onset=onset, healthy=kind == "none"))
     return found
 
 
 def seen(run: Labelled, view: View) -> xr.Dataset:
-    """What a view shows of a run; a row without any value is left out."""
+    """The telemetry of a run that a view shows."""
     series = run.series[[name for name in view.signals if name in run.series]]
     series = series.isel(step=slice(view.every - 1, None, view.every))
     return (
-        series.rename({name: f"signal_{place}" for place, name in enumerate(series)})
+        series.rename({name: f"signal_{number}" for number, name in enumerate(series)})
         if view.renamed
         else series
     )
@@ -138,7 +139,7 @@ def seen(run: Labelled, view: View) -> xr.Dataset:
 def score(
     runs: Sequence[Labelled], view: View, *, raised: Callable[[xr.Dataset], Sequence[Any]] = alarms
 ) -> Score:
-    """How the detector does on runs, of which those that diverged without a collapse are left out."""
+    """Score the detector on a view of runs; runs that diverged without a collapse are left out."""
     found = Score()
     for run in runs:
         if run.onset is None and not run.healthy:
@@ -162,10 +163,10 @@ def score(
 
 
 def detection_rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """One row a view, over the finished runs of all studies.
+    """One row per view, over the finished runs of all studies.
 
     Raises:
-        StoreError: no readable study.
+        StoreError: no readable study of labelled runs.
     """
     runs = labelled_runs(paths)
     return [score(runs, view).row(name) for name, view in tqdm(VIEWS.items(), desc="detection", leave=False)]

@@ -1,4 +1,4 @@
-"""Forecast files: written once, with hashes of the data they were made from."""
+"""Forecast files: written once, with hashes of the data they were made from, and taken along by a study."""
 
 import dataclasses
 import hashlib
@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from meanmode.sim.store.files import StoreExistsError
-from meanmode.sim.store.sweep_store import open_cells
+from meanmode.sweeps.engine.plan import Plan
 from meanmode.sweeps.engine.study import Study
-from meanmode.sweeps.engine.sweep import Sweep
 
 
-def store_hash(path: Path) -> str:
-    """Hash of all measured numbers of a study, whatever files hold them."""
-    data = open_cells(path)
+def store_hash(data: xr.Dataset) -> str:
+    """Hash of all measured numbers of an opened study, independent of the files that hold them."""
     hashed = hashlib.sha256()
     for name in ("onset_step", "onset_kind", "critical_rate", "loss"):
         hashed.update(np.ascontiguousarray(data[name].values).tobytes())
@@ -25,10 +24,10 @@ def store_hash(path: Path) -> str:
 
 
 def write_forecast(document: Mapping[str, Any], path: Path) -> None:
-    """Write a forecast down, once.
+    """Write a forecast, once.
 
     Raises:
-        StoreExistsError: there is one already.
+        StoreExistsError: the file exists already.
     """
     if path.exists():
         raise StoreExistsError(
@@ -38,11 +37,24 @@ def write_forecast(document: Mapping[str, Any], path: Path) -> None:
     path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
-def with_forecast(study: Sweep | Study, path: Path) -> Study:
-    """The study with the forecast of a file.
+def read_forecast(path: Path) -> dict[str, Any]:
+    """Read a forecast.
 
     Raises:
-        ValueError: a file that is none, of another study or of waiting times, or without a case; or no study.
+        ValueError: no such file, or one that holds no JSON object.
+    """
+    try:
+        return dict(json.loads(path.read_text()))
+    except (FileNotFoundError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no forecast ({error}): name its folder with --forecasts") from error
+
+
+def with_forecast(study: Plan, path: Path) -> Study:
+    """The study with the forecast of a file, which its store will hold.
+
+    Raises:
+        ValueError: no study of training runs, or a file that holds no forecast, one of another study or of
+            waiting times, or one that lacks a case.
     """
     if not isinstance(study, Study):
         raise ValueError(f"{study.name} has a forecast of its own: a file is for studies of training runs")
@@ -53,7 +65,7 @@ def with_forecast(study: Sweep | Study, path: Path) -> Study:
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no forecast of a study ({error})") from error
     if "half_rates" in document:
-        raise ValueError(f"{path} is of waiting times: it is read by mms waiting, no run takes it along")
+        raise ValueError(f"{path} is a forecast of waiting times: mms waiting reads it, a run takes none")
     if name != study.name:
         raise ValueError(f"{path} is a forecast of {name}, not of {study.name}")
     missing = [case.label for case in study.cases if case.label not in rows]

@@ -1,31 +1,30 @@
-"""Comparisons as the Markdown tables of the README."""
+"""Comparisons of forecast and measurement as Markdown tables."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from meanmode.sweeps.engine.setting_fields import SETTING_FIELDS
+from meanmode.sweeps.studies.rows import Row
 
-Row = dict[str, Any]
+SIDES = (("predicted", "predicted_std"), ("measured", "measured_sem"))
+"""Columns of a front and of its error."""
 
 
-def as_tables(document: dict[str, Any]) -> str:
-    """The tables of whatever was compared."""
-    kinds = {row["quantity"] for row in document["rows"]}
-    if "critical_rate_ratio" in kinds:
-        order = order_table(document["rows"]) if "first_move" in kinds else ""
-        return "\n\n".join(filter(None, (effect_table(document["rows"]), order)))
-    if "critical_rate" in kinds:
-        return critical_rate_table(document["rows"])
-    if not any("predicted_fraction" in row for row in document["rows"]):
-        raise ValueError(f"there is no Markdown table of {', '.join(sorted(kinds))}: leave out --markdown")
-    return front_table(document)
+def study_tables(document: dict[str, Any]) -> str:
+    """Studies of training runs: effects on a baseline and the order of events, or else critical rates."""
+    rows = document["rows"]
+    quantities = {row["quantity"] for row in rows}
+    if "critical_rate_ratio" in quantities:
+        return "\n\n".join([effect_table(rows), *([order_table(rows)] if "first_move" in quantities else [])])
+    return critical_rate_table(rows) if "critical_rate" in quantities else ""
 
 
 def front_table(document: dict[str, Any]) -> str:
-    """Fronts: the fields that vary, then predicted against measured."""
+    """Fronts: the fields that vary, then predicted and measured values; one line per setting."""
     rows = [row for row in document["rows"] if "n_collapsed" in row]
     body = []
     for row in rows:
-        sides = [_place(row["predicted"], row["predicted_std"]), _place(row["measured"], row["measured_sem"])]
+        sides = [_with_error(row[of], row[error]) for of, error in SIDES]
         if row["quantity"] == "no_front":
             sides = ["none", f"none in {row['depth']} blocks"]
         if row["predicted_fraction"] is None:
@@ -42,7 +41,7 @@ def front_table(document: dict[str, Any]) -> str:
 
 
 def profile_table(document: dict[str, Any]) -> str:
-    """Profiles: rms of TCS, and A of both writers at its largest with the worst error before the front."""
+    """Profiles: rms error of TCS; for both writers the largest A, and its worst error before the front."""
     settings: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in document["rows"]:
         key = tuple(row[name] for name in SETTING_FIELDS if name in row)
@@ -53,7 +52,7 @@ def profile_table(document: dict[str, Any]) -> str:
         cells = [f"{group['tcs_profile']['rms_error']:.3f}", f"{group['tcs_profile']['rms_seed_error']:.3f}"]
         for writer in ("attn", "ffn"):
             row = group[f"amplification_{writer}"]
-            cells += [f"{row['predicted']:.1f}", _place(row["measured"], row["measured_sem"])]
+            cells += [f"{row['predicted']:.1f}", _with_error(row["measured"], row["measured_sem"])]
             cells.append(_ratio(row["worst_relative_error"], "+.1%"))
         body.append(cells)
     heads = ["TCS rms, seed mean", "TCS rms, a seed"]
@@ -63,7 +62,7 @@ def profile_table(document: dict[str, Any]) -> str:
 
 
 def exponent_text(document: dict[str, Any], distance: int) -> str:
-    """Token exponents some blocks above the loss, predicted against measured, for every adjoint cosine."""
+    """Predicted and measured token exponents at a distance (blocks) from the loss, by adjoint cosine."""
     rows = [row for row in document["rows"] if row.get("blocks_from_loss") == distance]
     return "; ".join(
         f"{row['predicted']:.2f} against {row['measured']:.2f} +- {row['measured_sem']:.2f} "
@@ -75,17 +74,23 @@ def exponent_text(document: dict[str, Any], distance: int) -> str:
 def _table(rows: list[Row], heads: list[str], body: list[list[str]]) -> str:
     varied = [name for name in SETTING_FIELDS if name in rows[0] and len({row[name] for row in rows}) > 1]
     varied = [name for name in varied if name != "depth"]
-    lines = ["| " + " | ".join([*varied, *heads]) + " |", "|" + " --- |" * (len(varied) + len(heads))]
-    for row, cells in zip(rows, body, strict=True):
-        lines.append("| " + " | ".join([*(_field(row[name]) for name in varied), *cells]) + " |")
-    return "\n".join(lines)
+    lines = zip(rows, body, strict=True)
+    return pipe_table(
+        [*varied, *heads], [[*(_field(row[name]) for name in varied), *cells] for row, cells in lines]
+    )
+
+
+def pipe_table(heads: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, one line per row of the body."""
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in body)])
 
 
 def _field(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _place(value: float | None, error: float | None) -> str:
+def _with_error(value: float | None, error: float | None) -> str:
     return "-" if value is None else f"{value:.1f}" if error is None else f"{value:.1f} +- {error:.1f}"
 
 
@@ -94,53 +99,51 @@ def _ratio(value: float | None, form: str) -> str:
 
 
 def critical_rate_table(rows: list[Row]) -> str:
-    """Studies of ramps: critical rates, forecast before and measured, and what rate sqrt(L) alone says."""
-    lines = [
-        "| case | forecast (90 %) | measured (90 %) | collapsed | error | of rate ~ L^(-1/2) alone |",
-        "|" + " --- |" * 6,
-    ]
+    """Critical rates under ramps, forecast and measured, and the error of the power law in depth alone."""
+    heads = ("case", "forecast (90 %)", "measured (90 %)", "collapsed", "error", "of rate ~ L^(-1/2) alone")
+    body = []
     for row in rows:
-        measured = _interval(row["measured"], row["measured_low"], row["measured_high"])
+        measured = with_ends(row["measured"], row["measured_low"], row["measured_high"])
         if row["measured"] is None and row["measured_at_least"] is not None:
             measured = f"above {row['measured_at_least']:.3g}"
         cells = [
             row["case"],
-            _interval(row["predicted"], row["predicted_low"], row["predicted_high"]),
+            with_ends(row["predicted"], row["predicted_low"], row["predicted_high"]),
             measured,
             f"{row['n_collapsed']} of {row['n']}",
             _ratio(row["relative_error"], "+.0%"),
             _ratio(row.get("error_power_law"), "+.0%"),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        body.append(cells)
+    return pipe_table(heads, body)
 
 
 def effect_table(rows: list[Row]) -> str:
-    """Interventions and stabilisers: the critical rate over the baseline's, and the loss at equal steps."""
+    """Interventions and stabilisers: critical rate relative to the baseline, and loss at the same step."""
     ratios = {row["case"]: row for row in rows if row["quantity"] == "critical_rate_ratio"}
     losses = {row["case"]: row for row in rows if row["quantity"] == "loss"}
     collapsed = {row["case"]: row for row in rows if row["quantity"] == "critical_rate"}
-    lines = [
-        "| case | collapsed | critical rate over the baseline's (90 %) | loss less the baseline's (90 %) |",
-        "|" + " --- |" * 4,
-    ]
+    heads = (
+        *("case", "collapsed"),
+        *("critical rate over the baseline's (90 %)", "loss less the baseline's (90 %)"),
+    )
+    body = []
     for case, row in ratios.items():
-        ratio = _interval(row["measured"], row["measured_low"], row["measured_high"])
+        ratio = with_ends(row["measured"], row["measured_low"], row["measured_high"])
         if row["measured"] is None and row["measured_at_least"] is not None:
             ratio = f"above {row['measured_at_least']:.2f}"
         loss = losses.get(case, {})
         ends = ("difference", "difference_low", "difference_high")
         runs = f"{collapsed[case]['n_collapsed']} of {collapsed[case]['n']}"
-        cells = [case, runs, ratio, _interval(*(loss.get(end) for end in ends), form="+.2f")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        body.append([case, runs, ratio, with_ends(*(loss.get(end) for end in ends), form="+.2f")])
+    return pipe_table(heads, body)
 
 
 def order_table(rows: list[Row]) -> str:
-    """First lasting moves of every signal, in steps behind the onset, with their factors; a line a case."""
+    """First lasting move of every signal (steps after the onset) with its factor; one line per case."""
     moves = [row for row in rows if row["quantity"] == "first_move"]
     signals = list(dict.fromkeys(row["signal"] for row in moves))
-    lines = ["| " + " | ".join(["case", "collapsed", *signals]) + " |", "|" + " --- |" * (2 + len(signals))]
+    body = []
     for case in dict.fromkeys(row["case"] for row in moves):
         own = {row["signal"]: row for row in moves if row["case"] == case}
         cells = [
@@ -148,12 +151,12 @@ def order_table(rows: list[Row]) -> str:
             str(max(row["n"] for row in own.values())),
             *(_move(own.get(name)) for name in signals),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        body.append(cells)
+    return pipe_table(["case", "collapsed", *signals], body)
 
 
 def _move(row: Row | None) -> str:
-    """The median of the first moves, how many runs they are of where not of all, and the factor."""
+    """Median first move, the number of runs that moved if not all did, and the factor."""
     if row is None or row["measured"] is None:
         return "-"
     some = "" if row["n_moved"] == row["n"] else f" ({row['n_moved']})"
@@ -161,8 +164,8 @@ def _move(row: Row | None) -> str:
     return f"{round(row['measured']):+d}{some}{factor}"
 
 
-def _interval(value: float | None, low: float | None, high: float | None, form: str = ".3g") -> str:
-    """A number with its interval; an end that is not known is left open."""
+def with_ends(value: float | None, low: float | None, high: float | None, form: str = ".3g") -> str:
+    """A number with its interval; an unknown end is shown as open."""
     if value is None:
         return "-"
     ends = ["..." if end is None else format(end, form) for end in (low, high)]

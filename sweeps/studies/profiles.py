@@ -1,26 +1,40 @@
-"""Predicted against measured depth profiles: TCS, the amplification and the mode ratio of both writers."""
+"""Predicted and measured depth profiles: TCS, and amplification and mode ratio of both writers."""
 
 import math
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from meanmode.sweeps.studies.rows import Row
 from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
-
-Row = dict[str, Any]
-
 
 WRITERS = ("attn", "ffn")
 
 
-def profile_rows(data: xr.Dataset, members: list[int], depth: int) -> list[Row]:
-    """Rows of one setting, over its finished cells `members`.
+def seed_statistics(samples: xr.DataArray) -> xr.Dataset:
+    """Over seeds: `mean`, `spread` (standard deviation) and `error` (standard error of the mean)."""
+    count = samples.sizes["seed"]
+    return xr.Dataset(
+        {
+            "mean": samples.mean("seed"),
+            "spread": samples.std("seed"),
+            "error": samples.std("seed", ddof=1) / math.sqrt(count),
+        }
+    )
 
-    `tcs_profile`: means over blocks; `rms_error` is the rms over blocks of seed mean less prediction, and
-    `rms_seed_error` of every seed. `amplification_*` and `mode_ratio_*` (a mean of the logarithm): at the
-    block of the largest predicted A before the front; `worst_relative_error` is over all blocks whose
-    seed-mean TCS lies below 0.9.
+
+def profile_rows(data: xr.Dataset, members: list[int], depth: int) -> list[Row]:
+    """Rows of one setting, over its finished cells.
+
+    `tcs_profile`: means over blocks; `rms_error` is the rms over blocks of seed mean minus prediction,
+    `rms_seed_error` the rms over blocks and seeds. `amplification_*` and `mode_ratio_*` (a mean of the
+    logarithm): at the block of the largest predicted A before the front; `worst_relative_error` is over all
+    blocks that see a seed-mean TCS below 0.9.
+
+    Args:
+        data: a sweep with a backward pass, opened along `cell`.
+        members: indices of the finished cells of the setting.
+        depth: blocks of the setting.
     """
     blocks = slice(0, depth + 1)
     cells = data.isel(cell=members, block=blocks)
@@ -65,7 +79,7 @@ def _at(quantity: str, expected: np.ndarray, samples: np.ndarray, peak: int, bef
 
 
 def _sides(predicted: float, samples: np.ndarray) -> Row:
-    """Predicted against the mean of some seeds."""
+    """Predicted value, and mean over seeds with its errors."""
     measured, count = float(samples.mean()), len(samples)
     deviation = float(samples.std(ddof=1)) if count > 1 else math.nan
     error = deviation / math.sqrt(count)

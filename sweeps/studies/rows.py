@@ -1,4 +1,4 @@
-"""A row of a comparison: what is written down of one setting and one quantity."""
+"""A row of a comparison: the numbers of one setting and one quantity."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ Row = dict[str, Any]
 
 
 def finite(row: Row) -> Row:
-    """The row with None for NaN and infinities, which are no JSON."""
+    """The row with None for NaN and infinities, which JSON lacks."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in row.items()

@@ -1,4 +1,4 @@
-"""The measured onset of a training run as a document: the label, the alarms it raised, and the evidence."""
+"""The measured onset of a training run as a document: label, alarms and evidence."""
 
 import json
 import math
@@ -10,22 +10,24 @@ import xarray as xr
 from meanmode.sim.onset.detector import alarms
 from meanmode.sim.onset.training_onset import training_onset
 from meanmode.sim.store.run_reader import find_run, open_logged, open_run
+from meanmode.sweeps.studies.rows import finite
 
 SIZES = ("depth", "width", "heads", "tokens", "side", "patch", "text_tokens", "merge", "batch", "seed")
-"""Fields of a configuration that are shown beside its numbers."""
+"""Fields of a configuration that are shown with the result."""
 
 
-KINDS = {"mean_mode": "collapse with the mean-mode signature", "plain_divergence": "plain divergence"}
+LABELS = {"mean_mode": "collapse with the mean-mode signature", "plain_divergence": "plain divergence"}
+"""Kind of onset -> its text."""
 
 
 def onset_document(path: Path) -> dict[str, Any]:
-    """Onset step and kind, alarms and evidence of a run; null where there is none.
+    """Onset step and kind, alarms and evidence of a run; None where there is none.
 
-    Where no alarm was stored, as of a run that no detector watched, those are told that it raises now.
+    If the run stored no alarms, for example because no detector watched it, the detector is run now.
 
     Raises:
         StoreError: no readable run.
-        ValueError: it has logged no loss or no TCS.
+        ValueError: the run logged no loss or no TCS.
     """
     run = open_run(path)
     onset = training_onset(run)
@@ -34,27 +36,22 @@ def onset_document(path: Path) -> dict[str, Any]:
         "onset_step": onset.step,
         "onset_kind": onset.kind,
         "alarms": [
-            {"step": of["step"], "signal": of["signal"], "value": _finite(of.get("value"))} for of in raised
+            finite({"step": of["step"], "signal": of["signal"], "value": of.get("value")}) for of in raised
         ],
         "evidence": onset.evidence,
     }
 
 
 def _stored_alarms(run: xr.Dataset) -> list[dict[str, Any]]:
-    """Alarms that were raised while the run went on, those of abandoned steps too; autopsies are none."""
+    """Alarms that were raised during the run, also at abandoned steps; autopsies do not count."""
     events = [event.get("alarm", event) for event in json.loads(run.attrs["events"])]
     return [event for event in events if "signal" in event and "largest" not in event]
 
 
-def _finite(value: Any) -> Any:
-    """The value, None for NaN and infinities, which are no JSON."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def onset_lines(path: Path, document: dict[str, Any]) -> list[str]:
-    """What is said above the table: the run and its sizes, the label, then a line an alarm."""
+    """Text above the table: the run and its sizes, the label, then one line per alarm."""
     kind, step = document["onset_kind"], document["onset_step"]
-    label = f"{KINDS[kind]}, onset at step {step}" if kind in KINDS else "no collapse and no divergence"
+    label = f"{LABELS[kind]}, onset at step {step}" if kind in LABELS else "no collapse and no divergence"
     lines = [f"{path}: {_sizes(path)}", label]
     for alarm in document["alarms"]:
         value = alarm["value"]
@@ -64,7 +61,7 @@ def onset_lines(path: Path, document: dict[str, Any]) -> list[str]:
 
 
 def _sizes(path: Path) -> str:
-    """The logged steps of a run, and the sizes that its configuration states, at any depth of it."""
+    """The logged steps of a run, and the sizes found at any level of its configuration."""
     group, steps = open_logged(find_run(path), "r")
     stated: dict[str, Any] = {}
     parts = [json.loads(str(group.attrs.get("configuration", "{}")))]
@@ -77,7 +74,7 @@ def _sizes(path: Path) -> str:
 
 
 def evidence_rows(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """The evidence as rows of a table, in the order in which the signals moved; those that did not last."""
+    """The evidence as rows of a table, in the order in which the signals moved; unmoved ones last."""
     moved = document["evidence"].items()
     in_order = sorted(
         moved, key=lambda item: math.inf if item[1]["first_step"] is None else item[1]["first_step"]

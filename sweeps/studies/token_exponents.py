@@ -1,26 +1,29 @@
-"""Exponents of the amplification in the number of tokens, predicted and measured."""
+"""Exponent of the amplification in the number of tokens, predicted and measured."""
 
 import math
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from meanmode.sweeps.studies.rows import Row
+
 BLOCKS_FROM_LOSS = (2, 24)
+"""Where the exponent is taken: counted from the end, the last block is 1."""
 
 
 RESAMPLES = 1000
+"""Bootstrap resamples of the seeds."""
 
 
-def exponent_rows(data: xr.Dataset) -> list[dict[str, Any]]:
-    """Slope of ln(A - 1) in ln T of the attention writer, some blocks above the loss, by adjoint cosine.
+def exponent_rows(data: xr.Dataset) -> list[Row]:
+    """Slope of ln(A - 1) in ln T for the attention writer, by adjoint cosine and distance from the loss.
 
-    Regimes: adjoints without a common part near the loss (about 0: the amplification does not know T), the
-    same far from it (about 1), and adjoints with a common part (1 anywhere). A least-squares slope over all
-    token counts of the seed means; its standard error is a bootstrap over seeds.
+    Regimes: without a common part of the adjoints about 0 near the loss (the amplification does not depend on
+    T) and about 1 far from it; with a common part 1 everywhere. The slope is a least-squares fit to the seed
+    means over all token counts; its standard error is from a bootstrap over seeds.
 
     Args:
-        data: a finished grid over tokens, adjoint cosine and seeds, unstacked.
+        data: a finished grid over tokens, adjoint cosine and seeds, unstacked over its axes.
     """
     random = np.random.default_rng(0)
     fixed = {
@@ -59,7 +62,7 @@ def _expected(here: xr.Dataset) -> np.ndarray:
 
 
 def _slope(logs: np.ndarray, excess: np.ndarray) -> float:
-    """NaN where a mean A - 1 is not positive and has no logarithm."""
+    """Slope of ln(excess) in ln T; NaN where an excess is not positive."""
     if not (excess > 0).all():
         return math.nan
     return float(np.polyfit(logs, np.log(excess), 1)[0])

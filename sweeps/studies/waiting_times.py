@@ -2,7 +2,6 @@
 
 # N runs, R resamples
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy.typing import NDArray
 from scipy import stats
 
+from meanmode.dit.config.run_config import RunConfig
 from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.provenance import provenance
-from meanmode.sim.store.sweep_store import DONE, open_cells
+from meanmode.sim.store.sweep_store import DONE
+from meanmode.sweeps.engine.store_kinds import OpenedStudy
 from meanmode.sweeps.engine.study import stored_study
 from meanmode.sweeps.engine.study_variables import KINDS
-from meanmode.sweeps.named.waiting_time import PREDICTED, THRESHOLDS, share_of
 from meanmode.sweeps.statistics.censoring import INTERVAL
 from meanmode.sweeps.statistics.cure_model import CureModel
 from meanmode.sweeps.statistics.scores import (
@@ -29,34 +28,24 @@ from meanmode.sweeps.statistics.scores import (
     survival_curve,
     with_interval,
 )
-from meanmode.sweeps.studies.forecast_files import store_hash
+from meanmode.sweeps.studies.forecast_files import read_forecast, store_hash
 from meanmode.sweeps.studies.half_rates import half_rates
 from meanmode.theory.onset.functional_law import FunctionalLaw
 
-Array = NDArray[np.float64]
-
-
 EARLY_STEPS = (20, 50)
-"""First and last of the steps that predictors are read off; stated before the runs."""
+"""First and last of the steps from which predictors are taken."""
 
 
 BASELINES = ("rate", "rate sqrt(depth)")
-"""Predictors that all others are compared with."""
+"""Predictors with which all others are compared."""
 
 
 BY_LAW = "rate over law O2's half rate"
-"""By the law of the committed forecast `LAW`, fitted on ramps alone."""
+"""A predictor that was stated before the runs of studies that are held out whole, and of no others."""
 
 
-LAW = "critical_rate_deep.forecast.json"
-
-
-BY_LINE = "rate depth^0.62"
-"""By the exponent of the half rates of 8, 16 and 32 blocks, measured on the first two studies."""
-
-
-UNSTATED = (BY_LAW, BY_LINE, "unfiltered")
-"""Parts of the names of predictors that were not stated before the runs; but `BY_LAW` before `PREDICTED`."""
+LINE, UNFILTERED = "rate depth^", "unfiltered"
+"""Parts of the names of predictors that were not stated before the runs."""
 
 
 SPECTRAL = {
@@ -65,35 +54,34 @@ SPECTRAL = {
     "RKSP unfiltered, standard initialisation": "koopman_share_start_unfiltered",
     "RKSP unfiltered, behind 50 steps": "koopman_share_trained_unfiltered",
 }
+"""Predictor -> variable of a spectral study."""
 
 
 def waiting_times(data: xr.Dataset) -> pd.DataFrame:
-    """A row a run: study, depth, rate, its share of the threshold, seed, time, and what became of it.
+    """Waiting times of a study, one row per run: study, depth, rate, seed, time, collapsed, diverged.
 
-    A run that did not collapse is censored at its last step; plain divergences count as that. The later
-    half of the seeds of every case is held out, as stated before the runs.
+    A run that did not collapse is censored at its last step; a plain divergence counts as no collapse.
+
+    Args:
+        data: a study of labelled runs, opened.
 
     Raises:
-        StoreError: no store of waiting times, or an unfinished one.
+        StoreError: runs that are not at a constant rate, or an unfinished study.
     """
     study = stored_study(data.attrs)
-    if study.name not in THRESHOLDS:
-        raise StoreError(f"{study.name} is no study of waiting times: give one of {', '.join(THRESHOLDS)}")
+    if not study.constant_rate:
+        raise StoreError(f"{study.name} is no study of waiting times: its runs are not at constant rates")
     unfinished = int((data["status"] != DONE).sum())
     if unfinished:
-        raise StoreError(f"{study.name} has {unfinished} cells to do or failed: go on with it with --resume")
-    depths = np.array([cell.run.model.depth for cell in study.cells])
-    rates = np.array([cell.run.training.rate for cell in study.cells])
-    seeds, kinds = data["run_seed"].values.astype(int), data["onset_kind"].values
+        raise StoreError(f"{study.name} has {unfinished} cells to do or failed: continue it with --resume")
+    kinds = data["onset_kind"].values
     collapsed = kinds == KINDS.index("mean_mode")
     return pd.DataFrame(
         {
             "study": study.name,
-            "depth": depths,
-            "rate": rates,
-            "share": [share_of(study.name, *run) for run in zip(rates, depths, strict=True)],
-            "seed": seeds,
-            "held_out": seeds >= study.first_seed + study.seeds // 2,
+            "depth": [cell.run.model.depth for cell in study.cells],
+            "rate": [cell.run.training.rate for cell in study.cells],
+            "seed": data["run_seed"].values.astype(int),
             "time": np.where(collapsed, data["onset_step"].values, data["last_step"].values).astype(float),
             "collapsed": collapsed,
             "diverged": kinds == KINDS.index("plain_divergence"),
@@ -101,16 +89,35 @@ def waiting_times(data: xr.Dataset) -> pd.DataFrame:
     )
 
 
-def predictors(data: xr.Dataset, law: FunctionalLaw, spectrum: xr.Dataset | None = None) -> pd.DataFrame:
-    """A column a predictor, a row a run; the spectral ones only where their study is given.
+def stated_runs(source: OpenedStudy) -> pd.DataFrame:
+    """The `waiting_times` of a study with what it stated before its runs.
 
-    Args:
-        data: of `open_cells`.
-        law: O2, whose half rate is one of them.
-        spectrum: the spectral study of the same runs.
+    Adds `share`, the rate as a share of the reference rate; `held_out`, the seeds on which no model is
+    fitted; and `whole`, whether all seeds of the study are held out.
 
     Raises:
-        StoreError: a spectral study of other runs.
+        StoreError: as `waiting_times`.
+        ValueError: a study that states no reference rate.
+    """
+    study, runs = source.study, waiting_times(source.data)
+    shares = [study.share_of(*run) for run in zip(runs["rate"], runs["depth"], strict=True)]
+    fitted = study.seeds - study.held_out_seeds
+    return runs.assign(share=shares, held_out=runs["seed"] >= study.first_seed + fitted, whole=not fitted)
+
+
+def predictors(
+    data: xr.Dataset, law: FunctionalLaw, exponent: float, spectrum: xr.Dataset | None = None
+) -> pd.DataFrame:
+    """Predictors of the waiting time: one column each, one row per run.
+
+    Args:
+        data: a study of waiting times, opened.
+        law: law O2; the rate over its half rate is a predictor.
+        exponent: exponent of the depth in the predictor rate * depth^exponent.
+        spectrum: the spectral study of the same runs; without it there are no spectral predictors.
+
+    Raises:
+        StoreError: a spectral study of other runs, or an unfinished one.
     """
     cells = stored_study(data.attrs).cells
     rates = np.array([cell.run.training.rate for cell in cells])
@@ -120,14 +127,14 @@ def predictors(data: xr.Dataset, law: FunctionalLaw, spectrum: xr.Dataset | None
     found = {
         "rate": rates,
         "rate sqrt(depth)": rates * np.sqrt(depths),
-        BY_LINE: rates * depths**0.62,
+        f"{LINE}{exponent:g}": rates * depths**exponent,
         BY_LAW: rates / np.vectorize(law.constant_rate)(depths),
         f"ln functional step, {between}": np.log(early["functional_step"]).mean("step").values,
         f"ln gradient norm, {between}": np.log(early["grad_norm"]).mean("step").values,
     }
     if spectrum is not None:
         if (spectrum["status"] != DONE).any():
-            raise StoreError("the spectral study is unfinished: go on with it with --resume")
+            raise StoreError("the spectral study is unfinished: continue it with --resume")
         first = spectrum.sizes["step"]
         if not np.array_equal(spectrum["loss"].values, data["loss"].values[:, :first]):
             raise StoreError(f"the spectral study is of other runs: the losses of {first} steps differ")
@@ -138,18 +145,18 @@ def predictors(data: xr.Dataset, law: FunctionalLaw, spectrum: xr.Dataset | None
 def scores(
     runs: pd.DataFrame, columns: pd.DataFrame, *, horizon: int, landmark: int = 0
 ) -> list[dict[str, Any]]:
-    """Every predictor: its cure model on the runs that are not held out, and how it did on the others.
+    """Fit a cure model per predictor on the runs that are not held out, and score it on the held-out runs.
 
-    Brier score and AUROC of P(collapse before the horizon), and the log-likelihood of a held-out run (which
-    was not stated before the runs), each with a bootstrap interval over held-out runs with the fit as it
-    is, and its difference from each of `BASELINES` on the same resamples; and the calibration.
+    Brier score and AUROC of P(collapse before the horizon), and the mean log-likelihood of a held-out run
+    (which was not stated before the runs), each with a bootstrap interval over held-out runs with the fit
+    kept, and its difference from each of `BASELINES` on the same resamples; and the calibration.
 
     Args:
-        runs: as `waiting_times`.
+        runs: as `stated_runs`.
         columns: as `predictors`.
         horizon: steps of a run.
-        landmark: only runs that had not collapsed by this step, their times from it on; what is read off
-            the steps before it then cannot have seen the collapse.
+        landmark: use only runs that had not collapsed by this step, with times counted from it; what is read
+            from earlier steps then cannot have seen the collapse.
 
     Raises:
         ValueError: too few collapses for a fit, or no held-out run.
@@ -158,9 +165,9 @@ def scores(
     runs, columns = runs[going], columns[going]
     held_out = runs["held_out"].to_numpy()
     if not held_out.any():
-        raise ValueError(f"no held-out run goes on behind step {landmark}: there is nothing to predict")
+        raise ValueError(f"no held-out run continues after step {landmark}: there is nothing to predict")
     times, collapsed = runs["time"].to_numpy() - landmark, runs["collapsed"].to_numpy()
-    foretold = bool(runs["study"][held_out].isin(PREDICTED).all())
+    whole = bool(runs["whole"][held_out].all())
     counts, outcomes = drawn_counts(int(held_out.sum())), collapsed[held_out]
     found, rows = {}, []
     for name in columns:
@@ -176,7 +183,7 @@ def scores(
         rows.append(
             {
                 "predictor": name,
-                "stated": (foretold and name == BY_LAW) or not any(part in name for part in UNSTATED),
+                "stated": whole if name == BY_LAW else LINE not in name and UNFILTERED not in name,
                 "model": vars(model),
                 **{score: with_interval(drawn) for score, drawn in found[name].items()},
                 "calibration": calibration(predicted, outcomes, counts),
@@ -197,16 +204,16 @@ def scores(
 def cases(
     runs: pd.DataFrame, forecasts: Mapping[str, Mapping[str, Any]], model: CureModel, horizon: int
 ) -> list[dict[str, Any]]:
-    """Every case: forecast and measured share that collapsed, and its survival curves; of all seeds.
+    """Forecast and measured share of runs that collapsed, and survival curves. One row per case, all seeds.
 
     Args:
-        runs: as `waiting_times`.
-        forecasts: by study; a row of one holds for every depth where it names none.
-        model: of `rate sqrt(depth)`, whose curve is put beside the Kaplan-Meier estimate.
+        runs: as `stated_runs`.
+        forecasts: by study; a row that names no depth holds for every depth.
+        model: cure model of `rate sqrt(depth)`; its curve is given beside the Kaplan-Meier estimate.
         horizon: steps of a run.
 
     Raises:
-        ValueError: a case that its forecast does not speak of.
+        ValueError: a case that its forecast does not mention.
     """
     grid = np.linspace(0, horizon, 61)
     rows = []
@@ -248,64 +255,74 @@ def cases(
     return rows
 
 
-def waiting_document(stores: Sequence[Path], forecasts: Path, spectra: Sequence[Path] = ()) -> dict[str, Any]:
-    """All of the above as a JSON document. With one of `PREDICTED`, its runs alone are held out.
+def waiting_document(
+    sources: Sequence[OpenedStudy],
+    *,
+    forecasts: Path,
+    law: Path,
+    exponent: float,
+    spectra: Sequence[xr.Dataset] = (),
+) -> dict[str, Any]:
+    """Cases, half rates and scores of predictors of studies of waiting times, taken together.
+
+    If a study holds out all of its seeds, its runs alone are held out.
 
     Args:
-        stores: of studies of waiting times, whose runs are taken together.
-        forecasts: folder of what was predicted of each, `<study>.forecast.json`, and of `LAW`.
-        spectra: stores of the spectral studies of the same runs, one a study, in the same order; or none.
+        sources: studies of waiting times.
+        forecasts: folder of the forecasts of these studies, `<study>.forecast.json`.
+        law: forecast file whose law O2 is a predictor.
+        exponent: exponent of the depth in a predictor, as for `predictors`.
+        spectra: spectral studies of the same runs in the same order, or none.
 
     Raises:
-        StoreError, ValueError: stores that do not go together, hold too few runs, or have no forecast.
+        StoreError, ValueError: stores that do not belong together, hold too few runs, or have no forecast.
     """
-    if spectra and len(spectra) != len(stores):
-        raise ValueError(f"{len(stores)} studies need as many spectral studies, or none, got {len(spectra)}")
-    measured = [open_cells(path) for path in stores]
-    base = stored_study(measured[0].attrs).base
-    runs = pd.concat([waiting_times(data) for data in measured], ignore_index=True)
-    beside = [open_cells(path) for path in spectra] or [None] * len(measured)
-    law = FunctionalLaw.of_document(_forecast(forecasts / LAW).get("law"))
+    if spectra and len(spectra) != len(sources):
+        raise ValueError(f"{len(sources)} studies need as many spectral studies, or none, got {len(spectra)}")
+    base = sources[0].study.base
+    runs = pd.concat([stated_runs(source) for source in sources], ignore_index=True)
+    fitted = FunctionalLaw.of_document(read_forecast(law).get("law"))
     columns = pd.concat(
-        [predictors(data, law, spectrum) for data, spectrum in zip(measured, beside, strict=True)],
+        [
+            predictors(source.data, fitted, exponent, spectrum)
+            for source, spectrum in zip(sources, spectra or [None] * len(sources), strict=True)
+        ],
         ignore_index=True,
     )
-    whole = runs["study"].isin(PREDICTED)
-    if whole.all():
-        raise ValueError(f"{PREDICTED[0]} is predicted from other runs: give waiting_time and the like too")
-    if whole.any():
-        runs["held_out"] = whole
+    if runs["whole"].all():
+        names = ", ".join(runs["study"].unique())
+        raise ValueError(f"all seeds of {names} are held out: give studies to fit on, too")
+    if runs["whole"].any():
+        runs["held_out"] = runs["whole"]
     horizon, landmark = base.training.steps, EARLY_STEPS[1]
-    stated = scores(runs, columns, horizon=horizon)
-    fitted = next(row["model"] for row in stated if row["predictor"] == "rate sqrt(depth)")
-    predicted = {study: _forecast(forecasts / f"{study}.forecast.json") for study in runs["study"].unique()}
+    scored = scores(runs, columns, horizon=horizon)
+    model = next(row["model"] for row in scored if row["predictor"] == "rate sqrt(depth)")
+    predicted = {name: read_forecast(forecasts / f"{name}.forecast.json") for name in runs["study"].unique()}
     return {
-        "made_from": {path.name: store_hash(path) for path in stores},
-        "sizes": {
-            "width": base.model.width,
-            "image_tokens": base.model.image_tokens,
-            "text_tokens": base.model.text_tokens,
-            "batch": base.training.batch,
-            "steps": horizon,
-            "runs": len(runs),
-            "held_out": int(runs["held_out"].sum()),
-            "collapsed": int(runs["collapsed"].sum()),
-            "collapsed_early": int((runs["collapsed"] & (runs["time"] <= landmark)).sum()),
-            "diverged": int(runs["diverged"].sum()),
-        },
-        "thresholds": {study: THRESHOLDS[study] for study in predicted},
+        "made_from": {source.path.name: store_hash(source.data) for source in sources},
+        "sizes": _sizes(base, runs, landmark),
+        "thresholds": {source.study.name: source.study.reference_rate for source in sources},
         "interval": INTERVAL,
         "landmark": landmark,
         "half_rates": half_rates(runs, predicted),
-        "cases": cases(runs, predicted, CureModel(**fitted), horizon),
-        "scores": stated,
+        "cases": cases(runs, predicted, CureModel(**model), horizon),
+        "scores": scored,
         "scores_behind_landmark": scores(runs, columns, horizon=horizon, landmark=landmark),
         **provenance(),
     }
 
 
-def _forecast(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (FileNotFoundError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no forecast ({error}): name its folder by --forecasts") from error
+def _sizes(base: RunConfig, runs: pd.DataFrame, landmark: int) -> dict[str, int]:
+    """Sizes of the network and the training, and numbers of runs by outcome."""
+    return {
+        "width": base.model.width,
+        "image_tokens": base.model.image_tokens,
+        "text_tokens": base.model.text_tokens,
+        "batch": base.training.batch,
+        "steps": base.training.steps,
+        "runs": len(runs),
+        "held_out": int(runs["held_out"].sum()),
+        "collapsed": int(runs["collapsed"].sum()),
+        "collapsed_early": int((runs["collapsed"] & (runs["time"] <= landmark)).sum()),
+        "diverged": int(runs["diverged"].sum()),
+    }

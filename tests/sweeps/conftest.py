@@ -1,4 +1,4 @@
-"""What the tests of sweeps share: what a store holds to the bit."""
+"""Shared by the tests of sweeps: the files of a store, for bitwise comparison."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from meanmode.sim.store.sweep_store import PROVENANCE
 
 @pytest.fixture(scope="session")
 def result_files() -> Callable[[Path], dict[str, bytes]]:
-    """Every file of a store but those of its provenance, to the bit; a killed writer's scraps left out."""
+    """Contents of every file of a store, except provenance and the partial files of a killed writer."""
 
     def read(store: Path) -> dict[str, bytes]:
         files = (path for path in store.rglob("*") if path.is_file() and path.suffix != ".partial")

@@ -1,4 +1,4 @@
-"""What goes wrong while a sweep runs: cells that raise, workers that die, a disk that is full."""
+"""Failures while a sweep runs: cells that raise, workers that die, a full disk."""
 
 import contextlib
 import errno
@@ -30,7 +30,7 @@ SMALL = (
 
 
 class OddError(Exception):
-    """An exception that nobody foresees."""
+    """An exception that no code expects."""
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_failing_cell_keeps_its_error_and_the_others_go_on(
 
 
 def test_failures_on_the_command_line(mms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exit 1 and a summary; status says which cells, and why; --resume makes it good."""
+    """Exit 1 and a summary; status shows which cells failed and why; --resume computes them."""
     simulate, store = meanmode.sweeps.engine.simulated.simulate, tmp_path / "s.zarr"
 
     def failing(setting: Setting, seed: int, **named: object) -> object:
@@ -103,7 +103,7 @@ def test_failures_on_the_command_line(mms, tmp_path: Path, monkeypatch: pytest.M
     shown = mms("sweep", "status", store)[1]
     assert "failed 4" in shown and shown.count("merge plain, seed 1) failed: OddError: odd") == 4
     status, _, err = mms("sweep", "compact", store)
-    assert status == 2 and "still has 4 cells to do" in err
+    assert status == 2 and "still has 4 unfinished cells" in err
     monkeypatch.setattr(meanmode.sweeps.engine.simulated, "simulate", simulate)
     status, _, err = mms(*SMALL, "--out", store, "--resume")
     assert status == 0 and "failed" not in err
@@ -139,7 +139,7 @@ def test_a_full_disk_while_laying_out_is_one_line_and_leaves_nothing(
     status, out, err = mms(*SMALL, "--out", tmp_path / "s.zarr")
     assert status == 2 and out == ""
     assert err.splitlines()[-1].endswith(
-        "could not be laid out (No space left on device): nothing was written"
+        "could not be created (No space left on device): nothing was written"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -162,7 +162,7 @@ def test_a_full_disk_is_one_line_and_the_sweep_goes_on(
     monkeypatch.setattr(Path, "write_bytes", filling)
     status, out, err = mms(*SMALL, "--out", store)
     assert status == 2 and out == ""
-    assert "could not be written (No space left on device) and stays to do" in err.splitlines()[-1]
+    assert "could not be written (No space left on device) and stays unfinished" in err.splitlines()[-1]
     monkeypatch.setattr(Path, "write_bytes", write)
     assert not list(tmp_path.rglob("*.partial"))
     codes = open_cells(store)["status"].values
@@ -193,14 +193,14 @@ def deadly(setting, seed, **named):
 
 meanmode.sweeps.engine.simulated.simulate = deadly
 """
-"""What a worker process runs before it computes."""
+"""Code that a worker process runs before it computes: kill the process in one cell."""
 
 
 def test_a_full_disk_on_a_worker_ends_the_sweep(tiny_sweep: Sweep, tmp_path: Path) -> None:
     store = tmp_path / "s.zarr"
     with (
         dask.config.set({"distributed.worker.preload": [FULL_DISK]}),
-        pytest.raises(StoreError, match=r"could not be written \(No space left on device\) and stays to do"),
+        pytest.raises(StoreError, match=r"could not be written \(No space left on device\) and stays"),
     ):
         run_sweep(tiny_sweep, store, workers=2)
     assert (open_cells(store)["status"] == TODO).all()
@@ -228,12 +228,12 @@ def test_a_cell_that_kills_every_worker_fails_alone(
 
 
 def done_cells(store: Path) -> int:
-    """Cells whose status has been written, seen from outside."""
+    """Number of cells whose status file exists."""
     return len(list((store / "status" / "c").glob("*")))
 
 
 def worker_processes() -> list[psutil.Process]:
-    """The workers of local clusters of this process."""
+    """Worker processes of the local clusters of this process."""
     found = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -245,7 +245,7 @@ def worker_processes() -> list[psutil.Process]:
 def test_killed_workers_lose_no_cell(
     tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, result_files
 ) -> None:
-    """Three times, whenever some cells more are done, a worker process of this machine is killed."""
+    """A worker process is killed three times, each time some more cells are done."""
     store = tmp_path / "s.zarr"
     choice, killed, over = random.Random(1), [], threading.Event()
 

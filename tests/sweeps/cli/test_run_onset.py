@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from meanmode.sim.store.files import Variable
-from meanmode.sim.store.run_store import RunWriter, create_run
+from meanmode.sim.store.run_store import create_run
+from meanmode.sim.store.run_writer import RunWriter
 
 STEPS, ONSET, DEPTH = 160, 100, 4
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """The folder of a run that collapses at step 100, measured every five steps; two alarms and a note."""
+    """Folder of a run that collapses at step 100, measured every five steps, with two alarms and a note."""
     dims = {"tcs": ("block",), "g_mean": ("block", "writer"), "g_ctr": ("block", "writer")}
     path = tmp_path / "run" / "telemetry.zarr"
     path.parent.mkdir()
@@ -88,7 +89,7 @@ def test_a_run_without_onset_says_so(mms, run: Path) -> None:
 def test_a_run_without_losses_and_a_damaged_one_are_refused_in_one_line(mms, run: Path) -> None:
     RunWriter(run, after=0)
     status, out, err = mms("onset", run)
-    assert status == 2 and out == "" and "logged no loss" in err and err.count("\n") == 1
+    assert status == 2 and out == "" and "the run has no loss" in err and err.count("\n") == 1
     (run / "telemetry.zarr" / "zarr.json").write_text("{")
     status, out, err = mms("onset", run)
-    assert status == 2 and out == "" and "no readable Zarr group" in err and err.count("\n") == 1
+    assert status == 2 and out == "" and "is not a readable Zarr group" in err and err.count("\n") == 1

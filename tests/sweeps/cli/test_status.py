@@ -1,4 +1,4 @@
-"""How far a sweep is: its rate over stops and several processes, the time left, what failed, old stores."""
+"""Progress of a sweep: rate across stops and processes, time left, failures, kinds of store, old stores."""
 
 import dataclasses
 import json
@@ -15,16 +15,22 @@ from meanmode.sim.store.sweep_store import DONE, FAILED, PROVENANCE, TODO, open_
 from meanmode.sim.store.sweep_writer import SweepWriter
 from meanmode.sweeps.engine.cost import unit_cost
 from meanmode.sweeps.engine.status import RECENT_RUNS, recent_rate, status_lines, status_of
+from meanmode.sweeps.engine.store_kinds import stored_plan
 from meanmode.sweeps.engine.store_layout import check_same, lay_out
-from meanmode.sweeps.engine.stored import stored_sweep
 from meanmode.sweeps.engine.sweep import Sweep
+from meanmode.sweeps.named.all_sweeps import SWEEPS
 
 DATA = Path(__file__).parents[3] / "paper_figs" / "data"
+KINDS_OF = {
+    "committor": "committor_study",
+    **{f"waiting_time{which}_spectrum": "spectrum_study" for which in ("", "_low")},
+}
+STACKS = {name for name, sweep in SWEEPS.items() if isinstance(sweep, Sweep)} | {"collapse_front_alpha_one"}
 NUMBERS = ("cells_per_minute", "gigaflops", "seconds_left", "last_finished")
 
 
 def serial(count: int, seconds: float, begin: float = 0.0) -> np.ndarray:
-    """Ends of runs of one process, one after the other."""
+    """Finish times of consecutive runs of one process."""
     return begin + seconds * np.arange(1, count + 1)
 
 
@@ -70,7 +76,7 @@ def test_nothing_finished_has_no_rate() -> None:
 
 @pytest.fixture
 def half_done(tiny_sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The first eight of sixteen units done, each in two seconds one after the other; one of them failed."""
+    """A store with the first eight of sixteen units done, each in two seconds; one of them failed."""
     store = tmp_path / "s.zarr"
     lay_out(tiny_sweep, store)
     writer, clock = SweepWriter(store), [1.8e9]
@@ -115,7 +121,7 @@ def test_rate_and_time_left_are_by_cost(tiny_sweep: Sweep, half_done: Path) -> N
 def test_a_store_tells_its_sweep(tiny_sweep: Sweep, tmp_path: Path, change: dict[str, object]) -> None:
     sweep = dataclasses.replace(tiny_sweep, **change)
     lay_out(sweep, tmp_path / "s.zarr")
-    stored = stored_sweep(open_progress(tmp_path / "s.zarr"))
+    stored = stored_plan(open_progress(tmp_path / "s.zarr").attrs)
     assert stored == sweep and stored.units() == sweep.units()
 
 
@@ -148,7 +154,27 @@ def test_a_store_of_an_older_version_is_counted(mms, tiny_store: Path, tmp_path:
     found = status_of(store)
     assert (found["done"], found["failed"], found["to_do"]) == (30, 1, 1)
     assert [found[name] for name in NUMBERS] == [None] * 4 and found["failures"][0]["error"] == ""
-    assert "failed: no text was kept" in mms("sweep", "status", store)[1]
+    assert "failed: no message was stored" in mms("sweep", "status", store)[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "lacks"),
+    [
+        ("onset", "committor", "committor holds a committor study: no onsets"),
+        ("compare", "waiting_time_spectrum", "holds spectral scores of networks: nothing to compare"),
+    ],
+)
+def test_what_a_kind_of_store_lacks_is_said(mms, command: str, name: str, lacks: str) -> None:
+    status, out, err = mms(command, DATA / f"{name}.zarr")
+    assert status == 2 and out == "" and lacks in err and err.count("\n") == 1
+
+
+def test_a_kind_of_a_newer_version_is_refused(mms, tiny_store: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(tiny_store, tmp_path / "s.zarr"))
+    assert zarr.open_group(store, mode="r+").attrs["plan"] == "sweep"
+    zarr.open_group(store, mode="r+").attrs["plan"] = "dream"
+    status, _, err = mms("sweep", "status", store)
+    assert status == 2 and "the store is of the unknown kind 'dream': a newer version has written it" in err
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in DATA.glob("*.zarr") if not is_run(path)))
@@ -156,6 +182,7 @@ def test_committed_stores_tell_their_sweep_and_state(name: str) -> None:
     store = DATA / f"{name}.zarr"
     found = status_of(store)
     assert found["done"] > 0 and found["to_do"] == found["failed"] == 0 and found["seconds_left"] == 0
-    sweep = stored_sweep(open_progress(store))
+    sweep = stored_plan(open_progress(store).attrs)
+    assert sweep.kind == KINDS_OF.get(name, "sweep" if name in STACKS else "study")
     assert len(sweep.cells) == found["done"] + found["diverged"]
     check_same(sweep, store)

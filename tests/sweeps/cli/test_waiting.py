@@ -1,8 +1,8 @@
-"""Waiting times: survival curves, the cure model, scores against other implementations, and the command."""
+"""Waiting times: survival curves, the cure model, scores compared with other libraries, and the commands."""
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,20 @@ from meanmode.paper_figs.figures.waiting_time import draw
 from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.sweep_store import DONE, open_cells
 from meanmode.sim.store.sweep_writer import SweepWriter
+from meanmode.sweeps.cli.statements import open_stated
 from meanmode.sweeps.cli.waiting import waiting
 from meanmode.sweeps.engine.spectrum_study import SCORES, scored
+from meanmode.sweeps.engine.store_kinds import OpenedStudy
 from meanmode.sweeps.engine.store_layout import lay_out
-from meanmode.sweeps.named.waiting_time import PREDICTED, WAITING_TIME, WAITING_TIME_DEEP, share_of
+from meanmode.sweeps.engine.study import Case, Study
+from meanmode.sweeps.named.waiting_time import (
+    LAW,
+    LINE_EXPONENT,
+    LOWER_THRESHOLD,
+    WAITING_TIME,
+    WAITING_TIME_BETWEEN,
+    WAITING_TIME_DEEP,
+)
 from meanmode.sweeps.named.waiting_time_spectrum import spectrum_of
 from meanmode.sweeps.statistics.cure_model import CureModel
 from meanmode.sweeps.statistics.half_rate import probabilities
@@ -28,17 +38,17 @@ from meanmode.sweeps.statistics.scores import auroc, brier, drawn_counts, surviv
 from meanmode.sweeps.studies.forecast_files import with_forecast
 from meanmode.sweeps.studies.half_rate_forecast import half_rate_document
 from meanmode.sweeps.studies.half_rates import half_rates
-from meanmode.sweeps.studies.waiting_times import BY_LAW, BY_LINE, LAW, predictors, waiting_document
+from meanmode.sweeps.studies.waiting_times import BY_LAW, predictors, stated_runs, waiting_document
 from meanmode.theory.onset.functional_law import FunctionalLaw
 
 DATA = Path(__file__).parents[3] / "paper_figs" / "data"
 
 TRUE = np.array([-0.3, 1.5, 5.5, -0.4, np.log(2)])
-"""Logit of the cured share and logarithm of the scale, intercept and slope each, and of the shape."""
+"""Intercept and slope of the logit of the cured share and of the log scale, and the log shape."""
 
 
 def simulated(seed: int, runs: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Predictor, waiting times up to 600 and which of them collapsed."""
+    """Predictor, waiting times up to 600, and which runs collapsed."""
     rng = np.random.default_rng(seed)
     z = rng.normal(size=runs)
     cured = rng.random(runs) < 1 / (1 + np.exp(-(TRUE[0] - TRUE[1] * z)))
@@ -48,7 +58,7 @@ def simulated(seed: int, runs: int = 400) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def raw(model: CureModel) -> np.ndarray:
-    """The parameters for the predictor as it is, the sign of the cured slope as in `TRUE`."""
+    """The parameters for the unstandardised predictor, with the sign of the cured slope as in `TRUE`."""
     (a, b), (c, d) = model.cured, model.scale
     ratio = model.mean / model.spread
     found = [a - b * ratio, -b / model.spread, c - d * ratio, d / model.spread, np.log(model.shape)]
@@ -99,7 +109,7 @@ def test_runs_that_cannot_be_fitted_are_refused(change: dict[str, np.ndarray], m
 
 
 def test_a_survival_curve_by_hand() -> None:
-    """Five at risk at 1, four at 2, of whom one leaves there, two at 3: 4/5, 3/4 and 1/2 go on."""
+    """Five at risk at 1, four at 2 (one censored there), two at 3: shares 4/5, 3/4 and 1/2 survive."""
     collapsed = np.array([True, True, False, True, False])
     steps, survival = survival_curve(np.array([1.0, 2, 2, 3, 4]), collapsed)
     np.testing.assert_allclose(survival[np.searchsorted(steps, [0, 1, 2, 3])], [1, 0.8, 0.6, 0.3])
@@ -125,35 +135,55 @@ def test_an_interval_is_that_of_the_resamples_and_the_value_that_of_the_runs() -
     assert (counts[0] == 1).all() and (counts.sum(1) == 50).all() and counts[1:].std() > 0.9
 
 
-STUDY = dataclasses.replace(WAITING_TIME, cases=WAITING_TIME.cases[5:10], seeds=12)
+STUDY = dataclasses.replace(WAITING_TIME, cases=WAITING_TIME.cases[5:10], seeds=12, held_out_seeds=6)
 """The five rates of 16 blocks."""
+
+
+def invent(study: Study, path: Path, seed: int) -> None:
+    """Lay out a store with invented waiting times; some runs collapse by step 50, some diverge plainly."""
+    lay_out(study, path)
+    writer, rng = SweepWriter(path), np.random.default_rng(seed)
+    for index, cell in enumerate(study.cells):
+        share = cell.run.training.rate / 0.0165 * (cell.run.model.depth / 16) ** 0.5
+        drawn = np.round(250 * share**-3 * rng.weibull(1.5)) + 25
+        step = 40.0 if index % 10 == 7 else drawn
+        kind = 2 if index % 12 == 11 else int(step <= 600)
+        series = {name: share * np.exp(0.1 * rng.normal(size=600)) for name in ("grad_norm", "loss")}
+        series["functional_step"] = np.where(np.arange(1, 601) % 5, np.nan, series["grad_norm"])
+        ends = {"onset_step": step if kind else np.nan, "onset_kind": kind, "last_step": min(step, 600)}
+        writer.write(index, {**series, **{name: np.array(value) for name, value in ends.items()}}, DONE)
+
+
+def analysed(
+    stores: Sequence[Path], forecasts: Path, spectra: Sequence[Path] = (), law: Path = DATA / LAW
+) -> dict:
+    """The document that `mms waiting` writes."""
+    return waiting_document(
+        [open_stated(store) for store in stores],
+        forecasts=forecasts,
+        law=law,
+        exponent=LINE_EXPONENT,
+        spectra=[open_cells(store) for store in spectra],
+    )
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Invented waiting times and spectra; some runs collapse by step 50, some diverge plainly."""
-    folder, rng = tmp_path_factory.mktemp("waiting"), np.random.default_rng(5)
+    """Invented waiting times, and spectra of the same runs."""
+    folder = tmp_path_factory.mktemp("waiting")
     paths = (folder / "waiting_time.zarr", folder / "waiting_time_spectrum.zarr")
-    for study, path in zip((STUDY, spectrum_of(STUDY)), paths, strict=True):
-        lay_out(study, path)
-    runs, spectra = (SweepWriter(path) for path in paths)
-    for cell in range(len(STUDY.cells)):
-        share = STUDY.cells[cell].run.training.rate / 0.0165
-        drawn = np.round(250 * share**-3 * rng.weibull(1.5)) + 25
-        step = 40.0 if cell % 10 == 7 else drawn
-        kind = 2 if cell % 12 == 11 else int(step <= 600)
-        series = {name: share * np.exp(0.1 * rng.normal(size=600)) for name in ("grad_norm", "loss")}
-        series["functional_step"] = np.where(np.arange(1, 601) % 5, np.nan, series["grad_norm"])
-        ends = {"onset_step": step if kind else np.nan, "onset_kind": kind, "last_step": min(step, 600)}
-        runs.write(cell, {**series, **{name: np.array(value) for name, value in ends.items()}}, DONE)
-        values = {name: np.array(share) for name in SCORES}
-        spectra.write(cell, {"loss": series["loss"][:50], **values}, DONE)
+    invent(STUDY, paths[0], 5)
+    lay_out(spectrum_of(STUDY), paths[1])
+    losses, spectra = open_cells(paths[0])["loss"].values, SweepWriter(paths[1])
+    for index, cell in enumerate(STUDY.cells):
+        values = {name: np.array(cell.run.training.rate / 0.0165) for name in SCORES}
+        spectra.write(index, {"loss": losses[index, :50], **values}, DONE)
     return paths
 
 
 @pytest.fixture(scope="module")
 def document(stores: tuple[Path, Path]) -> dict:
-    return waiting_document([stores[0]], DATA, [stores[1]])
+    return analysed([stores[0]], DATA, [stores[1]])
 
 
 def test_the_document_says_what_the_store_holds(document: dict, stores: tuple[Path, Path]) -> None:
@@ -167,7 +197,7 @@ def test_the_document_says_what_the_store_holds(document: dict, stores: tuple[Pa
 
 
 def test_the_half_rate_is_that_of_the_runs(document: dict) -> None:
-    """By a logistic regression of another library; with a forecast that speaks of it, whether it held."""
+    """It equals that of a logistic regression by another library, and is compared with its forecast."""
     (row,) = document["half_rates"]
     assert (row["runs"], row["collapsed"]) == (60, document["sizes"]["collapsed"])
     rates, rng = np.repeat([0.010, 0.011, 0.012, 0.013], 30), np.random.default_rng(1)
@@ -179,21 +209,22 @@ def test_the_half_rate_is_that_of_the_runs(document: dict) -> None:
     assert row["value"] == pytest.approx(half, rel=0.005)
     assert row["spread"] == pytest.approx(1 / model.coef_[0, 0], rel=0.1)
     assert row["low"] < half < row["high"] and row["predicted"] is row["covered"] is None
-    foretold = {"depth": 16, "predicted": half, "predicted_low": half / 1.1, "predicted_high": half * 1.1}
-    (row,) = half_rates(runs, {"waiting_time": {"half_rates": [foretold]}})
+    forecast = {"depth": 16, "predicted": half, "predicted_low": half / 1.1, "predicted_high": half * 1.1}
+    (row,) = half_rates(runs, {"waiting_time": {"half_rates": [forecast]}})
     assert row["predicted"] == half and row["covered"] is True
     assert half_rates(runs[runs["rate"] == 0.011], {}) == []
 
 
 def test_half_rates_are_forecast_from_ramps_and_waiting_times(tmp_path: Path) -> None:
-    """Those of the committed forecast, from the committed stores, and the shares that go with them."""
-    sources = [DATA / f"{name}.zarr" for name in ("critical_rate_depth", "waiting_time", "waiting_time_low")]
+    """The committed stores give the committed forecast, half rates and shares."""
+    names = ("critical_rate_depth", "waiting_time", "waiting_time_low")
+    sources = [OpenedStudy.open(DATA / f"{name}.zarr") for name in names]
     found = half_rate_document(WAITING_TIME_DEEP, sources, written="")
     committed = json.loads((DATA / "waiting_time_deep.forecast.json").read_text())
     for name in ("half_rates", "rows"):
         for row, held in zip(found[name], committed[name], strict=True):
             assert row == pytest.approx(held)
-    with pytest.raises(ValueError, match="is of waiting times: it is read by mms waiting"):
+    with pytest.raises(ValueError, match="is a forecast of waiting times: mms waiting reads it"):
         with_forecast(WAITING_TIME_DEEP, DATA / "waiting_time_deep.forecast.json")
     with pytest.raises(ValueError, match="waiting_time_deep is forecast from ramps and from waiting times"):
         half_rate_document(WAITING_TIME_DEEP, sources[:1], written="")
@@ -246,19 +277,21 @@ def test_the_command_writes_what_it_says(command: Callable[..., Result], tmp_pat
 
 
 def test_other_runs_and_other_studies_are_refused(stores: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="waiting_time_spectrum is no study of waiting times"):
-        waiting_document([stores[1]], DATA)
+    with pytest.raises(StoreError, match="holds spectral scores of networks: give the store of a study"):
+        analysed([stores[1]], DATA)
+    with pytest.raises(StoreError, match="critical_rate_depth is no study of waiting times"):
+        analysed([DATA / "critical_rate_depth.zarr"], DATA)
     with pytest.raises(ValueError, match="1 studies need as many spectral studies, or none, got 2"):
-        waiting_document([stores[0]], DATA, [stores[1]] * 2)
+        analysed([stores[0]], DATA, [stores[1]] * 2)
     with pytest.raises(ValueError, match="holds no forecast"):
-        waiting_document([stores[0]], tmp_path)
+        analysed([stores[0]], tmp_path)
     lay_out(STUDY, tmp_path / "unfinished.zarr")
     with pytest.raises(StoreError, match="waiting_time has 60 cells to do or failed"):
-        waiting_document([tmp_path / "unfinished.zarr"], DATA)
+        analysed([tmp_path / "unfinished.zarr"], DATA)
     changed = open_cells(stores[1])
     changed["loss"][3, 7] += 1
     with pytest.raises(StoreError, match="of other runs: the losses of 50 steps differ"):
-        predictors(open_cells(stores[0]), law(), changed)
+        predictors(open_cells(stores[0]), law(), LINE_EXPONENT, changed)
 
 
 def law() -> FunctionalLaw:
@@ -266,36 +299,95 @@ def law() -> FunctionalLaw:
 
 
 def test_a_study_that_is_predicted_is_held_out_whole(stores: tuple[Path, Path], tmp_path: Path) -> None:
-    """Its runs alone are scored, by models of the other study's, and every predictor was stated before."""
-    (name,) = PREDICTED
-    other = dataclasses.replace(STUDY, name=name, first_seed=1500)
+    """Only its runs are scored, by models fitted on the other study, and more predictors count as stated."""
+    name = WAITING_TIME_BETWEEN.name
+    other = dataclasses.replace(STUDY, name=name, first_seed=1500, held_out_seeds=STUDY.seeds)
     lay_out(other, tmp_path / "between.zarr")
     writer, data = SweepWriter(tmp_path / "between.zarr"), open_cells(stores[0])
     for cell in range(len(other.cells)):
         values = {variable: np.asarray(data[variable].values[cell]) for variable in other.layout().variables}
         writer.write(cell, values, DONE)
     for study in (name, "waiting_time"):
-        shares = {share_of(study, run.training.rate, 16) for run in STUDY.runs}
+        shares = {STUDY.share_of(run.training.rate, 16) for run in STUDY.runs}
         rows = [{"share": share, "predicted": 0.5} for share in shares]
         (tmp_path / f"{study}.forecast.json").write_text(json.dumps({"rows": rows}))
     (tmp_path / LAW).write_text((DATA / LAW).read_text())
-    document = waiting_document([stores[0], tmp_path / "between.zarr"], tmp_path)
+    document = analysed([stores[0], tmp_path / "between.zarr"], tmp_path)
     assert document["sizes"]["held_out"] == 60 and document["sizes"]["runs"] == 120
-    assert [row["predictor"] for row in document["scores"] if not row["stated"]] == [BY_LINE]
-    by_law = predictors(open_cells(stores[0]), law())[BY_LAW]
+    assert [row["predictor"] for row in document["scores"] if not row["stated"]] == ["rate depth^0.62"]
+    by_law = predictors(open_cells(stores[0]), law(), LINE_EXPONENT)[BY_LAW]
     rates = np.array([cell.run.training.rate for cell in STUDY.cells])
     np.testing.assert_allclose(by_law, rates / law().constant_rate(16))
     (tmp_path / LAW).write_text('{"law": {"foo": 1}}')
-    with pytest.raises(ValueError, match="no constants of the law of the functional step"):
-        waiting_document([stores[0]], tmp_path)
-    (tmp_path / LAW).write_text((DATA / LAW).read_text())
-    with pytest.raises(ValueError, match="is predicted from other runs: give waiting_time"):
-        waiting_document([tmp_path / "between.zarr"], tmp_path)
+    with pytest.raises(ValueError, match="not the constants of a functional-step law"):
+        analysed([stores[0]], tmp_path, law=tmp_path / LAW)
+    with pytest.raises(ValueError, match=f"all seeds of {name} are held out: give studies to fit on"):
+        analysed([tmp_path / "between.zarr"], tmp_path)
+
+
+def test_a_store_without_a_statement_takes_that_of_the_named_study() -> None:
+    """Committed stores are older than the statement; a store that states something keeps its own."""
+    stated = open_stated(DATA / "waiting_time_low.zarr")
+    assert OpenedStudy.open(stated.path).study.statement() == {}
+    assert stated.study.statement() == {"reference_rate": LOWER_THRESHOLD, "held_out_seeds": 14}
+    runs = stated_runs(stated)
+    assert runs["held_out"].sum() == len(runs) / 2 and not runs["whole"].any()
+    assert stated_runs(open_stated(DATA / "waiting_time_between.zarr"))["whole"].all()
+    with pytest.raises(ValueError, match="waiting_time_low states no reference_rate"):
+        stated_runs(OpenedStudy.open(stated.path))
+
+
+OWN = Study(
+    name="my_own_study",
+    claim="a study that this project does not know",
+    base=WAITING_TIME.base,
+    cases=tuple(
+        Case(
+            label=f"{depth} deep, {share:g}",
+            options={"depth": depth, "rate": 0.02 * share * (16 / depth) ** 0.5},
+        )
+        for depth in (6, 12)
+        for share in (0.5, 0.8, 1.1)
+    ),
+    seeds=20,
+    first_seed=7,
+    signals_every=2,
+    reference_rate=0.02,
+    held_out_seeds=5,
+    expectation="half of the runs collapse at 0.8",
+)
+
+
+def test_a_study_of_your_own_is_forecast_and_analysed(mms, tmp_path: Path) -> None:
+    """A made-up name: its statement is in its store, and it is forecast, measured and scored by that."""
+    store, later = tmp_path / "own.zarr", tmp_path / "later.zarr"
+    invent(OWN, store, 3)
+    lay_out(dataclasses.replace(OWN, name="my_next_study", seeds=6), later)
+    assert open_stated(store).study == OWN
+    ramps = DATA / "critical_rate_depth.zarr"
+    for path, name in ((store, OWN.name), (later, "my_next_study")):
+        out = tmp_path / f"{name}.forecast.json"
+        status, _, err = mms("predict", "onset", path, "--from", ramps, "--from", store, "--out", out)
+        assert status == 0 and err == ""
+        document = json.loads(out.read_text())
+        assert document["study"] == name and [row["depth"] for row in document["half_rates"]] == [6, 12]
+        assert [row["share"] for row in document["rows"]] == [0.5, 0.8, 1.1] * 2
+    status, out, err = mms(
+        *("waiting", store, "--forecasts", tmp_path, "--law", DATA / LAW, "--exponent", 0.5, "--json")
+    )
+    assert status == 0 and err == ""
+    document = json.loads(out)
+    assert document["thresholds"] == {OWN.name: 0.02}
+    assert (document["sizes"]["runs"], document["sizes"]["held_out"]) == (120, 30)
+    assert [case["share"] for case in document["cases"]] == [0.5, 0.8, 1.1] * 2
+    scored = {row["predictor"]: row["brier"]["value"] for row in document["scores"]}
+    assert scored["rate depth^0.5"] == pytest.approx(scored["rate sqrt(depth)"])
 
 
 def test_spectra_are_those_of_the_runs_themselves() -> None:
     base = STUDY.base.with_fields({"depth": 2, "rate": 0.02, "warmup": 1})
-    study = spectrum_of(dataclasses.replace(STUDY, base=base, cases=STUDY.cases[:1], seeds=2))
+    few = dataclasses.replace(STUDY, base=base, cases=STUDY.cases[:1], seeds=2, held_out_seeds=1)
+    study = spectrum_of(few)
     cells = [(number, cell) for number, cell in enumerate(study.cells)]
     runs = [cell.run.with_fields({"depth": 2, "steps": 6}) for _, cell in cells]
     cells = [(n, dataclasses.replace(cell, run=run)) for (n, cell), run in zip(cells, runs, strict=True)]

@@ -1,4 +1,4 @@
-"""The committor: forks of the states of a parent, and its store."""
+"""The committor study: forks of the states of a parent, its store and its rows."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def test_the_committor_is_known_from_its_store(store: Path) -> None:
 
 
 def test_rows_are_by_distance_and_by_observable(store: Path, mms) -> None:
-    rows = committor_rows(store)
+    rows = committor_rows(open_cells(store))
     assert [(row["offset"], row["measured"], row["n"]) for row in rows[:2]] == [(0, 0, 2), (8, 0, 2)]
     assert rows[0]["within"] == 6 and len(rows) == 2 * (2 + 8)
     assert {row["observable"] for row in rows[2:10]} >= {"loss", "tcs_image", "functional_step"}

@@ -1,4 +1,4 @@
-"""The estimated cost: what it counts, how it grows, and how a sweep is shared out by it."""
+"""The estimated cost: what it counts, how it grows, and how it divides a sweep into shards."""
 
 import dataclasses
 

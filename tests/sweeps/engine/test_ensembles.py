@@ -9,7 +9,7 @@ import pytest
 from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.sweep_store import FAILED, open_cells
 from meanmode.sim.store.sweep_writer import SweepWriter
-from meanmode.sweeps.engine import execution as execute
+from meanmode.sweeps.cli.options import check_device
 from meanmode.sweeps.engine import simulated
 from meanmode.sweeps.engine.execution import run_sweep
 from meanmode.sweeps.engine.sweep import Sweep
@@ -19,7 +19,7 @@ RESULTS = ("tcs", "rho", "r_tr", "mu_eff", "retention", "front")
 
 @pytest.fixture(scope="module")
 def together(tiny_sweep: Sweep) -> Sweep:
-    """The tiny sweep in ensembles of three and one."""
+    """The tiny sweep in ensembles of three seeds and one."""
     return dataclasses.replace(tiny_sweep, ensemble=3)
 
 
@@ -84,4 +84,4 @@ def test_an_empty_ensemble_is_refused(tiny_sweep: Sweep) -> None:
 
 def test_a_device_that_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match="cannot compute on device 'abacus'"):
-        execute.check_device("abacus")
+        check_device("abacus")

@@ -1,4 +1,4 @@
-"""Shards, workers and schedulers: whoever computes the cells, the store is the same to the bit."""
+"""Shards, workers and schedulers: the store is bitwise the same whoever computes the cells."""
 
 import functools
 import json
@@ -31,7 +31,7 @@ SMALL = (
 
 
 def started(*arguments: str) -> "subprocess.Popen[str]":
-    """A command in a process of its own."""
+    """Start a command in its own process."""
     return subprocess.Popen(
         [sys.executable, "-c", "from meanmode.sweeps.cli.main import main; main()", *arguments],
         cwd=ROOT,
@@ -69,7 +69,7 @@ def test_shards_started_at_once_lay_out_one_store(mms, tmp_path: Path, result_fi
 
 @pytest.fixture
 def overtaken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process lays the store out between the forecast and the store of this one."""
+    """Another process creates the store between the forecast of this one and its own attempt."""
 
     def create(path: Path, **given: object) -> None:
         create_sweep(path, **given)
@@ -127,7 +127,7 @@ def test_the_largest_cells_are_run_first(
 def test_two_workers_write_the_same_store(
     tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, result_files
 ) -> None:
-    """One shard on two workers of its own, the other in this process."""
+    """One shard runs on two workers, the other in this process."""
     run_sweep(tiny_sweep, tmp_path / "two.zarr", workers=2, shard=Shard(index=1, count=2))
     assert (open_cells(tmp_path / "two.zarr")["status"] == DONE).sum() == 16
     run_sweep(tiny_sweep, tmp_path / "two.zarr", workers=1, shard=Shard(index=2, count=2))

@@ -1,4 +1,4 @@
-"""The sweep over mixers and merges: it asks about all of them, and its forecasts are those it states."""
+"""The sweep over mixers and merges: it covers all of them, and its docstring states the theory's fronts."""
 
 import pytest
 

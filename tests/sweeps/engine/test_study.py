@@ -1,4 +1,4 @@
-"""Studies of training runs: cells, stores, resume to the bit, forecasts, the command line."""
+"""Studies of training runs: cells, stores, bitwise resume, statements and forecasts, the command line."""
 
 import dataclasses
 import json
@@ -10,11 +10,11 @@ import pytest
 
 from meanmode.dit.config.presets import PRESETS
 from meanmode.sim.store.files import StoreError, StoreExistsError
-from meanmode.sim.store.sweep_store import DONE, TODO, open_cells
+from meanmode.sim.store.sweep_store import DONE, TODO, open_cells, open_progress
 from meanmode.sweeps.engine.execution import run_sweep
 from meanmode.sweeps.engine.status import status_of
-from meanmode.sweeps.engine.store_layout import check_same
-from meanmode.sweeps.engine.stored import stored_sweep
+from meanmode.sweeps.engine.store_kinds import stored_plan
+from meanmode.sweeps.engine.store_layout import check_same, lay_out
 from meanmode.sweeps.engine.study import Case, Study, stored_study
 from meanmode.sweeps.named.all_sweeps import SWEEPS, named_study
 from meanmode.sweeps.studies.forecast_files import with_forecast, write_forecast
@@ -85,11 +85,45 @@ def test_a_killed_study_is_resumed_to_the_bit(store: Path, tmp_path: Path) -> No
 def test_the_study_is_known_from_its_store(store: Path) -> None:
     data = open_cells(store)
     assert json.dumps(stored_study(data.attrs).configuration()) == json.dumps(STUDY.configuration())
-    assert stored_sweep(data).units() == STUDY.units()
+    assert stored_plan(data.attrs).units() == STUDY.units()
     assert status_of(store)["done"] == 6
     check_same(STUDY, store)
     with pytest.raises(StoreError, match="holds another sweep: its seeds is 3, asked for 4"):
         check_same(dataclasses.replace(STUDY, seeds=4), store)
+
+
+STATED = dataclasses.replace(STUDY, held_out_seeds=1, reference_rate=0.02, expectation="nothing")
+
+
+def test_what_is_stated_before_the_runs_is_stored_and_kept(tmp_path: Path) -> None:
+    """A study that states nothing keeps its configuration; a statement cannot be changed afterwards."""
+    fields = {"held_out_seeds", "reference_rate", "expectation"}
+    assert not fields & set(STUDY.configuration()) and STUDY.statement() == {}
+    path = tmp_path / "s.zarr"
+    lay_out(STATED, path)
+    attributes = open_progress(path).attrs
+    assert attributes["plan"] == "study"
+    assert stored_plan(attributes).configuration() == json.loads(json.dumps(STATED.configuration()))
+    with pytest.raises(StoreError, match=r"its reference_rate is 0\.02, asked for 0\.03"):
+        check_same(dataclasses.replace(STATED, reference_rate=0.03), path)
+    with pytest.raises(StoreError, match="its expectation is nothing, asked for False"):
+        check_same(dataclasses.replace(STATED, expectation=""), path)
+
+
+def test_a_store_without_a_statement_can_be_resumed(store: Path) -> None:
+    """Older versions did not store what a named study states."""
+    check_same(STATED, store)
+
+
+@pytest.mark.parametrize(("seeds", "held_out"), [(1, 1), (3, 1), (4, 2), (6, 2)])
+def test_the_share_of_held_out_seeds_is_kept(seeds: int, held_out: int) -> None:
+    assert STATED.with_options({}, seeds).held_out_seeds == held_out
+
+
+def test_a_rate_is_a_share_of_the_reference_rate_at_its_depth() -> None:
+    assert STATED.share_of(0.01, 16) == 0.5 and STATED.share_of(0.01, 64) == 1.0
+    with pytest.raises(ValueError, match="critical_rate_depth states no reference_rate"):
+        STUDY.share_of(0.01, 16)
 
 
 def test_a_sweep_over_stacks_is_no_study(tiny_store: Path) -> None:
@@ -100,10 +134,12 @@ def test_a_sweep_over_stacks_is_no_study(tiny_store: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"cases": ()}, "a study needs cases with labels of their own"),
-        ({"cases": (Case(label="a"), Case(label="a"))}, "labels of their own"),
+        ({"cases": ()}, "a study needs cases with distinct labels"),
+        ({"cases": (Case(label="a"), Case(label="a"))}, "distinct labels"),
         ({"cases": (Case(label="a", options={"wide": 3}),)}, "unknown option 'wide'"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"held_out_seeds": 4}, r"held_out_seeds must be 0 to 3 \(seeds\), got 4"),
+        ({"reference_rate": 0.0}, r"reference_rate must be positive, got 0\.0"),
     ],
 )
 def test_what_is_no_study_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -153,13 +189,16 @@ def test_every_named_study_can_be_run(name: str) -> None:
 @pytest.mark.parametrize("command", ["margin", "detect"])
 def test_a_store_of_something_else_is_refused(command: str, tiny_store: Path, mms) -> None:
     status, out, err = mms(command, tiny_store)
-    assert status == 2 and out == "" and "the store holds no study of training runs" in err
+    message = f"{tiny_store} holds a sweep over synthetic stacks: give the store of a study of training runs"
+    assert status == 2 and out == "" and message in err
 
 
 def test_what_has_no_table_says_so(store: Path, mms) -> None:
     committed = Path(__file__).parents[3] / "paper_figs" / "data" / "committor.zarr"
     status, _, err = mms("compare", "--markdown", committed)
     assert status == 2 and "there is no Markdown table of committor, rank_correlation" in err
+    status, _, err = mms("compare", "--markdown", committed, store)
+    assert status == 2 and "tables are of one kind of store, got committor_study, study" in err
     status, out, _ = mms("compare", "--markdown", store)
     assert status == 0 and out.startswith("| case | forecast (90 %)")
 

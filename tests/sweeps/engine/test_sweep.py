@@ -1,4 +1,4 @@
-"""Sweeps: cells and shared runs, resume after any kill, workers, and the comparison."""
+"""Sweeps: cells and shared runs, resuming after a kill, workers, and the comparison."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ import xarray as xr
 import zarr
 
 import meanmode.sweeps.engine.simulated
-from meanmode.sim.observe.record import BACKWARD_OBSERVABLES
+from meanmode.sim.observe.observable_names import BACKWARD_OBSERVABLES
 from meanmode.sim.simulate import simulate
 from meanmode.sim.store.sweep_store import DIVERGED, DONE, FAILED, PROVENANCE, TODO, open_cells
 from meanmode.sim.store.sweep_writer import SweepWriter
@@ -172,13 +172,13 @@ def test_killed_at_random_moments_and_resumed_is_bitwise_the_uninterrupted_store
 
 
 def done_cells(store: Path) -> int:
-    """Cells whose status has been written, seen from outside."""
+    """Number of cells whose status file exists."""
     return len(list((store / "status" / "c").glob("*"))) if store.exists() else 0
 
 
 @pytest.fixture
 def crafted(tiny_store: Path, tmp_path: Path) -> Path:
-    """A store with made-up fronts, whose comparison is known."""
+    """A store with invented fronts, whose comparison is known."""
     store = Path(shutil.copytree(tiny_store, tmp_path / "crafted.zarr"))
     group = zarr.open_group(store, mode="r+")
     data = open_cells(store)
@@ -225,7 +225,7 @@ def test_unfinished_and_failed_seeds_are_left_out_and_counted(crafted: Path) -> 
 
 
 def test_onset_lists_every_finished_cell(crafted: Path) -> None:
-    cells = onset_cells(crafted)
+    cells = onset_cells(open_cells(crafted))
     assert len(cells) == 32
     assert {"depth", "tokens", "merge", "seed", "front"} <= set(cells[0])
     assert all(cell["front"] is None for cell in cells if cell["merge"] == "mv_split")
@@ -257,7 +257,7 @@ def test_a_backward_cell_is_run_at_its_own_depth(backward_sweep: Sweep) -> None:
 
 
 def test_only_a_backward_sweep_says_so(backward_sweep: Sweep, tiny_sweep: Sweep) -> None:
-    """Stores made before there were backward sweeps keep their configuration."""
+    """Stores older than backward sweeps keep their configuration."""
     assert backward_sweep.configuration()["backward"] is True
     assert "backward" not in tiny_sweep.configuration()
 

@@ -1,4 +1,4 @@
-"""Medians of censored numbers: what they are known to be, and how often their intervals hold the truth."""
+"""Medians of censored numbers: their bounds, and the coverage of their intervals."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_one_run_has_no_interval() -> None:
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    """Of 200 sets of 25 normal numbers, within 4 standard errors; resampled medians are a little coarse."""
+    """Over 200 sets of 25 normal numbers, within 4 standard errors; resampled medians are slightly coarse."""
     random = np.random.default_rng(0)
     found = [estimated(samples(*np.exp(random.normal(size=25)))) for _ in range(200)]
     held = np.mean([of.low <= 1.0 <= of.high for of in found])

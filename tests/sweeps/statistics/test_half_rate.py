@@ -1,4 +1,4 @@
-"""The half rate recovers what runs were drawn from, and says where the rates tried do not hold it."""
+"""The half rate of drawn runs is recovered, and reported as open outside of the rates tried."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ RATES = np.repeat(0.01 * np.array([0.8, 0.9, 1.0, 1.1, 1.25]), 40)
 
 
 def test_it_recovers_what_was_simulated() -> None:
-    """The 90 % interval holds the half rate, and the spread is found on average."""
+    """The 90 % interval contains the half rate, and the spread is right on average."""
     random = np.random.default_rng(2)
     fits = [
         HalfRate.fit(RATES, random.random(len(RATES)) < probabilities(RATES, 0.0103, 0.08)) for _ in range(20)
@@ -40,7 +40,7 @@ def test_shares_that_do_not_rise_have_none() -> None:
 
 
 def test_one_rate_has_no_half() -> None:
-    with pytest.raises(ValueError, match="of positive rates"):
+    with pytest.raises(ValueError, match="needs positive rates"):
         HalfRate.fit([0.01, np.nan], [True, False])
-    with pytest.raises(ValueError, match="lies between rates: give runs of two or more, got 1"):
+    with pytest.raises(ValueError, match="lies between rates: give runs at two or more, got 1"):
         HalfRate.fit([0.01, 0.01], [True, False])

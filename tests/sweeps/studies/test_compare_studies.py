@@ -1,4 +1,4 @@
-"""Studies compared: medians of critical rates by hand, forecasts, and effects on a baseline."""
+"""Comparison of studies: medians of critical rates, forecasts, and effects on a baseline."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from meanmode.sim.store.sweep_store import open_cells, open_progress
-from meanmode.sweeps.engine.stored import stored_sweep
+from meanmode.sweeps.engine.store_kinds import stored_plan
 from meanmode.sweeps.engine.study import Case, Study
 from meanmode.sweeps.named.critical_rate import BASE, CRITICAL_RATE_DEPTH
 from meanmode.sweeps.named.waiting_time import WAITING_TIME
@@ -26,14 +26,14 @@ Craft = Callable[..., Path]
 
 
 def study(*labels: str, seeds: int = 3, **changes: Any) -> Study:
-    """Cases of 60 steps under a ramp of 5e-5 a step; they differ in the clip."""
-    cases = tuple(Case(label=label, options={"clip": 1.0 + place}) for place, label in enumerate(labels))
+    """Cases of 60 steps under a ramp of 5e-5 per step; they differ in the clip."""
+    cases = tuple(Case(label=label, options={"clip": 1.0 + number}) for number, label in enumerate(labels))
     base = BASE.with_fields({"steps": STEPS})
     return Study(name="tiny", claim="tiny", base=base, cases=cases, seeds=seeds, **changes)
 
 
 def rate(step: float) -> float:
-    """Of the ramp, as a store of single precision holds it."""
+    """Rate of the ramp at a step, to the precision of a store."""
     return pytest.approx(5e-5 * step, rel=1e-6)
 
 
@@ -57,7 +57,7 @@ def test_a_run_that_does_not_collapse_is_above_its_last_rate(
     at_least: int | None,
     counts: tuple[int, int],
 ) -> None:
-    (row,) = study_rows(crafted_study(study("a"), tmp_path / "s.zarr", {"a": onsets}))
+    (row,) = study_rows(open_cells(crafted_study(study("a"), tmp_path / "s.zarr", {"a": onsets})))
     assert set(row) == KEYS and row["case"] == "a" and row["clip"] == 1.0
     assert row["quantity"] == "critical_rate" and row["n"] == 3 and row["n_to_do"] == 0
     assert row["measured"] == (None if measured is None else rate(measured))
@@ -72,11 +72,11 @@ def test_a_run_that_does_not_collapse_is_above_its_last_rate(
 def test_forecasts_stand_beside_what_was_measured(
     crafted_study: Craft, tmp_path: Path, onset: int | None, covered: bool, error: float | None
 ) -> None:
-    """Predicted at step 31, between 29 and 33; a rival at step 40 or silent."""
+    """The forecast is step 31, with interval 29 to 33; one rival says step 40, another says nothing."""
     forecast = {"predicted": 31 * 5e-5, "predicted_low": 29 * 5e-5, "predicted_high": 33 * 5e-5}
     forecast |= {"predicted_edge": 40 * 5e-5, "predicted_edge_low": 1.0, "predicted_silent": None}
     asked = study("a", forecast=({"case": "a", **forecast},))
-    (row,) = study_rows(crafted_study(asked, tmp_path / "s.zarr", {"a": (onset,) * 3}))
+    (row,) = study_rows(open_cells(crafted_study(asked, tmp_path / "s.zarr", {"a": (onset,) * 3})))
     assert row["predicted"] == 31 * 5e-5 and row["predicted_std"] == pytest.approx(2 * 5e-5 / 1.6448536)
     assert row["covered"] is covered
     assert set(row) - KEYS == {"predicted_edge", "error_edge", "predicted_silent", "error_silent"}
@@ -90,16 +90,15 @@ def test_a_forecast_that_a_censored_median_may_have_is_undecided(
     crafted_study: Craft, tmp_path: Path
 ) -> None:
     forecast = {"case": "a", "predicted": 0.004, "predicted_low": 0.002, "predicted_high": 0.005}
-    (row,) = study_rows(
-        crafted_study(study("a", forecast=(forecast,)), tmp_path / "s.zarr", {"a": (None,) * 3})
-    )
+    store = crafted_study(study("a", forecast=(forecast,)), tmp_path / "s.zarr", {"a": (None,) * 3})
+    (row,) = study_rows(open_cells(store))
     assert row["covered"] is None and row["measured_at_least"] == rate(60)
 
 
 def test_z_counts_measured_standard_errors(crafted_study: Craft, tmp_path: Path) -> None:
     forecast = {"case": "a", "predicted": 0.002, "predicted_low": 0.001, "predicted_high": 0.003}
     asked = study("a", seeds=8, forecast=(forecast,))
-    (row,) = study_rows(crafted_study(asked, tmp_path / "s.zarr", {"a": range(20, 36, 2)}))
+    (row,) = study_rows(open_cells(crafted_study(asked, tmp_path / "s.zarr", {"a": range(20, 36, 2)})))
     assert row["measured"] == rate(27) and row["measured_low"] < row["measured"] < row["measured_high"]
     assert 5e-5 < row["measured_sem"] < 5e-5 * 4
     assert row["z"] == pytest.approx((row["measured"] - 0.002) / row["measured_sem"])
@@ -108,7 +107,7 @@ def test_z_counts_measured_standard_errors(crafted_study: Craft, tmp_path: Path)
 def test_runs_at_a_constant_rate_have_an_onset_step(crafted_study: Craft, tmp_path: Path) -> None:
     base = WAITING_TIME.base.with_fields({"steps": STEPS})
     asked = dataclasses.replace(study("a"), base=base)
-    (row,) = study_rows(crafted_study(asked, tmp_path / "s.zarr", {"a": (30, 20, None)}))
+    (row,) = study_rows(open_cells(crafted_study(asked, tmp_path / "s.zarr", {"a": (30, 20, None)})))
     assert row["quantity"] == "onset_step" and row["measured"] == 30
 
 
@@ -116,13 +115,14 @@ def test_an_unfinished_study_is_compared_by_what_there_is(
     mms: Callable[..., tuple[int, str, str]], crafted_study: Craft, tmp_path: Path
 ) -> None:
     store = crafted_study(study("plain", "b", "c"), tmp_path / "s.zarr", {"plain": (20, 22, None)})
-    first, *others = study_rows(store)
+    data = open_cells(store)
+    first, *others = study_rows(data)
     assert first["measured"] == rate(22) and [row["n_to_do"] for row in others] == [3, 3]
-    assert all(row["measured"] is None and row["n"] == 0 for row in (*others, *effects(store)))
+    assert all(row["measured"] is None and row["n"] == 0 for row in (*others, *effects(data)))
     document = json.loads(mms("compare", store, "--json")[1])
-    assert document["rows"] == [*study_rows(store), *effects(store)]
+    assert document["rows"] == [*study_rows(data), *effects(data)]
     cells = json.loads(mms("onset", store, "--json")[1])["cells"]
-    assert cells == study_onsets(store) and [cell["onset_step"] for cell in cells] == [20, 22, None]
+    assert cells == study_onsets(data) and [cell["onset_step"] for cell in cells] == [20, 22, None]
     assert cells[2]["onset_kind"] == "none" and cells[2]["critical_rate"] is None
     assert json.loads(mms("sweep", "status", store, "--json")[1])["to_do"] == 6
     assert "plain" in mms("compare", store)[1] and "mean_mode" in mms("onset", store)[1]
@@ -130,16 +130,15 @@ def test_an_unfinished_study_is_compared_by_what_there_is(
 
 def test_the_store_of_a_study_tells_the_study(crafted_study: Craft, tmp_path: Path) -> None:
     asked = study("a", "b")
-    assert stored_sweep(open_progress(crafted_study(asked, tmp_path / "s.zarr", {}))) == asked
+    assert stored_plan(open_progress(crafted_study(asked, tmp_path / "s.zarr", {})).attrs) == asked
 
 
 @pytest.fixture(scope="module")
 def compared(crafted_study: Craft, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Effects on a baseline of onsets 50, 40, 30: halved, never, or before the loss is read."""
+    """Effects relative to a baseline with onsets 50, 40, 30: halved, never, or before the loss is taken."""
     onsets = {"nothing": (50, 40, 30), "half": (25, 20, 15), "never": (None,) * 3, "soon": (5, 5, -5)}
-    return effects(
-        crafted_study(study(*onsets), tmp_path_factory.mktemp("effects") / "s.zarr", onsets),
-    )
+    store = crafted_study(study(*onsets), tmp_path_factory.mktemp("effects") / "s.zarr", onsets)
+    return effects(open_cells(store))
 
 
 def test_ratios_to_the_baseline_are_of_pairs(compared: list[dict[str, Any]]) -> None:
@@ -153,7 +152,7 @@ def test_ratios_to_the_baseline_are_of_pairs(compared: list[dict[str, Any]]) -> 
 
 
 def test_losses_are_compared_at_one_step(compared: list[dict[str, Any]]) -> None:
-    """Step 20, after 0.6 of 40 steps: runs that ended before it are worse than any."""
+    """At step 20 (0.6 of 40, rounded to 10); a run that ended earlier counts as worse than any other."""
     rows = {row["case"]: row for row in compared if row["quantity"] == "loss"}
     assert {row["at_step"] for row in compared if row["quantity"] == "loss"} == {20}
     half, soon = rows["half"], rows["soon"]
@@ -167,7 +166,7 @@ def test_losses_are_compared_at_one_step(compared: list[dict[str, Any]]) -> None
 def test_every_rung_has_its_own_baseline(crafted_study: Craft, tmp_path: Path) -> None:
     onsets = {"small: nothing": (20,) * 3, "small: x": (30,) * 3, "large: nothing": (40,) * 3}
     onsets["large: x"] = (20,) * 3
-    rows = effects(crafted_study(study(*onsets), tmp_path / "s.zarr", onsets))
+    rows = effects(open_cells(crafted_study(study(*onsets), tmp_path / "s.zarr", onsets)))
     found = {row["case"]: row for row in rows if row["quantity"] == "critical_rate_ratio"}
     assert found["small: x"]["measured"] == pytest.approx(1.5)
     assert found["large: x"]["measured"] == pytest.approx(0.5)
@@ -177,11 +176,11 @@ def test_every_rung_has_its_own_baseline(crafted_study: Craft, tmp_path: Path) -
 
 def test_a_study_without_a_baseline_has_no_effects(crafted_study: Craft, tmp_path: Path) -> None:
     onsets = {"8 blocks": (20,) * 3, "16 blocks": (30,) * 3}
-    assert effects(crafted_study(study(*onsets), tmp_path / "s.zarr", onsets)) == []
+    assert effects(open_cells(crafted_study(study(*onsets), tmp_path / "s.zarr", onsets))) == []
 
 
 def test_the_committed_study_of_depths() -> None:
-    """Medians of 24 runs, against the numbers themselves."""
+    """Medians of 24 runs, compared with the stored numbers."""
     path = DATA / "critical_rate_depth.zarr"
     document = compare([path])
     data = open_cells(path)

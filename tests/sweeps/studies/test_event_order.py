@@ -1,4 +1,4 @@
-"""The order of events around a collapse: first lasting moves of crafted runs, by hand, and their table."""
+"""The order of events around a collapse: first lasting moves of crafted runs, and their table."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +12,13 @@ from meanmode.sim.store.sweep_writer import SweepWriter
 from meanmode.sweeps.engine.study import Case, Study
 from meanmode.sweeps.engine.study_variables import KINDS
 from meanmode.sweeps.named.critical_rate import BASE
-from meanmode.sweeps.studies.comparison import compare
+from meanmode.sweeps.studies.comparison import as_tables, compare
 from meanmode.sweeps.studies.event_order import first_moves
-from meanmode.sweeps.studies.markdown import as_tables, order_table
+from meanmode.sweeps.studies.markdown import order_table
 
 STEPS, ONSET = 80, 40
 MOVES = {"loss": -3, "g_mean": -2, "mode_ratio": -2, "g_ctr": 4, "grad_rms_q": 6, "tcs": 0}
-"""First moves in steps behind the onset; those of the second seed are two steps later, but for TCS."""
+"""First moves in steps after the onset; in the second seed all but TCS move two steps later."""
 
 
 def study(**changes: Any) -> Study:
@@ -28,7 +28,7 @@ def study(**changes: Any) -> Study:
 
 
 def series(late: int) -> dict[str, np.ndarray]:
-    """Of a run that collapses at `ONSET`; signals jump at their moves."""
+    """Series of a run that collapses at `ONSET`; each signal jumps at its move, `late` steps later."""
     steps = np.arange(1, STEPS + 1)
 
     def jump(signal: str, before: float, after: float) -> np.ndarray:
@@ -47,7 +47,7 @@ def series(late: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def store(crafted_study: Callable[..., Path], tmp_path: Path) -> Path:
-    """Two seeds that collapse without an intervention, and two that do not with it."""
+    """Two seeds that collapse without an intervention, and two that do not collapse with it."""
     path = crafted_study(study(signals_every=1), tmp_path / "s.zarr", {"mean deleted": (None, None)})
     writer = SweepWriter(path)
     kind = np.array(KINDS.index("mean_mode"))
@@ -58,7 +58,7 @@ def store(crafted_study: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def test_moves_are_counted_from_the_onset_of_each_run(store: Path) -> None:
-    rows = {row["signal"]: row for row in first_moves(store)}
+    rows = {row["signal"]: row for row in first_moves(open_cells(store))}
     assert {row["case"] for row in rows.values()} == {"nothing"} and all(
         row["n"] == 2 for row in rows.values()
     )
@@ -90,4 +90,4 @@ def test_a_study_without_the_parts_of_gradients_has_none(
     crafted_study: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = crafted_study(study(), tmp_path / "s.zarr", {"nothing": (20, 30)})
-    assert "g_mean" not in open_cells(path) and first_moves(path) == []
+    assert "g_mean" not in open_cells(path) and first_moves(open_cells(path)) == []

@@ -1,4 +1,4 @@
-"""Laws of the critical rate recover what synthetic ramps were made with; margins and detection scores."""
+"""Laws of the critical rate recover the constants of synthetic ramps; margins and detection scores."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ COHERENCE, GAIN, THRESHOLD, SLOPE = 0.01, 5.0, 0.5, 5e-5
 
 
 def made(depth: int, seed: int, *, factor: float = 1.0, onset: int | None = None) -> Ramp:
-    """A run whose Delta obeys the law up to 20 % noise, and which collapses at its threshold."""
+    """A run whose Delta obeys the law up to 20 % noise and which collapses at the threshold."""
     random = np.random.default_rng([depth, seed])
     steps = np.arange(5, 801, 5)
     slope = SLOPE * (16 / depth) ** 0.5
@@ -52,7 +52,7 @@ def test_a_pilot_scales_the_law() -> None:
     assert law.scaled(pilots).critical_rate(16, SLOPE) == pytest.approx(
         law.critical_rate(16, SLOPE) / 2, rel=0.1
     )
-    with pytest.raises(ValueError, match="a pilot needs measurements of Delta behind step 10"):
+    with pytest.raises(ValueError, match="a pilot needs measurements of Delta from step 10 on"):
         law.scaled([made(16, 0, onset=5)])
 
 
@@ -64,7 +64,7 @@ def test_one_depth_is_no_law_of_the_depth() -> None:
 
 
 def test_the_power_law_covers_a_power_law() -> None:
-    """The 90 % interval of a median of 8 holds it about as often as it says."""
+    """The 90 % interval contains the median of 8 runs about 90 % of the time."""
     random = np.random.default_rng(1)
     depths = np.repeat([8.0, 16.0, 32.0], 8)
     held = 0
@@ -83,7 +83,7 @@ def test_margins_are_medians_of_the_last_steps() -> None:
     sizes[4::5] = [0.2, 0.2, 0.2, 0.2, 9.0, 0.2, 0.2, 0.2, 0.6, 0.6, 0.6, 0.6]
     found = margins(sizes, 0.5)
     assert np.isnan(found[:4]).all() and found[4] == pytest.approx(0.4)
-    assert found[STEPS - 1] == pytest.approx(0.4), "a single large step is none"
+    assert found[STEPS - 1] == pytest.approx(0.4), "a single large step does not count"
     assert crossing(sizes, 0.5) == 55
     assert crossing(sizes, 10.0) is None
 
@@ -108,9 +108,7 @@ def labelled(onset: int | None, *, steps: int = 300) -> Labelled:
         ([10, 20], None, 0, 2),
     ],
 )
-def test_alarms_are_scored_by_their_place(
-    steps: list[int], onset: int | None, found: int, false: int
-) -> None:
+def test_alarms_are_scored_by_their_step(steps: list[int], onset: int | None, found: int, false: int) -> None:
     def raised(_: xr.Dataset) -> list[SimpleNamespace]:
         return [SimpleNamespace(step=step) for step in steps]
 

@@ -1,0 +1,52 @@
+"""The registry of generated tables, each with its caption, by the name that a page uses."""
+
+from meanmode.sweeps.studies.results.run_tables import (
+    event_factors,
+    event_moves,
+    mode_ratios,
+    ramps,
+    regression_lines,
+    sample_metrics,
+    timestep_scores,
+)
+from meanmode.sweeps.studies.results.stack_tables import exponents, fronts, profiles
+from meanmode.sweeps.studies.results.training_tables import (
+    critical_rates,
+    detection,
+    effects,
+    functional_steps,
+    margins,
+    order_of_events,
+)
+from meanmode.sweeps.studies.results.waiting_tables import (
+    committor,
+    forecast_shares,
+    predictors,
+    scored_shares,
+    shown_half_rates,
+)
+
+TABLES = {
+    "fronts": fronts,
+    "profiles": profiles,
+    "exponents": exponents,
+    "critical_rates": critical_rates,
+    "effects": effects,
+    "order_of_events": order_of_events,
+    "functional_steps": functional_steps,
+    "margins": margins,
+    "detection": detection,
+    "scored_shares": scored_shares,
+    "forecast_shares": forecast_shares,
+    "half_rates": shown_half_rates,
+    "predictors": predictors,
+    "committor": committor,
+    "ramps": ramps,
+    "event_moves": event_moves,
+    "event_factors": event_factors,
+    "regressions": regression_lines,
+    "mode_ratios": mode_ratios,
+    "samples": sample_metrics,
+    "timestep_probe": timestep_scores,
+}
+"""Name -> function of the folder of the stores, names of stores in it and options."""
