@@ -1,4 +1,4 @@
-"""The registry of figures, and drawing them from a folder of stores."""
+"""The registry of figures, and drawing them from a folder of stores; no figure opens a store itself."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ from meanmode.paper_figs.figures import (
 )
 from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.run_reader import open_run
-from meanmode.sim.store.sweep_store import DONE, open_cells, open_sweep
+from meanmode.sim.store.sweep_store import DONE, open_cells
 
 FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure]]] = {
     "collapse_front": ("collapse_front.zarr", collapse_front.draw),
@@ -34,7 +34,7 @@ FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure]]] = {
     "mixers": ("mixers.zarr", mixers.draw),
     "token_law": ("token_law.zarr", token_law.draw),
 }
-"""Name -> the sweep it reads and the function that draws it."""
+"""Name -> the sweep that is drawn, along `cell`, and the function that draws it."""
 
 
 RUN_FIGURES: dict[str, tuple[str, Callable[..., Figure]]] = {
@@ -42,7 +42,7 @@ RUN_FIGURES: dict[str, tuple[str, Callable[..., Figure]]] = {
     "amplification_event": ("amplification_event.zarr", amplification_event.draw),
     "merge_modes": ("merge_modes", merge_modes.draw),
 }
-"""Name -> the run it reads, or the folder of runs, and the function that draws it, of one run or of all."""
+"""Name -> the run, or the folder of runs, that is drawn, and the function that draws it or all of them."""
 
 
 STUDY_FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, xr.Dataset]], Figure]]] = {
@@ -52,36 +52,47 @@ STUDY_FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, xr.Datase
     "interventions": (interventions.STUDIES, interventions.draw),
     "committor": (committor.STUDIES, committor.draw),
 }
-"""Name -> the studies it reads, each where its store is there, and the function that draws them."""
+"""Name -> the studies that are drawn, those of them whose store exists, and the function that draws them."""
 
 
 DOCUMENT_FIGURES: dict[str, tuple[str, Callable[[Mapping[str, Any]], Figure]]] = {
     "waiting_time": ("waiting_time.scores.json", waiting_time.draw),
     "timestep_probe": ("timestep_probe.json", timestep_probe.draw),
 }
-"""Name -> the JSON document it reads, such as a command writes, and the function that draws it."""
+"""Name -> the JSON document, written by a command, that is drawn, and the function that draws it."""
+
+
+COMMANDS = {
+    "waiting_time.scores.json": "mms waiting STORES --out",
+    "timestep_probe.json": "mms evaluate RUN --probe timestep --json >",
+}
+"""Document -> the command that writes it, up to the name of the file."""
 
 
 def draw_figures(names: Sequence[str], data: Path, out: Path) -> list[Path]:
-    """Draw figures into PNG files and return their paths; without names, those whose store is there.
+    """Draw figures as PNG files and return their paths.
 
     Args:
-        names: which; where empty, all whose store is in the folder.
+        names: which figures; if empty, all whose stores are in the folder.
         data: folder of the stores.
-        out: folder of the PNG files, created where needed.
+        out: folder of the PNG files, created if missing.
 
     Raises:
-        ValueError: a figure nobody draws.
+        ValueError: an unknown figure, or a folder that holds no store of any figure.
         StoreError: a missing, damaged or unfinished store.
     """
     known = [*FIGURES, *RUN_FIGURES, *STUDY_FIGURES, *DOCUMENT_FIGURES]
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ValueError(f"unknown figure {unknown[0]!r}: choose from {', '.join(known)}")
-    paths = []
     present = [name for name in known if any((data / store).exists() for store in _stores(name))]
-    if not names and not present:
-        raise ValueError(f"{data} does not exist or holds no store of a figure")
+    if not present:
+        state = "holds no store of a figure" if data.is_dir() else "does not exist"
+        raise ValueError(
+            f"{data} {state}: a checkout of the repository has the data of all figures in paper_figs/data, "
+            "so give the path of that folder, or of a folder of your own stores, with --data"
+        )
+    paths = []
     for name in names or present:
         figure = _drawn(name, data)
         out.mkdir(parents=True, exist_ok=True)
@@ -91,22 +102,35 @@ def draw_figures(names: Sequence[str], data: Path, out: Path) -> list[Path]:
 
 
 def _stores(name: str) -> tuple[str, ...]:
-    """What a figure reads, in the folder of stores."""
+    """The files and folders a figure is drawn from, in the folder of stores."""
     if name in STUDY_FIGURES:
         return tuple(f"{study}.zarr" for study in STUDY_FIGURES[name][0])
     return ({**FIGURES, **RUN_FIGURES, **DOCUMENT_FIGURES}[name][0],)
 
 
 def _drawn(name: str, data: Path) -> Figure:
-    """A figure from the stores of a folder."""
+    """A figure, from the stores of a folder."""
+    stores = [data / store for store in _stores(name)]
+    if not any(path.exists() for path in stores):
+        raise StoreError(_missing(name, stores))
     if name in STUDY_FIGURES:
         studies, draw = STUDY_FIGURES[name]
         return draw(_studies(data, studies))
     if name in DOCUMENT_FIGURES:
-        document, draw_document = DOCUMENT_FIGURES[name]
-        return draw_document(_document(data / document))
-    store, draw_one = {**FIGURES, **RUN_FIGURES}[name]
-    return draw_one(*(_runs if name in RUN_FIGURES else _sweep)(data / store))
+        return DOCUMENT_FIGURES[name][1](_document(*stores))
+    if name in RUN_FIGURES:
+        return RUN_FIGURES[name][1](*_runs(*stores))
+    return FIGURES[name][1](_finished(open_cells(*stores), *stores))
+
+
+def _missing(name: str, stores: Sequence[Path]) -> str:
+    """What is missing for a figure, and the command that makes it where there is one."""
+    first = stores[0]
+    needed = f"the figure {name} needs {' or '.join(map(str, stores))}, which does not exist"
+    if name in RUN_FIGURES:
+        return f"{needed}: a checkout of the repository has it in paper_figs/data, give that with --data"
+    command = COMMANDS.get(first.name, f"mms sweep run {first.stem} --out")
+    return f"{needed}: make it with `{command} {first}`, or give another folder with --data"
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -114,11 +138,11 @@ def _document(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path} holds no document of a figure ({error}): write it again") from error
+        raise StoreError(f"{path} is not a JSON document ({error}): write it again") from error
 
 
 def _studies(folder: Path, names: Sequence[str]) -> dict[str, xr.Dataset]:
-    """Those of some studies that are there, finished, each with the text of its forecast where it has one."""
+    """The finished studies in a folder, each with the text of its forecast as an attribute if it has one."""
     found = {}
     for name in names:
         path, forecast = folder / f"{name}.zarr", folder / f"{name}.forecast.json"
@@ -126,14 +150,7 @@ def _studies(folder: Path, names: Sequence[str]) -> dict[str, xr.Dataset]:
             found[name] = _finished(open_cells(path), path)
             if forecast.exists():
                 found[name].attrs["forecast"] = forecast.read_text()
-    if not found:
-        raise StoreError(f"{folder} holds none of the studies {', '.join(names)}: run one of them")
     return found
-
-
-def _sweep(path: Path) -> list[xr.Dataset]:
-    """The finished sweep at a path."""
-    return [_finished(open_sweep(path), path)]
 
 
 def _finished(sweep: xr.Dataset, path: Path) -> xr.Dataset:
@@ -144,5 +161,5 @@ def _finished(sweep: xr.Dataset, path: Path) -> xr.Dataset:
 
 
 def _runs(path: Path) -> list[xr.Dataset]:
-    """The run at a path, or all in the folder there."""
+    """The run at a path, or all runs in the folder there."""
     return [open_run(store) for store in sorted(path.glob("*.zarr")) or [path]]

@@ -1,38 +1,30 @@
 """Amplification of writer gradients against the coherence of tokens, before and at a collapse (Fig. 4)."""
 
-# N steps, L blocks, W writers
-
-from dataclasses import dataclass
+# L blocks, W writers
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
 
-from meanmode.paper_figs.shared.runs import (
+from meanmode.paper_figs.shared.runs import WRITERS, caption, needs
+from meanmode.paper_figs.shared.style import COLOURS
+from meanmode.sweeps.studies.around_onset import (
+    ACTIVE,
     EVENT_WITHIN,
     FAR,
     NEAR,
-    WRITERS,
-    caption,
-    event_step,
-    needs,
+    Regression,
+    coherence,
+    moments,
     onset_of,
-    rate_of,
-    run_sizes,
-    step_before,
-    tokens_of,
+    regressions,
 )
-from meanmode.paper_figs.shared.style import COLOURS
+from meanmode.sweeps.studies.run_sizes import run_config, run_sizes, schedule_of
 from meanmode.theory.laws.all_laws import LAWS
 
 OBSERVABLES = ("loss", "grad_norm", "amplification", "kappa", "kappa_abs", "g_mean", "g_ctr")
 """What the store holds."""
-
-
-ACTIVE = 0.5
-"""A - 1 above which a block counts as active (Fig. 4)."""
 
 
 TIMES = {"before": (COLOURS[0], "o"), "event": (COLOURS[1], "^")}
@@ -44,137 +36,59 @@ PAPER = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Regression:
-    """An ordinary least-squares line with intercept.
-
-    Attributes:
-        slope: of it.
-        intercept: of it.
-        r_squared: share of the variance that the line explains.
-        points: how many it was drawn through.
-    """
-
-    slope: float
-    intercept: float
-    r_squared: float
-    points: int
-
-    def __str__(self) -> str:
-        return f"slope {self.slope:.3f}, R^2 {self.r_squared:.3f}, n {self.points}"
-
-
-def regression(x: ArrayLike, y: ArrayLike) -> Regression | None:
-    """The least-squares line of y on x; None with fewer than three points, or all at one x."""
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    if len(x) < 3 or np.ptp(x) == 0:
-        return None
-    slope, intercept = np.polyfit(x, y, 1)
-    rest = np.square(y - slope * x - intercept).sum()
-    total = np.square(y - y.mean()).sum()
-    return Regression(
-        slope=float(slope),
-        intercept=float(intercept),
-        r_squared=float(1 - rest / total) if total else 1.0,
-        points=len(x),
-    )
-
-
-def moments(run: xr.Dataset) -> dict[str, int]:
-    """The two steps that are compared, by rules that were fixed before any run was looked at.
-
-    `event`: the largest gradient norm at most `EVENT_WITHIN` steps from the onset. `before`: the median
-    gradient norm among the steps `NEAR` to `FAR` before the event.
-    """
-    return {"before": step_before(run), "event": event_step(run)}
-
-
-def regressions(run: xr.Dataset) -> dict[tuple[str, str], Regression | None]:
-    """A - 1 on (T - 1) kappa_abs over the blocks that are active at the step itself, by (moment, writer)."""
-    found = {}
-    for moment, step in moments(run).items():
-        for writer in WRITERS:
-            here = coherence(run, step, writer)
-            active = here["excess"] > ACTIVE
-            found[moment, writer] = regression(here["absolute"][active], here["excess"][active])
-    return found
-
-
-def coherence(run: xr.Dataset, step: int, writer: str) -> xr.Dataset:
-    """A - 1 (`excess`), (T - 1) kappa (`signed`) and (T - 1) kappa_abs (`absolute`) of measured blocks."""
-    here = run.sel(step=step, writer=writer)
-    others = sum(tokens_of(run)) - 1
-    return xr.Dataset(
-        {
-            "excess": here["amplification"] - 1,
-            "signed": others * here["kappa"],
-            "absolute": others * here["kappa_abs"],
-            "mode_ratio": here["g_mean"] / here["g_ctr"],
-        }
-    ).dropna("block", subset=["excess"])
+Fits = dict[tuple[str, str], Regression | None]
+"""(moment, writer) -> the regression over active blocks."""
 
 
 def draw(run: xr.Dataset) -> Figure:
-    """A row a writer: A - 1 against absolute and signed coherence, and signed coherence and modes in depth.
+    """One row per writer: A - 1 against absolute and signed coherence; signed coherence and modes in depth.
 
-    One point a block, the mean over the batch, over all tokens, at the two steps of `moments`.
+    One point per block, the mean over the batch and all tokens, at the two steps of `moments`.
 
     Args:
         run: an excerpt of `OBSERVABLES` with every step measured around an onset.
 
     Raises:
-        ValueError: a run without an onset, with too few steps around it, or with another set of observables.
+        ValueError: a run without an onset, with too few steps around it, or with other observables.
     """
     needs(run, *OBSERVABLES)
     figure = Figure(figsize=(15, 8.2), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1)
     panels = figure.subplots(2, 4)
-    steps, fits = moments(run), regressions(run)
+    steps, fits, config = moments(run), regressions(run), run_config(run)
     for row, writer in zip(panels, WRITERS, strict=True):
         for moment, step in steps.items():
-            here = coherence(run, step, writer)
-            colour, marker = TIMES[moment]
-            active = (here["excess"] > ACTIVE).values
-            for panel, name in zip(row, ("absolute", "signed"), strict=False):
-                for chosen, face in ((active, colour), (~active, "none")):
-                    panel.plot(
-                        here[name][chosen],
-                        here["excess"][chosen],
-                        marker,
-                        ms=5,
-                        mfc=face,
-                        mec=colour,
-                        mew=0.8,
-                        alpha=0.8,
-                    )
-            _draw_fit(row[0], here["absolute"][active], fits[moment, writer], moment)
-            row[2].plot(here["block"], here["signed"], marker, ms=4, color=colour, mew=0)
-            row[3].plot(here["block"], here["mode_ratio"], marker, ms=4, color=colour, mew=0)
+            _draw_moment(row, coherence(run, step, writer), fits[moment, writer], moment)
         _finish(row, writer)
-    handles = [
-        panels[0, 0].plot([], [], marker, color=colour, label=f"{moment}, step {steps[moment]}")[0]
-        for moment, (colour, marker) in TIMES.items()
-    ]
-    hollow = panels[0, 0].plot([], [], "o", mfc="none", color="0.4", label=f"inactive, A - 1 <= {ACTIVE:g}")[
-        0
-    ]
-    panels[0, 3].legend(handles=[*handles, hollow], fontsize=8, framealpha=0.85, edgecolor="none")
+    _name_points(panels, steps)
     figure.suptitle(
         f"Amplification of writer gradients around a collapse, onset at step {onset_of(run)['step']}; "
-        f"merge plain; {rate_of(run)}\n({run_sizes([run])})",
+        f"merge {config.model.merge}; {schedule_of(config)}\n({run_sizes([run])})",
         fontsize=10,
     )
-    caption(figure, *_captions(run, steps, fits))
+    tokens = config.model.image_tokens + config.model.text_tokens
+    caption(figure, *_captions(tokens, steps, fits))
     return figure
+
+
+def _draw_moment(row: np.ndarray, here: xr.Dataset, fit: Regression | None, moment: str) -> None:
+    """The blocks of one step in all panels of a writer."""
+    colour, marker = TIMES[moment]
+    active = (here["excess"] > ACTIVE).values
+    for panel, name in zip(row, ("absolute", "signed"), strict=False):
+        for chosen, face in ((active, colour), (~active, "none")):
+            style = {"ms": 5, "mfc": face, "mec": colour, "mew": 0.8, "alpha": 0.8}
+            panel.plot(here[name][chosen], here["excess"][chosen], marker, **style)
+    _draw_fit(row[0], here["absolute"][active], fit, moment)
+    row[2].plot(here["block"], here["signed"], marker, ms=4, color=colour, mew=0)
+    row[3].plot(here["block"], here["mode_ratio"], marker, ms=4, color=colour, mew=0)
 
 
 def _draw_fit(panel: Axes, x: xr.DataArray, fit: Regression | None, moment: str) -> None:
     if fit is not None:
-        ends = np.array([float(x.min()), float(x.max())])
-        colour, _ = TIMES[moment]
-        panel.plot(
-            ends, fit.intercept + fit.slope * ends, ls="--", color=colour, lw=1.2, label=f"{moment}: {fit}"
-        )
+        ends, (colour, _) = np.array([float(x.min()), float(x.max())]), TIMES[moment]
+        line = fit.intercept + fit.slope * ends
+        panel.plot(ends, line, ls="--", color=colour, lw=1.2, label=f"{moment}: {fit}")
 
 
 def _finish(row: np.ndarray, writer: str) -> None:
@@ -200,15 +114,23 @@ def _finish(row: np.ndarray, writer: str) -> None:
         panel.set_xlabel("block")
 
 
-def _captions(
-    run: xr.Dataset, steps: dict[str, int], fits: dict[tuple[str, str], Regression | None]
-) -> tuple[str, ...]:
+def _name_points(panels: np.ndarray, steps: dict[str, int]) -> None:
+    first = panels[0, 0]
+    handles = [
+        first.plot([], [], marker, color=colour, label=f"{moment}, step {steps[moment]}")[0]
+        for moment, (colour, marker) in TIMES.items()
+    ]
+    hollow = first.plot([], [], "o", mfc="none", color="0.4", label=f"inactive, A - 1 <= {ACTIVE:g}")[0]
+    panels[0, 3].legend(handles=[*handles, hollow], fontsize=8, framealpha=0.85, edgecolor="none")
+
+
+def _captions(tokens: int, steps: dict[str, int], fits: Fits) -> tuple[str, ...]:
     said = "; ".join(
         f"{writer} {moment} {fit if fit is not None else 'too few active blocks'}"
         for (moment, writer), fit in fits.items()
     )
     return (
-        f"Points: one a block, all {sum(tokens_of(run))} tokens (image and text), mean over the batch. "
+        f"Points: one per block, all {tokens} tokens (image and text), mean over the batch. "
         f"Event: the largest gradient norm within {EVENT_WITHIN} steps of the onset (step {steps['event']}); "
         f"before: the median gradient norm {NEAR} to {FAR} steps earlier (step {steps['before']}). Lines: "
         f"A4, {LAWS['A4'].statement.split(';')[0]}, and A5, {LAWS['A5'].statement}; points off them have "

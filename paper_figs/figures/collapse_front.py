@@ -1,6 +1,8 @@
 """The collapse front against tokens: the recursion as lines with a band, the simulation as points."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -15,29 +17,36 @@ from meanmode.paper_figs.shared.style import (
     check_axes,
     run_caption,
 )
-from meanmode.theory.meanfield.predicted_front import predict_front
+from meanmode.sweeps.studies.fronts import sweep_rows
+from meanmode.theory.meanfield.predicted_front import FRONT_COSINE, predict_front
 from meanmode.theory.setting import Setting
 
 CURVE_POINTS = 7
+"""Token counts at which the predicted curve is computed."""
+
+
+Rows = Sequence[Mapping[str, Any]]
+"""Predicted and measured fronts, one row per setting (`meanmode.sweeps.studies.fronts.sweep_rows`)."""
 
 
 def draw(data: xr.Dataset) -> Figure:
-    """One panel per merge; a line, its band of one standard deviation between seeds, and the measured means.
+    """One panel per merge: predicted mean and std between seeds as line and band, measured means as points.
 
     Args:
-        data: an unstacked `collapse_front` sweep.
+        data: a `collapse_front` sweep, along `cell`.
 
     Raises:
         ValueError: a sweep over other axes.
     """
     check_axes(data, *FRONT_AXES)
-    deepest = data.isel(depth=-1)
-    merges = [str(merge) for merge in deepest["merge"].values]
+    depth = int(data["depth"].max())
+    deepest = [row for row in sweep_rows(data) if row["depth"] == depth and "n_collapsed" in row]
+    merges = list(dict.fromkeys(row["merge"] for row in deepest))
     figure = Figure(figsize=(5.2 * len(merges), 5.2), layout="constrained")
     panels = figure.subplots(1, len(merges), sharey=True, squeeze=False)[0]
     for panel, merge in zip(panels, merges, strict=True):
-        _draw_merge(panel, data, deepest.sel(merge=merge), merge)
-    panels[0].set_ylabel("collapse front: block where TCS reaches 0.9")
+        _draw_merge(panel, data, [row for row in deepest if row["merge"] == merge])
+    panels[0].set_ylabel(f"collapse front: block where TCS reaches {FRONT_COSINE:g}")
     panels[0].set_ylim(bottom=0)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
@@ -50,50 +59,55 @@ def draw(data: xr.Dataset) -> Figure:
     return figure
 
 
-def _draw_merge(panel: Axes, data: xr.Dataset, selected: xr.Dataset, merge: str) -> None:
-    depth = int(selected["depth"])
-    combinations = [(w, c) for w in selected["weight_std"].values for c in selected["input_cosine"].values]
-    censored = 0
+def _draw_merge(panel: Axes, data: xr.Dataset, rows: Rows) -> None:
+    merge, depth = rows[0]["merge"], rows[0]["depth"]
+    combinations = list(dict.fromkeys((row["weight_std"], row["input_cosine"]) for row in rows))
     for style, (weight_std, cosine) in enumerate(combinations):
-        fronts = selected["front"].sel(weight_std=weight_std, input_cosine=cosine)
+        here = [row for row in rows if (row["weight_std"], row["input_cosine"]) == (weight_std, cosine)]
         colour, marker = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
         label = f"weight std {weight_std:g}, input cosine {cosine:g}"
-        base = base_setting(
-            data, merge=merge, weight_std=float(weight_std), input_cosine=float(cosine), depth=depth
-        )
-        _draw_curve(panel, base, fronts["tokens"].values, colour, f"theory, {label}")
-        whole = fronts.notnull().all("seed")
-        mean = fronts.mean("seed", skipna=False)
-        error = fronts.std("seed", ddof=1, skipna=False) / np.sqrt(fronts.sizes["seed"])
+        fields = {"merge": merge, "weight_std": weight_std, "input_cosine": cosine, "depth": depth}
+        tokens = np.array([row["tokens"] for row in here])
+        _draw_curve(panel, base_setting(data, **fields), tokens, colour, f"theory, {label}")
+        whole = [row for row in here if row["n_collapsed"] == row["n"]]
         panel.errorbar(
-            fronts["tokens"].values,
-            mean,
-            yerr=error,
+            [row["tokens"] for row in whole],
+            [row["measured"] for row in whole],
+            yerr=[row["measured_sem"] or 0 for row in whole],
             fmt=marker,
             color=colour,
             capsize=3,
             ms=6,
             label=f"measured, {label}",
         )
-        for tokens in fronts["tokens"].values[~whole.values]:
-            censored += int(fronts.sel(tokens=tokens).isnull().sum())
-            panel.plot(tokens * 1.12**style, depth, marker=r"$\uparrow$", color=colour, ms=11, ls="none")
+        for row in here:
+            if row["n_collapsed"] < row["n"]:
+                x = row["tokens"] * 1.12**style
+                panel.plot(x, depth, marker=r"$\uparrow$", color=colour, ms=11, ls="none")
     panel.set_title(f"merge {merge}", fontsize=9)
-    if censored:
-        predicted = "a front" if selected["predicted_front"].notnull().any() else "no front"
-        runs = f"{censored} of {selected['front'].size} runs have none"
-        text = f"{predicted} is predicted;\n{runs}\nwithin {depth} blocks (arrows)"
-        panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", va="center", fontsize=9)
+    _say_censored(panel, rows)
+    tokens = sorted({row["tokens"] for row in rows})
     panel.set_xscale("log", base=2)
-    tokens = selected["tokens"].values
     panel.set_xticks(tokens, [str(value) for value in tokens])
     panel.set_xlabel("tokens T")
     panel.grid(alpha=0.25)
 
 
+def _say_censored(panel: Axes, rows: Rows) -> None:
+    """How many runs have no front within the depth, if any, and whether the theory predicts one."""
+    collapsed, runs = (sum(row[column] for row in rows) for column in ("n_collapsed", "n"))
+    if collapsed < runs:
+        predicted = "a front" if any(row["predicted"] is not None for row in rows) else "no front"
+        counts = f"{runs - collapsed} of {runs} runs have none"
+        text = f"{predicted} is predicted;\n{counts}\nwithin {rows[0]['depth']} blocks (arrows)"
+        panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", va="center", fontsize=9)
+
+
 def _draw_curve(panel: Axes, base: Setting, tokens: np.ndarray, colour: str, label: str) -> None:
-    """The predicted front through the token counts between the least and the largest."""
-    base = dataclasses.replace(base, rope=False)  # the theory knows no positions, and the grid no squares
+    """The predicted front for token counts from the smallest to the largest."""
+    base = dataclasses.replace(
+        base, rope=False
+    )  # the theory has no positions, and the token counts are not squares
     grid = np.unique(np.geomspace(tokens.min(), tokens.max(), CURVE_POINTS).round().astype(int))
     predictions = [predict_front(dataclasses.replace(base, tokens=int(count))) for count in grid]
     shown = [(t, p.front, p.front_std) for t, p in zip(grid, predictions, strict=True) if p.front is not None]

@@ -14,6 +14,9 @@ from meanmode.paper_figs.shared.style import (
     check_axes,
     run_caption,
 )
+from meanmode.sim.store.sweep_store import unstacked
+from meanmode.sweeps.studies.profiles import seed_statistics
+from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
 from meanmode.theory.meanfield.profile import predict_profile
 
 PANELS = (
@@ -27,19 +30,20 @@ PANELS = (
 
 
 SHOWN_POINTS = 16
+"""Measured blocks that are drawn, at least."""
 
 
 def draw(data: xr.Dataset) -> Figure:
-    """Six observables over blocks at the most tokens, first weight std and first input cosine of the sweep.
+    """Six observables over blocks, at the largest token count, first weight std and first input cosine.
 
     Args:
-        data: an unstacked `collapse_front` sweep.
+        data: a `collapse_front` sweep, along `cell`.
 
     Raises:
         ValueError: a sweep over other axes.
     """
     check_axes(data, *FRONT_AXES)
-    chosen = data.isel(depth=-1, tokens=-1, weight_std=0, input_cosine=0)
+    chosen = unstacked(data).isel(depth=-1, tokens=-1, weight_std=0, input_cosine=0)
     fields = {name: chosen[name].item() for name in ("depth", "tokens", "weight_std", "input_cosine")}
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     panels = figure.subplots(2, 3, sharex=True)
@@ -56,7 +60,7 @@ def draw(data: xr.Dataset) -> Figure:
         panel.grid(alpha=0.25)
     for panel in panels[-1]:
         panel.set_xlabel("block")
-    panels[0, 0].axhline(0.9, color="0.5", lw=0.8, ls=":")
+    panels[0, 0].axhline(FRONT_COSINE, color="0.5", lw=0.8, ls=":")
     handles = [
         Line2D([], [], color=COLOURS[style], marker=MARKERS[style], ms=4, label=str(merge))
         for style, merge in enumerate(chosen["merge"].values)
@@ -65,7 +69,8 @@ def draw(data: xr.Dataset) -> Figure:
     figure.suptitle(
         f"Depth profiles at initialisation: {fields['tokens']} tokens, weight std {fields['weight_std']:g}, "
         f"input cosine {fields['input_cosine']:g} ({run_caption(data)})\n"
-        "lines: mean-field recursion; points: measured mean and std between seeds; dotted: TCS = 0.9",
+        "lines: mean-field recursion; points: measured mean and std between seeds; "
+        f"dotted: TCS = {FRONT_COSINE:g}",
         fontsize=9,
     )
     return figure
@@ -76,12 +81,13 @@ def _draw_profile(panel: Axes, measured: xr.DataArray, predicted: np.ndarray, st
     predicted = predicted if predicted.ndim == 1 else predicted[:, 0]
     blocks = np.arange(len(predicted)) + (measured.sizes["block"] - len(predicted))
     panel.plot(blocks, predicted, color=colour)
-    mean, std = measured.mean("seed"), measured.std("seed")
+    found = seed_statistics(measured)
+    mean, std = found["mean"].values, found["spread"].values
     some = slice(None, None, max(1, measured.sizes["block"] // SHOWN_POINTS))
     panel.errorbar(
         measured["block"].values[some],
-        mean.values[some],
-        yerr=np.minimum(std.values[some], 0.999 * np.abs(mean.values[some])),
+        mean[some],
+        yerr=np.minimum(std[some], 0.999 * np.abs(mean[some])),
         fmt=MARKERS[style],
         ms=4,
         lw=0.8,

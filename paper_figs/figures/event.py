@@ -2,37 +2,34 @@
 
 # N steps, L blocks, W writers
 
-import numpy as np
+from collections.abc import Mapping
+from typing import Any
+
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from meanmode.paper_figs.shared.runs import (
+from meanmode.paper_figs.shared.runs import WRITERS, caption, needs
+from meanmode.paper_figs.shared.style import COLOURS
+from meanmode.sweeps.studies.around_onset import (
     FAR,
     NEAR,
-    WRITERS,
-    caption,
-    deep,
+    deep_quartiles,
+    deep_series,
     event_step,
-    needs,
+    factors,
+    lasting_moves,
     onset_of,
-    rate_of,
-    run_sizes,
-    stretch,
-    tokens_of,
 )
-from meanmode.paper_figs.shared.style import COLOURS
+from meanmode.sweeps.studies.run_sizes import run_config, run_sizes, schedule_of
 from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
 from meanmode.theory.meanfield.profile import energy_ratio
 
-OBSERVABLES = ("loss", "grad_norm", "functional_step", "g_mean", "g_ctr")
-
-
-OBSERVABLES += ("grad_rms_q", "grad_rms_k", "tcs", "tcs_image", "rho")
-
-
-OBSERVABLES += ("amplification", "kappa", "kappa_abs")
-"""What the store holds: what is drawn, what the label and its evidence are read off, and the coherence."""
+OBSERVABLES = (
+    *("loss", "grad_norm", "functional_step", "g_mean", "g_ctr", "grad_rms_q", "grad_rms_k"),
+    *("tcs", "tcs_image", "rho", "amplification", "kappa", "kappa_abs"),
+)
+"""What the store holds: what is drawn, what the label and its evidence are read from, and the coherence."""
 
 
 SHOWN = 40
@@ -46,17 +43,25 @@ MARKS = {"attn": "o", "ffn": "^"}
 
 
 WORDS = {
-    **{
-        "loss": "loss",
-        "grad_norm": "gradient norm",
-        "tcs": "TCS",
-        "rho": "rho",
-        "mode_ratio": "G_mean/G_ctr",
-    },
-    **{"g_mean": "G_mean", "g_ctr": "G_ctr", "grad_rms_q": "G(Q)", "grad_rms_k": "G(K)"},
+    "loss": "loss",
+    "grad_norm": "gradient norm",
+    "tcs": "TCS",
+    "rho": "rho",
+    "mode_ratio": "G_mean/G_ctr",
+    "g_mean": "G_mean",
+    "g_ctr": "G_ctr",
+    "grad_rms_q": "G(Q)",
+    "grad_rms_k": "G(K)",
     "amplification": "A",
 }
 """Signal of the evidence -> its name in a figure."""
+
+
+PANEL_SIGNALS = (
+    *(("loss",), ("g_mean", "g_ctr"), ("grad_rms_q", "grad_rms_k")),
+    *(("tcs",), ("rho",), ("grad_norm",)),
+)
+"""Signals whose lasting moves are marked, by panel."""
 
 
 PAPER = (
@@ -68,46 +73,38 @@ PAPER = (
 def draw(run: xr.Dataset) -> Figure:
     """Loss, writer modes, query and key gradients, TCS in depth, rho, and step sizes around an onset.
 
-    Observables of blocks are medians over the blocks of the deeper half. The event is the step of
-    `training_runs.event_step`; factors are over the median of the steps `NEAR` to `FAR` before it.
+    Observables of blocks are medians over the blocks of the deeper half.
 
     Args:
         run: an excerpt of `OBSERVABLES` with every step measured around an onset.
 
     Raises:
-        ValueError: a run without an onset, with too few steps around it, or with another set of observables.
+        ValueError: a run without an onset, with too few steps around it, or with other observables.
     """
     needs(run, *OBSERVABLES)
-    onset = onset_of(run)
-    shown = run.sel(step=slice(onset["step"] - SHOWN, onset["step"] + SHOWN))
+    onset, moves = onset_of(run)["step"], lasting_moves(run)
+    shown = run.sel(step=slice(onset - SHOWN, onset + SHOWN))
     figure = Figure(figsize=(13.5, 8.6), layout="constrained")
     panels = figure.subplots(2, 3, sharex=True)
-    _draw_loss(panels[0, 0], shown)
-    _draw_modes(panels[0, 1], shown)
-    _draw_readers(panels[0, 2], shown)
-    _draw_cosines(panels[1, 0], shown)
-    _draw_ratio(panels[1, 1], shown)
-    _draw_sizes(panels[1, 2], shown)
-    signals = (
-        ("loss",),
-        ("g_mean", "g_ctr"),
-        ("grad_rms_q", "grad_rms_k"),
-        ("tcs",),
-        ("rho",),
-        ("grad_norm",),
-    )
-    for panel, letter, named in zip(panels.flat, "abcdef", signals, strict=True):
+    drawings = (_draw_loss, _draw_modes, _draw_readers, _draw_cosines, _draw_ratio, _draw_sizes)
+    delays = {row["signal"]: row["delay"] for row in moves if row["delay"] is not None}
+    for panel, draw_panel in zip(panels.flat, drawings, strict=True):
+        draw_panel(panel, shown)
+    for panel, letter, signals in zip(panels.flat, "abcdef", PANEL_SIGNALS, strict=True):
         panel.set_title(f"({letter}) {panel.get_title()}", fontsize=9.5)
-        panel.axvline(onset["step"], color="0.35", ls="--", lw=1)
-        _mark(panel, onset, named)
+        panel.axvline(onset, color="0.35", ls="--", lw=1)
+        for line, signal in enumerate(signals):
+            if abs(delays.get(signal, SHOWN + 1)) <= SHOWN:
+                _mark(panel, onset, signal, delays[signal], line)
     for panel in panels[1]:
         panel.set_xlabel("optimiser step")
+    config = run_config(run)
     figure.suptitle(
-        f"A collapse in training, onset at step {onset['step']} (dashed); merge plain; {rate_of(run)}\n"
-        f"({run_sizes([run])})",
+        f"A collapse in training, onset at step {onset} (dashed); merge {config.model.merge}; "
+        f"{schedule_of(config)}\n({run_sizes([run])})",
         fontsize=10,
     )
-    caption(figure, _order(onset), _factors(run), PAPER)
+    caption(figure, _order(moves), _factors(run), PAPER)
     return figure
 
 
@@ -123,10 +120,8 @@ def _draw_loss(panel: Axes, run: xr.Dataset) -> None:
 def _draw_modes(panel: Axes, run: xr.Dataset) -> None:
     for name, (label, colour) in MODES.items():
         for writer, marker in MARKS.items():
-            values = deep(run[name]).sel(writer=writer).median("block")
-            panel.plot(
-                run["step"], values, marker, ms=3, color=colour, label=f"{label}, {WRITERS[writer]}", mew=0
-            )
+            values, words = deep_series(run, name, writer), f"{label}, {WRITERS[writer]}"
+            panel.plot(values["step"], values, marker, ms=3, color=colour, label=words, mew=0)
     panel.set_title("modes of the writer gradients, deep median")
     panel.set_ylabel("Frobenius norm")
     panel.set_yscale("log")
@@ -135,8 +130,8 @@ def _draw_modes(panel: Axes, run: xr.Dataset) -> None:
 
 def _draw_readers(panel: Axes, run: xr.Dataset) -> None:
     for name, colour, marker in (("grad_rms_q", COLOURS[0], "o"), ("grad_rms_k", COLOURS[1], "^")):
-        values = deep(run[name]).median("block")
-        panel.plot(run["step"], values, marker, ms=3, color=colour, label=WORDS[name], mew=0)
+        values = deep_series(run, name)
+        panel.plot(values["step"], values, marker, ms=3, color=colour, label=WORDS[name], mew=0)
     panel.set_title("gradients of queries and keys, deep median")
     panel.set_ylabel("root mean square")
     panel.set_yscale("log")
@@ -155,10 +150,11 @@ def _draw_cosines(panel: Axes, run: xr.Dataset) -> None:
 
 
 def _draw_ratio(panel: Axes, run: xr.Dataset) -> None:
-    low, middle, high = deep(run["rho"]).quantile([0.25, 0.5, 0.75], "block")
-    cosine = deep(run["tcs"]).astype(float).median("block")
-    predicted = energy_ratio(sum(tokens_of(run)), cosine.where(cosine < 1).values)
-    panel.plot(run["step"], predicted, color="0.2", lw=1, label="law E1 of median TCS")
+    low, middle, high = deep_quartiles(run, "rho")
+    cosine, model = deep_series(run, "tcs"), run_config(run).model
+    tokens = model.image_tokens + model.text_tokens
+    predicted = energy_ratio(tokens, cosine.where(cosine < 1).values)
+    panel.plot(cosine["step"], predicted, color="0.2", lw=1, label="law E1 of median TCS")
     panel.fill_between(run["step"], low, high, color=COLOURS[0], alpha=0.25, lw=0, label="quartiles")
     panel.plot(run["step"], middle, "o", ms=3, color=COLOURS[0], label="measured, median", mew=0)
     panel.set_title("rho = |mean| / |centered| of deep blocks")
@@ -188,68 +184,43 @@ def _finish(panel: Axes, corner: str) -> None:
     panel.legend(fontsize=7.5, framealpha=0.85, edgecolor="none", loc=corner)
 
 
-def _mark(panel: Axes, onset: dict, signals: tuple[str, ...]) -> None:
-    """Triangles at the top of a panel where its signals first moved, with their delay."""
-    for row, signal in enumerate(signals):
-        first = onset["evidence"].get(signal, {}).get("first_step")
-        if first is None or abs(first - onset["step"]) > SHOWN:
-            continue
-        delay = first - onset["step"]
-        panel.annotate(
-            f"{WORDS[signal]} {delay:+d}",
-            xy=(first, 1 - 0.075 * row),
-            xytext=(8 if delay >= 0 else -8, -7),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            ha="left" if delay >= 0 else "right",
-            fontsize=8,
-            bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8},
-        )
-        panel.plot(
-            first, 0.985 - 0.075 * row, "v", ms=6, color="black", transform=panel.get_xaxis_transform()
-        )
-
-
-def _order(onset: dict) -> str:
-    """The delays of the evidence, in steps behind the onset."""
-    moved = {name: found["first_step"] for name, found in onset["evidence"].items()}
-    known = sorted((step - onset["step"], WORDS[name]) for name, step in moved.items() if step is not None)
-    lasting = ", ".join(f"{word} {delay:+d}" for delay, word in known)
-    rest = ", ".join(WORDS[name] for name, step in moved.items() if step is None)
-    return (
-        "Points: measured. Order of first lasting moves (threefold; loss 1.25-fold), in steps behind the "
-        f"onset, triangles: {lasting}" + (f"; not for three rows: {rest}." if rest else ".")
+def _mark(panel: Axes, onset: int, signal: str, delay: int, line: int) -> None:
+    """A triangle at the top of a panel where a signal first moved, with its delay."""
+    panel.annotate(
+        f"{WORDS[signal]} {delay:+d}",
+        xy=(onset + delay, 1 - 0.075 * line),
+        xytext=(8 if delay >= 0 else -8, -7),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        ha="left" if delay >= 0 else "right",
+        fontsize=8,
+        bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8},
     )
+    height, transform = 0.985 - 0.075 * line, panel.get_xaxis_transform()
+    panel.plot(onset + delay, height, "v", ms=6, color="black", transform=transform)
 
 
-def factors(run: xr.Dataset) -> dict[str, tuple[float, float]]:
-    """Deep medians at the event, and the median of those behind it, over the median of those before.
-
-    Returns:
-        Of `g_mean attn`, `g_ctr ffn` and the like, and of `grad_rms_q` and `grad_rms_k`.
-    """
-    event, found = event_step(run), {}
-    series = {
-        **{f"{name} {w}": deep(run[name]).sel(writer=w).median("block") for name in MODES for w in MARKS},
-        **{name: deep(run[name]).median("block") for name in ("grad_rms_q", "grad_rms_k")},
-    }
-    before, behind = (stretch(run, before=side)["step"] for side in (True, False))
-    for name, values in series.items():
-        usual = float(values.sel(step=before).median())
-        found[name] = (
-            float(values.sel(step=event)) / usual,
-            float(np.median(values.sel(step=behind))) / usual,
-        )
-    return found
+def _order(moves: list[Mapping[str, Any]]) -> str:
+    """The delays of the lasting moves, in steps after the onset."""
+    lasting = [row for row in moves if row["delay"] is not None]
+    rest = ", ".join(WORDS[row["signal"]] for row in moves if row["delay"] is None)
+    needed = {row["threshold"] for row in moves if row["signal"] != "loss"}
+    loss = next((f"; loss {row['threshold']:g}" for row in moves if row["signal"] == "loss"), "")
+    return (
+        f"Points: measured. Lasting moves by a factor ({', '.join(f'{one:g}' for one in needed)}{loss}) in "
+        "their order, in steps after the onset, triangles: "
+        + ", ".join(f"{WORDS[row['signal']]} {row['delay']:+d}" for row in lasting)
+        + (f"; no lasting move: {rest}." if rest else ".")
+    )
 
 
 def _factors(run: xr.Dataset) -> str:
-    found = factors(run)
     said = ", ".join(
-        f"{WORDS[name]}{f' {writer}' if writer else ''} x{at:.3g} (x{behind:.1e})"
-        for (name, _, writer), (at, behind) in ((key.partition(" "), value) for key, value in found.items())
+        f"{WORDS[row['signal']]} {row['writer'] or ''}".rstrip()
+        + f" x{row['at_event']:.3g} (x{row['after']:.1e})"
+        for row in factors(run)
     )
     return (
         f"Deep medians at the event (step {event_step(run)}, the largest gradient norm near the onset) and, "
-        f"in brackets, {NEAR} to {FAR} steps behind it, over those {NEAR} to {FAR} steps before: {said}."
+        f"in brackets, {NEAR} to {FAR} steps after it, over those {NEAR} to {FAR} steps before: {said}."
     )

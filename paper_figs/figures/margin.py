@@ -1,13 +1,18 @@
-"""The functional step before a collapse over all configurations, and critical rates foretold from pilots."""
+"""The functional step before a collapse in every configuration, and critical rates predicted from pilots."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from meanmode.paper_figs.shared.runs import caption
-from meanmode.paper_figs.shared.studies import DOT, FAR, NEAR, Studies, bars, cases, forecast_of, sizes_of
+from meanmode.paper_figs.shared.studies import DOT, Studies, bars, fitted_to, forecast_of
 from meanmode.paper_figs.shared.style import COLOURS
-from meanmode.sweeps.statistics.censoring import estimated
+from meanmode.sweeps.studies.critical_rates import forecast_errors, study_rows
+from meanmode.sweeps.studies.run_sizes import sizes_of
+from meanmode.sweeps.studies.stability_margin import BEFORE_ONSET, steps_before_onset
 
 SETTINGS = "critical_rate_settings"
 
@@ -22,74 +27,74 @@ FORECASTS = {
     "predicted": ("law O2, from a pilot", COLOURS[0]),
     "predicted_power_law": ("rate sqrt(L) alone", "none"),
 }
-"""Forecast -> its name and the face of its points."""
+"""Forecast -> its name and the face colour of its points."""
 
 
 NAMED = 0.5
-"""Cases that are further off bear their name."""
+"""Cases whose forecast is off by more than this are labelled."""
 
 
 WITHIN = 0.2
-"""Relative error of the band about the diagonal."""
+"""Relative error of the band around the diagonal."""
+
+
+Rows = Sequence[Mapping[str, Any]]
 
 
 def draw(studies: Studies) -> Figure:
     """Delta in the steps before each onset by case, and predicted against measured critical rates.
 
     Args:
-        studies: some of `STUDIES`; the second panel is of `critical_rate_settings`.
+        studies: some of `STUDIES`; the second panel shows `critical_rate_settings`.
     """
-    foretold = SETTINGS in studies and "predicted" in studies[SETTINGS]
-    figure = Figure(figsize=(14.5 if foretold else 11, 7.4), layout="constrained")
+    rows = study_rows(studies[SETTINGS]) if SETTINGS in studies else []
+    predicted = any(row["predicted"] is not None for row in rows)
+    figure = Figure(figsize=(14.5 if predicted else 11, 7.4), layout="constrained")
     panels = figure.subplots(
-        1, 1 + foretold, squeeze=False, width_ratios=(1.35, 1) if foretold else None
+        1, 1 + predicted, squeeze=False, width_ratios=(1.35, 1) if predicted else None
     ).flat
-    spread = _draw_steps(panels[0], studies)
-    errors = _draw_foretold(panels[1], studies) if foretold else ""
+    before = {name: steps_before_onset(data) for name, data in studies.items()}
+    forecast = forecast_of(studies)
+    _draw_steps(panels[0], before, forecast)
+    if predicted:
+        _draw_predicted(panels[1], rows)
+    first, last = BEFORE_ONSET
     figure.suptitle(
-        f"Functional step Delta before a collapse (median of the steps {FAR} to {NEAR} before its onset): "
+        f"Functional step Delta before a collapse (median of the steps {first} to {last} before its onset): "
         "dots, runs; bars, medians"
-        + ("; and critical rates predicted from pilots before the runs" if foretold else ""),
+        + ("; and critical rates predicted from pilots before the runs" if predicted else ""),
         fontsize=10,
     )
-    law = forecast_of(studies).get("law")
-    theory = (
-        "Theory: law O2 says that a run collapses where Delta reaches one threshold for all. "
-        + (
-            f"Fitted on 8 to 32 blocks: Delta_c = {law['threshold']:.3f}, its Delta at the onset. "
-            if law
-            else ""
-        )
-        + f"Measured: {spread}."
-    )
+    fitted = ""
+    if forecast:
+        threshold = f"Delta_c = {forecast['law']['threshold']:.3f}, its Delta at the onset"
+        fitted = f"Fitted to {fitted_to(forecast)}: {threshold}. "
     caption(
         figure,
-        theory,
-        *([errors] if errors else []),
+        "Theory: law O2 says that a run collapses where Delta reaches one threshold for all. "
+        f"{fitted}Measured: {_spread(before)}.",
+        *([_errors(rows)] if predicted else []),
         *(f"{name}: {sizes_of(data)}." for name, data in studies.items()),
     )
     return figure
 
 
-def _draw_steps(panel: Axes, studies: Studies) -> str:
-    """Every case in a column; how far the medians of cases lie apart, in words."""
-    labels, medians = [], []
-    law = forecast_of(studies).get("law")
-    if law:
-        panel.axhline(
-            law["threshold"], color="0.35", lw=1, label="Delta_c of law O2, fitted on 8 to 32 blocks"
-        )
-    for study, data in studies.items():
-        name = study
-        for case in cases(data):
-            sizes, place = case.steps_before(), len(labels)
-            labels.append(case.label)
-            if not len(sizes):
+def _draw_steps(panel: Axes, before: Mapping[str, Rows], forecast: Mapping[str, Any]) -> None:
+    """Every case in a column of its own."""
+    if forecast:
+        label = f"Delta_c of law O2, fitted to {fitted_to(forecast)}"
+        panel.axhline(forecast["law"]["threshold"], color="0.35", lw=1, label=label)
+    labels: list[str] = []
+    for study, rows in before.items():
+        name: str | None = study
+        for row in rows:
+            sizes, place = row["values"], len(labels)
+            labels.append(row["case"])
+            if not sizes:
                 continue
             spots = place + np.linspace(-0.25, 0.25, len(sizes)) if len(sizes) > 1 else [place]
             panel.plot(spots, sizes, color=COLOUR[study], label=name, **{**DOT, "ms": 3.5})
-            medians.append(float(np.median(sizes)))
-            panel.plot([place - 0.35, place + 0.35], [medians[-1]] * 2, color=COLOUR[study], lw=2)
+            panel.plot([place - 0.35, place + 0.35], [row["median"]] * 2, color=COLOUR[study], lw=2)
             name = None
     panel.set_xticks(
         range(len(labels)), labels, rotation=60, ha="right", fontsize=7.5, rotation_mode="anchor"
@@ -104,57 +109,43 @@ def _draw_steps(panel: Axes, studies: Studies) -> str:
     panel.set_title("is the threshold of Delta universal?", fontsize=9.5)
     panel.grid(axis="y", alpha=0.25, which="both")
     panel.legend(fontsize=8, frameon=False)
-    if not medians:
+
+
+def _spread(before: Mapping[str, Rows]) -> str:
+    """How far apart the medians of the cases lie."""
+    medians = [row["median"] for rows in before.values() for row in rows]
+    known = [median for median in medians if median is not None]
+    if not known:
         return "no run collapsed"
-    ends = f"{min(medians):.2g} to {max(medians):.2g}"
-    return f"medians of the {len(medians)} of {len(labels)} cases with a collapse lie from {ends}"
+    ends = f"{min(known):.2g} to {max(known):.2g}"
+    return f"medians of the {len(known)} of {len(medians)} cases with a collapse range from {ends}"
 
 
-def _draw_foretold(panel: Axes, studies: Studies) -> str:
-    """Predicted against measured rates of the settings; the errors of those with a measured one in words."""
-    group = cases(studies[SETTINGS])
-    said, ends = [], []
+def _draw_predicted(panel: Axes, rows: Rows) -> None:
+    """Predicted against measured critical rates, with the diagonal and its band."""
+    ends = []
     for name, (words, face) in FORECASTS.items():
-        if name not in group[0].runs:
-            continue
-        errors = []
-        for case in group:
-            predicted, found = float(case.field(name)), estimated(case.rates)
-            if not (np.isfinite(predicted) and found.at_least > 0):
+        label: str | None = words
+        for row in rows:
+            known, predicted = row["measured"] is not None, row.get(name)
+            measured = row["measured"] if known else row["measured_at_least"]
+            if predicted is None or not measured:
                 continue
-            known = np.isfinite(found.value)
-            panel.plot(
-                found.at_least,
-                predicted,
-                marker="o" if known else r"$\rightarrow$",
-                mfc=face,
-                mec=COLOURS[0],
-                ls="none",
-                label=words if case is group[0] else None,
-            )
-            ends += [found.at_least, predicted]
+            marker = "o" if known else r"$\rightarrow$"
+            style = {"mfc": face, "mec": COLOURS[0], "ls": "none"}
+            panel.plot(measured, predicted, marker=marker, label=label, **style)
+            label = None
+            ends += [measured, predicted]
             if known:
-                panel.errorbar(found.value, predicted, xerr=bars(found), color=COLOURS[0], lw=0.8, alpha=0.5)
-                errors.append(predicted / found.value - 1)
-            if name == "predicted" and not (known and abs(errors[-1]) <= NAMED):
+                interval = bars(measured, row["measured_low"], row["measured_high"])
+                panel.errorbar(measured, predicted, xerr=interval, color=COLOURS[0], lw=0.8, alpha=0.5)
+            if name == "predicted" and not (known and abs(row["relative_error"]) <= NAMED):
                 place = {"xytext": (4, 3), "textcoords": "offset points", "rotation": 30}
-                panel.annotate(case.label, (found.at_least, predicted), fontsize=6.5, **place)
-        if errors:
-            sizes = np.abs(errors)
-            said.append(
-                f"{words}: median |relative error| {np.median(sizes):.1%}, at most 20 % in "
-                f"{(sizes <= WITHIN).sum()} of {len(sizes)}"
-            )
-    _finish(panel, ends)
-    return f"Predicted critical rates. {'; '.join(said)}." if said else ""
-
-
-def _finish(panel: Axes, ends: list[float]) -> None:
-    """The diagonal with its band through all points, and what the axes are."""
+                panel.annotate(row["case"], (measured, predicted), fontsize=6.5, **place)
     if ends:
         line = np.array([min(ends) / 1.3, max(ends) * 1.3])
         panel.plot(line, line, color="0.35", lw=1)
-        band = {"color": "0.35", "alpha": 0.12, "lw": 0, "label": "within 20 %"}
+        band = {"color": "0.35", "alpha": 0.12, "lw": 0, "label": f"within {100 * WITHIN:g} %"}
         panel.fill_between(line, line * (1 - WITHIN), line * (1 + WITHIN), **band)
         panel.legend(fontsize=8, frameon=False, loc="upper left")
     panel.set_xscale("log")
@@ -162,6 +153,17 @@ def _finish(panel: Axes, ends: list[float]) -> None:
     panel.set_xlabel("measured critical rate (median, 90 % interval; arrow: no collapse below)")
     panel.set_ylabel("predicted critical rate")
     panel.set_title(
-        "one thing changed in 16 blocks; named: off by more than half, or no collapse", fontsize=9.5
+        f"one setting changed per case; named: off by more than {100 * NAMED:g} %, or no collapse",
+        fontsize=9.5,
     )
     panel.grid(alpha=0.25)
+
+
+def _errors(rows: Rows) -> str:
+    said = [
+        f"{FORECASTS[name][0]}: median |relative error| {found['median']:.1%}, at most {100 * WITHIN:g} % in "
+        f"{found['within']} of {found['n']} cases"
+        for name, found in forecast_errors(rows, WITHIN).items()
+        if name in FORECASTS
+    ]
+    return f"Predicted critical rates. {'; '.join(said)}."

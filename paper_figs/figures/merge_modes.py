@@ -2,125 +2,50 @@
 
 # S seeds, N steps, L blocks, W writers
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from meanmode.paper_figs.shared.runs import WRITERS, caption, configuration, needs, rate_of, run_sizes
+from meanmode.paper_figs.shared.runs import WRITERS, caption, needs
 from meanmode.paper_figs.shared.style import COLOURS, MARKERS
+from meanmode.sweeps.studies.merge_ratios import (
+    CONFIDENCE,
+    LAYERSCALE,
+    LAYERSCALE_ZERO,
+    LOSS_WINDOW,
+    MERGES,
+    MV_SPLIT,
+    PLAIN,
+    Arm,
+    Ratio,
+    arms,
+    band_ratio,
+    mode_band,
+    smoothed_loss,
+)
+from meanmode.sweeps.studies.run_sizes import run_config, run_sizes, schedule_of
 
 OBSERVABLES = ("loss", "g_mean", "g_ctr", "tcs", "tcs_image")
-"""What the stores hold; the label is read off `tcs_image` and the loss."""
-
-
-PLAIN, LAYERSCALE, LAYERSCALE_ZERO, MV_SPLIT = "plain", "LayerScale", "LayerScale, zero writers", "MV-Split"
-
-
-MERGES = (PLAIN, LAYERSCALE, LAYERSCALE_ZERO, MV_SPLIT)
-"""Arms, in the order of their colours."""
+"""What the stores hold; the label is read from `tcs_image` and the loss."""
 
 
 MODES = {"g_mean": "G_mean", "g_ctr": "G_ctr"}
 
 
-CONFIDENCE, RESAMPLES = 0.9, 10_000
-
-
 PAPER_RATIO = (2.0, 3.0)
-"""How many times higher MV-Split keeps G_ctr than LayerScale (400 blocks, Fig. 6)."""
+"""How many times higher MV-Split keeps G_ctr than LayerScale in the paper (400 blocks, Fig. 6)."""
 
 
-LOSS_WINDOW = 15
-"""Steps of the running median of the loss."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ratio:
-    """A ratio of geometric means over seeds, with a bootstrap interval.
-
-    Attributes:
-        value: of all seeds.
-        low: lower end of the interval of `CONFIDENCE`.
-        high: upper end.
-        seeds: how many.
-    """
-
-    value: float
-    low: float
-    high: float
-    seeds: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
-
-
-def arm(run: xr.Dataset) -> str:
-    """Which of `MERGES` a run is of.
-
-    Raises:
-        ValueError: another merge.
-    """
-    model, _ = configuration(run)
-    names = {"plain": PLAIN, "layerscale": LAYERSCALE, "mv_split": MV_SPLIT}
-    if model["merge"] not in names:
-        raise ValueError(f"this figure draws {', '.join(MERGES)}, got a run of merge {model['merge']!r}")
-    if model["merge"] == "layerscale" and model["writer_std"] == 0:
-        return LAYERSCALE_ZERO
-    return names[model["merge"]]
-
-
-def arms(runs: Sequence[xr.Dataset]) -> dict[str, dict[int, xr.Dataset]]:
-    """Runs by arm and seed.
-
-    Raises:
-        ValueError: arms of other seeds or steps than the rest, or an arm missing.
-    """
-    found: dict[str, dict[int, xr.Dataset]] = {name: {} for name in MERGES}
-    for run in runs:
-        needs(run, *OBSERVABLES)
-        found[arm(run)][configuration(run)[1]["seed"]] = run
-    if len({(frozenset(of), *sorted(run.sizes["step"] for run in of.values())) for of in found.values()}) > 1:
-        seeds = "; ".join(f"{name} {sorted(of)}" for name, of in found.items())
-        raise ValueError(f"this figure compares arms of the same seeds and steps, got seeds {seeds}")
-    return found
-
-
-def band_ratio(
-    over: Mapping[int, xr.Dataset], under: Mapping[int, xr.Dataset], name: str, writer: str
-) -> Ratio:
-    """How many times larger a mode is in one arm than in another: a statistic stated before the runs.
-
-    A run's level is the median over blocks and over the regular rows of the second half of its steps. The
-    ratio is that of geometric means over seeds; its interval resamples the seeds, pairs of runs of one seed.
-    """
-    logs = np.log(
-        [_level(over[seed], name, writer) / _level(under[seed], name, writer) for seed in sorted(over)]
-    )
-    rng = np.random.default_rng(np.random.SeedSequence(0))
-    means = logs[rng.integers(len(logs), size=(RESAMPLES, len(logs)))].mean(1)
-    low, high = np.exp(np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
-    return Ratio(value=float(np.exp(logs.mean())), low=float(low), high=float(high), seeds=len(logs))
-
-
-def _level(run: xr.Dataset, name: str, writer: str) -> float:
-    half = run.isel(step=slice(run.sizes["step"] // 2, None))
-    return float(_regular(half, name, writer).median())
-
-
-def _regular(run: xr.Dataset, name: str, writer: str) -> xr.DataArray:
-    """A mode at the steps that every run measures; around a gradient spike a run measures more of its own."""
-    regular = run["step"] % configuration(run)[1]["telemetry_every"] == 0
-    return run[name].sel(step=regular, writer=writer, block=slice(1, None))
+LOSS_EVERY = 5
+"""Steps between the points of a loss curve."""
 
 
 def draw(*runs: xr.Dataset) -> Figure:
     """G_mean and G_ctr of both writers over steps, the loss, and MV-Split's G_ctr over that of the others.
 
-    Lines of points: the median over seeds of the depth median; bands: of the depth quartiles.
+    Points: the median over seeds of the depth median; bands: of the depth quartiles.
 
     Args:
         runs: excerpts of `OBSERVABLES`, of every arm and seed, with equal steps and rates.
@@ -128,62 +53,65 @@ def draw(*runs: xr.Dataset) -> Figure:
     Raises:
         ValueError: runs of another merge, or arms that cannot be compared.
     """
+    for run in runs:
+        needs(run, *OBSERVABLES)
     found = arms(runs)
-    figure = Figure(figsize=(13.5, 8.0), layout="constrained")
-    panels = figure.subplots(2, 3)
-    for row, writer in zip(panels, WRITERS, strict=True):
-        for panel, (name, label) in zip(row, MODES.items(), strict=False):
-            for style, of in enumerate(found.values()):
-                _draw_band(panel, [_regular(run, name, writer) for run in of.values()], style)
-            panel.set_title(f"{label}, {WRITERS[writer]}", fontsize=9.5)
-            panel.set_ylabel("Frobenius norm")
-            panel.set_yscale("log")
-            panel.set_xlabel("optimiser step")
-            panel.grid(alpha=0.25)
-    for style, (name, of) in enumerate(found.items()):
-        _draw_loss(panels[0, 2], list(of.values()), style, name)
-    panels[0, 2].set_title("loss", fontsize=9.5)
-    panels[0, 2].set_ylabel("loss (mean square of a velocity)")
-    panels[0, 2].set_xlabel("optimiser step")
-    panels[0, 2].legend(fontsize=8, framealpha=0.85, edgecolor="none")
-    panels[0, 2].grid(alpha=0.25)
     ratios = {
         (writer, under): band_ratio(found[MV_SPLIT], found[under], "g_ctr", writer)
         for writer in WRITERS
         for under in (LAYERSCALE, LAYERSCALE_ZERO, PLAIN)
     }
+    figure = Figure(figsize=(13.5, 8.0), layout="constrained")
+    panels = figure.subplots(2, 3)
+    for row, writer in zip(panels, WRITERS, strict=True):
+        for panel, (name, label) in zip(row, MODES.items(), strict=False):
+            for style, of in enumerate(found.values()):
+                _draw_band(panel, mode_band(of, name, writer), style)
+            panel.set_title(f"{label}, {WRITERS[writer]}", fontsize=9.5)
+            panel.set_ylabel("Frobenius norm")
+            panel.set_yscale("log")
+            panel.set_xlabel("optimiser step")
+            panel.grid(alpha=0.25)
+    _draw_losses(panels[0, 2], found)
     _draw_ratios(panels[1, 2], ratios)
+    config = run_config(runs[0])
     figure.suptitle(
-        f"Modes of the writer gradients by merge, {rate_of(runs[0])}\n({run_sizes(runs)} an arm)", fontsize=10
+        f"Modes of the writer gradients by merge, {schedule_of(config)}\n({run_sizes(runs)} per arm)",
+        fontsize=10,
     )
+    caption(figure, *_captions(config.training.telemetry_every, ratios))
+    return figure
+
+
+def _captions(every: int, ratios: Mapping[tuple[str, str], Ratio]) -> tuple[str, ...]:
     said = "; ".join(f"{writer} over {under} {ratio}" for (writer, under), ratio in ratios.items())
-    caption(
-        figure,
-        f"All measured, every {configuration(runs[0])[1]['telemetry_every']} steps: points, medians over "
-        "blocks, then over seeds; bands, quartiles over blocks, median over seeds. "
-        f"Loss: running median of {LOSS_WINDOW} steps, median over seeds.",
-        f"G_ctr of MV-Split over that of another merge, by the median over blocks and the second half of the "
+    return (
+        f"All measured, every {every} steps: points, medians over blocks, then over seeds; bands, quartiles "
+        f"over blocks, median over seeds. Loss: running median of {LOSS_WINDOW} steps, median over seeds.",
+        "G_ctr of MV-Split over that of another merge, by the median over blocks and the second half of the "
         f"steps, geometric means over seeds, {CONFIDENCE:.0%} bootstrap over seeds: {said}.",
         f"Shaded: the paper's {PAPER_RATIO[0]:g} to {PAPER_RATIO[1]:g} over LayerScale (400 blocks, width "
         "1024, batch 1024; its statistic is not stated).",
     )
-    return figure
 
 
-def _draw_band(panel: Axes, seeds: list[xr.DataArray], style: int) -> None:
-    values = xr.concat(seeds, "seed")
-    low, middle, high = values.quantile([0.25, 0.5, 0.75], "block").median("seed")
+def _draw_band(panel: Axes, band: xr.DataArray, style: int) -> None:
+    low, middle, high = band
     colour = COLOURS[style]
-    panel.fill_between(values["step"], low, high, color=colour, alpha=0.18, lw=0)
-    panel.plot(values["step"], middle, MARKERS[style], ls=":", lw=0.8, ms=3.5, color=colour)
+    panel.fill_between(band["step"], low, high, color=colour, alpha=0.18, lw=0)
+    panel.plot(band["step"], middle, MARKERS[style], ls=":", lw=0.8, ms=3.5, color=colour)
 
 
-def _draw_loss(panel: Axes, runs: list[xr.Dataset], style: int, label: str) -> None:
-    loss = xr.concat([run["loss"] for run in runs], "seed").rolling(step=LOSS_WINDOW, center=True).median()
-    shown = loss.median("seed").isel(step=slice(LOSS_WINDOW // 2, -(LOSS_WINDOW // 2), 5))
-    panel.plot(
-        shown["step"], shown, MARKERS[style], ms=3.5, ls=":", lw=0.8, color=COLOURS[style], label=label
-    )
+def _draw_losses(panel: Axes, found: Mapping[str, Arm]) -> None:
+    for style, (label, of) in enumerate(found.items()):
+        shown = smoothed_loss(of).isel(step=slice(LOSS_WINDOW // 2, -(LOSS_WINDOW // 2), LOSS_EVERY))
+        line = {"ms": 3.5, "ls": ":", "lw": 0.8, "color": COLOURS[style], "label": label}
+        panel.plot(shown["step"], shown, MARKERS[style], **line)
+    panel.set_title("loss", fontsize=9.5)
+    panel.set_ylabel("loss (mean square of a velocity)")
+    panel.set_xlabel("optimiser step")
+    panel.legend(fontsize=8, framealpha=0.85, edgecolor="none")
+    panel.grid(alpha=0.25)
 
 
 def _draw_ratios(panel: Axes, ratios: Mapping[tuple[str, str], Ratio]) -> None:

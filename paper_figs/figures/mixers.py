@@ -8,20 +8,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from meanmode.paper_figs.shared.style import COLOURS, base_setting
+from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
 from meanmode.theory.setting import Setting
 
 
 def draw(data: xr.Dataset) -> Figure:
-    """One row a case: the predicted front and its spread, and the front of every seed.
+    """One row per case: the predicted front and its spread, and the front of every seed.
 
     Args:
-        data: a `mixers` sweep, a list of cases.
+        data: a `mixers` sweep, a list of cases along `cell`.
 
     Raises:
         ValueError: a sweep over a grid, or one that does not vary mixers.
     """
     if data.attrs.get("grid", True) or "mixer" not in data.coords:
-        raise ValueError("this figure draws the sweep `mixers`, a list of cases with mixers of their own")
+        raise ValueError("this figure draws the sweep `mixers`, a list of cases that differ in their mixer")
     cases = _cases(data)
     figure = Figure(figsize=(8.5, 1.6 + 0.27 * len(cases)), layout="constrained")
     panel = figure.subplots()
@@ -32,7 +33,7 @@ def draw(data: xr.Dataset) -> Figure:
     )
     panel.set_ylim(len(cases) - 0.4, -0.6)
     panel.set_xlim(0, 1.2 * max(panel.get_xlim()[1], 1))
-    panel.set_xlabel("front: block at which TCS reaches 0.9")
+    panel.set_xlabel(f"front: block at which TCS reaches {FRONT_COSINE:g}")
     panel.set_ylabel("case")
     panel.grid(axis="x", alpha=0.25)
     panel.legend(fontsize=8, frameon=False, loc="lower right")
@@ -50,7 +51,7 @@ def _cases(data: xr.Dataset) -> list[np.ndarray]:
     """The cells of every case, in the order of the sweep."""
     axes = [axis for axis in json.loads(data.attrs["axes"]) if axis != "seed"]
     keys = list(zip(*(data[axis].values.tolist() for axis in axes), strict=True))
-    return [np.array([place for place, key in enumerate(keys) if key == one]) for one in dict.fromkeys(keys)]
+    return [np.array([index for index, key in enumerate(keys) if key == one]) for one in dict.fromkeys(keys)]
 
 
 def _setting(cells: xr.Dataset) -> Setting:
@@ -88,9 +89,15 @@ def _draw_case(panel: Axes, cells: xr.Dataset, row: int, *, first: bool) -> None
     shown = fronts[np.isfinite(fronts)]
     label = "measured" if first else None
     panel.plot(shown, np.full(len(shown), row), "o", ms=3.5, color=COLOURS[1], alpha=0.7, label=label)
-    depth = _setting(cells).depth
+    _say_missing(panel, cells, row)
+
+
+def _say_missing(panel: Axes, cells: xr.Dataset, row: int) -> None:
+    """How many seeds have no front within the depth, and what the theory says where it predicts none."""
+    predicted, fronts = float(cells["predicted_front"][0]), cells["front"].values
+    shown, depth = fronts[np.isfinite(fronts)], _setting(cells).depth
     missing = len(fronts) - len(shown)
-    theory = "; the theory is silent"
+    theory = "; outside the theory"
     if np.isfinite(float(cells["predicted_fraction"][0])):
         theory = "" if np.isfinite(predicted) else "; none predicted"
     if missing == len(fronts):

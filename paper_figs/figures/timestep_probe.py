@@ -1,4 +1,4 @@
-"""Where a network without a time embedding holds the time (Fig. 11): what linear probes decode, by block."""
+"""Where a network without a time embedding encodes the time (Fig. 11): linear probes of every block."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ STATISTICS = {
 
 
 BESIDE = 0.15
-"""Blocks that the marks of one block stand apart."""
+"""Horizontal distance between the marks of one block, in blocks."""
 
 
 PAPER_R2 = 0.998
@@ -32,10 +32,10 @@ PAPER_R2 = 0.998
 
 
 def draw(document: Mapping[str, Any]) -> Figure:
-    """R^2 of t against the block, of a trained network, an untrained one, and shuffled times.
+    """R^2 of t against the block, for a trained network, an untrained one, and shuffled times.
 
     Args:
-        document: of `mms evaluate --probe timestep --json`.
+        document: the output of `mms evaluate --probe timestep --json`.
     """
     rows = pd.DataFrame(document["rows"])
     figure = Figure(figsize=(10.5, 4.8), layout="constrained")
@@ -55,26 +55,26 @@ def draw(document: Mapping[str, Any]) -> Figure:
         fontsize=8,
         color="0.3",
     )
-    panels[0].set(ylabel="$R^2$ of t on images that were held out", ylim=(-0.12, 1.1))
+    panels[0].set(ylabel="$R^2$ of t on held-out images", ylim=(-0.12, 1.1))
     panels[1].legend(fontsize=8, loc="center right")
     probe, sizes, training = document["probe"], document["run"]["model"], document["run"]["training"]
-    figure.suptitle("Where the time is: linear probes of the states", fontsize=10)
+    figure.suptitle("Where the time is encoded: linear probes of the states", fontsize=10)
     caption(
         figure,
         f"Measured here: {sizes['depth']} blocks of width {sizes['width']}, {sizes['merge']}, "
         f"{(sizes['side'] // sizes['patch']) ** 2} image + {sizes['text_tokens']} text tokens, batch "
-        f"{training['batch']}, step {document['step']}, one seed.",
+        f"{training['batch']}, step {document['step']}, seed {training['seed']}.",
         f"Ridge regression of t on {probe['images']} images at {probe['times_each']} times each, "
-        f"{probe['held_out']} images held out. Open marks: the training times shuffled. Untrained "
-        "writers are zero, so that all blocks are alike.",
+        f"{probe['held_out']} images held out. Open marks: shuffled training times. Untrained "
+        f"writers have standard deviation {sizes['writer_std']:g}; at 0 all blocks are alike.",
     )
     return figure
 
 
 def _panel(panel: Axes, rows: pd.DataFrame) -> None:
-    for place, (feature, label) in enumerate(FEATURES.items()):
-        of, colour, marker = rows[rows["feature"] == feature], COLOURS[place], MARKERS[place]
-        blocks = of["block"] + BESIDE * (place - 1)
+    for style, (feature, label) in enumerate(FEATURES.items()):
+        of, colour, marker = rows[rows["feature"] == feature], COLOURS[style], MARKERS[style]
+        blocks = of["block"] + BESIDE * (style - 1)
         panel.plot(blocks, of["r2"], marker, color=colour, label=label)
         panel.plot(blocks, of["shuffled_r2"], marker, mfc="none", color=colour, ms=5)
     for colour, (feature, label) in zip(COLOURS[4:], STATISTICS.items(), strict=True):

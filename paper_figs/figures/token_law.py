@@ -6,28 +6,34 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from meanmode.paper_figs.shared.style import COLOURS, MARKERS, check_axes, run_caption
+from meanmode.sim.store.sweep_store import unstacked
+from meanmode.sweeps.studies.profiles import seed_statistics
+from meanmode.sweeps.studies.token_exponents import BLOCKS_FROM_LOSS
 
-REGIMES = ((2, "1 block above the loss"), (24, "23 blocks above the loss"))
+SHOWN_POINTS = 12
+"""Measured blocks that are drawn, at least."""
 
 
 def draw(data: xr.Dataset) -> Figure:
     """A - 1 of the attention writer against T, near and far from the loss, and A through depth.
 
     Args:
-        data: an unstacked `token_law` sweep.
+        data: a `token_law` sweep, along `cell`.
 
     Raises:
         ValueError: a sweep over other axes.
     """
     check_axes(data, "tokens", "adjoint_cosine", "seed")
+    grid = unstacked(data)
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     panels = figure.subplots(1, 3)
-    for panel, (distance, label) in zip(panels, REGIMES, strict=False):
-        block = max(1, data.sizes["block"] - distance)
-        _draw_tokens(panel, data.sel(writer="attn").isel(block=block))
-        panel.set_title(f"attention writer, {label}", fontsize=9)
-    _draw_depth(panels[2], data.isel(tokens=-1).sel(writer="attn"))
-    panels[2].set_title(f"attention writer, T = {int(data['tokens'][-1])}", fontsize=9)
+    for panel, distance in zip(panels, BLOCKS_FROM_LOSS, strict=False):
+        block = max(1, grid.sizes["block"] - distance)
+        _draw_tokens(panel, grid.sel(writer="attn").isel(block=block))
+        above = distance - 1
+        panel.set_title(f"attention writer, {above} block{'s' * (above > 1)} above the loss", fontsize=9)
+    _draw_depth(panels[2], grid.isel(tokens=-1).sel(writer="attn"))
+    panels[2].set_title(f"attention writer, T = {int(grid['tokens'][-1])}", fontsize=9)
     panels[0].legend(fontsize=8, frameon=False)
     figure.suptitle(
         f"Amplification A of the writer gradient at initialisation ({run_caption(data)})\n"
@@ -59,7 +65,7 @@ def _draw_depth(panel: Axes, here: xr.Dataset) -> None:
     for style, cosine in enumerate(here["adjoint_cosine"].values):
         part = here.sel(adjoint_cosine=cosine)
         panel.plot(blocks, part["predicted_amplification"].isel(seed=0), color=COLOURS[style])
-        some = slice(1, None, max(1, len(blocks) // 12))
+        some = slice(1, None, max(1, len(blocks) // SHOWN_POINTS))
         _points(panel, blocks[some], part["amplification"].isel(block=some), style)
     panel.set_yscale("log")
     panel.set_xlabel("block")
@@ -68,6 +74,6 @@ def _draw_depth(panel: Axes, here: xr.Dataset) -> None:
 
 
 def _points(panel: Axes, x: np.ndarray, samples: xr.DataArray, style: int) -> None:
-    mean = samples.mean("seed").values
-    error = samples.std("seed", ddof=1).values / np.sqrt(samples.sizes["seed"])
-    panel.errorbar(x, mean, yerr=error, fmt=MARKERS[style], color=COLOURS[style], ms=5, capsize=2, ls="none")
+    found = seed_statistics(samples)
+    line = {"fmt": MARKERS[style], "color": COLOURS[style], "ms": 5, "capsize": 2, "ls": "none"}
+    panel.errorbar(x, found["mean"].values, yerr=found["error"].values, **line)

@@ -1,4 +1,4 @@
-"""Waiting times to a collapse: survival curves by rate and depth, and how predictors do on other seeds."""
+"""Waiting times to a collapse: survival curves by rate and depth, and predictors scored on held-out seeds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,22 +8,24 @@ from matplotlib.figure import Figure
 
 from meanmode.paper_figs.shared.runs import caption
 from meanmode.paper_figs.shared.style import COLOURS, MARKERS
+from meanmode.sweeps.studies.half_rates import forecasts_outside
+from meanmode.sweeps.studies.run_sizes import ramp_scale
 
 ANALYSES = {"scores": "every held-out run, stated before", "scores_behind_landmark": "not stated: {} only"}
-"""Key of a document -> what its scores are of."""
+"""Key of the document -> which runs its scores are computed on."""
 
 
 PANELS = {"brier": "Brier score (less is better)", "auroc": "AUROC (more is better)"}
 
 
 def draw(document: Mapping[str, Any]) -> Figure:
-    """Kaplan-Meier curves and the fitted model of every depth; calibration, Brier score and AUROC.
+    """Kaplan-Meier curves and the fitted model by depth; calibration, Brier score and AUROC of predictors.
 
     Args:
-        document: what `mms waiting` has written.
+        document: the output of `mms waiting`.
 
     Raises:
-        ValueError: a document of something else.
+        ValueError: another document.
     """
     missing = sorted({"cases", "scores", "sizes"} - set(document))
     if missing:
@@ -47,7 +49,7 @@ def draw(document: Mapping[str, Any]) -> Figure:
         "Waiting time to a collapse at a fixed learning rate\n"
         f"(width {sizes['width']}; {', '.join(map(str, depths))} blocks; {sizes['image_tokens']} image + "
         f"{sizes['text_tokens']} text tokens, batch {sizes['batch']}, {sizes['steps']} steps, "
-        f"{document['cases'][0]['runs']} seeds a curve)",
+        f"{document['cases'][0]['runs']} seeds per curve)",
         fontsize=10,
     )
     caption(figure, _said(document))
@@ -127,14 +129,14 @@ def _draw_calibration(panel: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 def _draw_scores(panel: Axes, document: Mapping[str, Any], score: str, title: str, *, named: bool) -> None:
     rows = document["scores"]
     for number, key in enumerate(ANALYSES):
-        for place, row in enumerate(document[key]):
+        for line, row in enumerate(document[key]):
             found = row[score]
             if found["value"] is None:
                 continue
             bars = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
             panel.errorbar(
                 found["value"],
-                place - 0.13 + 0.26 * number,
+                line - 0.13 + 0.26 * number,
                 xerr=bars,
                 color=COLOURS[number],
                 marker="os"[number],
@@ -142,7 +144,7 @@ def _draw_scores(panel: Axes, document: Mapping[str, Any], score: str, title: st
                 mfc=COLOURS[number] if number == 0 else "white",
                 lw=1.4,
                 ls="none",
-                label=_analysis(document, key) if place == 0 else None,
+                label=_analysis(document, key) if line == 0 else None,
             )
     if score == "auroc":
         panel.axvline(0.5, color="0.6", lw=1)
@@ -164,14 +166,14 @@ def _analysis(document: Mapping[str, Any], key: str) -> str:
 def _said(document: Mapping[str, Any]) -> str:
     sizes = document["sizes"]
     thresholds = ", ".join(f"{rate:g}" for rate in document["thresholds"].values())
-    outside = sum(not case["low"] <= case["predicted"] <= case["high"] for case in document["cases"])
     return (
-        "Top: Kaplan-Meier curves (solid), the Weibull mixture cure model of rate sqrt(depth) fitted on the "
-        "seeds that are not held out (dashed), and what was forecast for the last step before the runs "
-        f"(diamonds); rates as shares of {thresholds} sqrt(16 / blocks). Of {len(document['cases'])} "
-        f"forecast shares {outside} lie outside of the {document['interval']:.0%} interval measured. "
+        "Top: Kaplan-Meier curves (solid), the Weibull mixture cure model of rate sqrt(depth) fitted to the "
+        "seeds that are not held out (dashed), and the forecast for the last step, written before the runs "
+        f"(diamonds); rates as shares of {thresholds}{ramp_scale('depth_ramp')}. Of {len(document['cases'])} "
+        f"forecast shares, {forecasts_outside(document['cases'])} lie outside the measured "
+        f"{document['interval']:.0%} interval. "
         f"{sizes['collapsed']} of {sizes['runs']} runs collapsed, {sizes['collapsed_early']} of them by step "
-        f"{document['landmark']}, so that what is read off the steps before has seen the collapse itself; "
-        f"{sizes['diverged']} diverged plainly, counted as not collapsed. Bottom: cure models of one "
+        f"{document['landmark']}, so predictors read from the steps before have seen the collapse itself; "
+        f"{sizes['diverged']} diverged plainly and count as not collapsed. Bottom: cure models of one "
         f"predictor each on {sizes['held_out']} held-out runs. *: not stated before the runs."
     )

@@ -1,14 +1,15 @@
-"""What all figures share: colour-blind safe colours, and what a caption must say of a run."""
+"""What all figures share: colour-blind safe colours, markers, and the wording of a sweep's sizes."""
 
 import json
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from meanmode.theory.setting import Setting
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's palette."""
+"""The palette of Okabe and Ito."""
 
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -25,7 +26,7 @@ def base_setting(data: xr.Dataset, **fields: Any) -> Setting:
 
 
 def check_axes(data: xr.Dataset, *drawn: str) -> None:
-    """Refuse a sweep that varies what a figure does not draw.
+    """Refuse a sweep that varies other axes than those a figure draws.
 
     Raises:
         ValueError: naming the axis.
@@ -41,5 +42,5 @@ def run_caption(data: xr.Dataset) -> str:
     """Width, heads, depth, batch and seeds of a sweep."""
     base = base_setting(data)
     depth = int(data["depth"].max()) if "depth" in data.coords else base.depth
-    seeds = data.sizes["seed"]
+    seeds = len(np.unique(data["seed"].values))
     return f"width {base.width}, {base.heads} heads, {depth} blocks, batch {base.batch}, {seeds} seeds"

@@ -1,4 +1,4 @@
-"""The figure of amplification at a collapse: its regressions, what it calls active, and its laws."""
+"""The figure of amplification at a collapse: its regressions, which blocks count as active, and its laws."""
 
 from pathlib import Path
 
@@ -7,16 +7,10 @@ import pytest
 import xarray as xr
 
 from meanmode.paper_figs.all_figures import draw_figures
-from meanmode.paper_figs.figures.amplification_event import (
-    ACTIVE,
-    coherence,
-    draw,
-    moments,
-    regression,
-    regressions,
-)
-from meanmode.paper_figs.shared.runs import tokens_of
+from meanmode.paper_figs.figures.amplification_event import draw
 from meanmode.sim.store.run_reader import open_run
+from meanmode.sweeps.studies.around_onset import ACTIVE, coherence, moments, regression, regressions
+from meanmode.sweeps.studies.run_sizes import run_config
 from meanmode.theory.laws.all_laws import LAWS
 
 DATA = Path(__file__).parents[2] / "paper_figs" / "data"
@@ -27,12 +21,17 @@ def run() -> xr.Dataset:
     return open_run(DATA / "amplification_event.zarr")
 
 
+def tokens_of(run: xr.Dataset) -> int:
+    model = run_config(run).model
+    return model.image_tokens + model.text_tokens
+
+
 def test_it_is_drawn_from_the_committed_run(tmp_path: Path) -> None:
     (path,) = draw_figures(["amplification_event"], DATA, tmp_path)
     assert path.stat().st_size > 50_000
 
 
-def test_the_caption_holds_the_laws_and_our_regressions_apart_from_the_paper_s(run: xr.Dataset) -> None:
+def test_the_caption_keeps_our_regressions_apart_from_the_papers(run: xr.Dataset) -> None:
     figure = draw(run)
     said = " ".join(figure.get_supxlabel().split())
     assert " ".join(LAWS["A5"].statement.split()) in said
@@ -56,10 +55,10 @@ def test_no_line_through_too_few_points(x: list[float], y: list[float]) -> None:
 
 
 def test_only_active_blocks_are_regressed(run: xr.Dataset) -> None:
-    """Blocks on the line y = 3 x + 1, and one far off that is just not active."""
+    """Blocks on the line y = 3 x + 1, and one far off it that is just below the threshold."""
     absolute = xr.zeros_like(run["kappa_abs"]) + run["block"] / 100
     changed = run.assign(
-        kappa_abs=absolute, amplification=1 + 3 * (sum(tokens_of(run)) - 1) * absolute + 1
+        kappa_abs=absolute, amplification=1 + 3 * (tokens_of(run) - 1) * absolute + 1
     ).transpose("step", "block", "writer")
     changed["amplification"].loc[{"block": 20}] = 1 + ACTIVE
     fits = regressions(changed)
@@ -69,7 +68,6 @@ def test_only_active_blocks_are_regressed(run: xr.Dataset) -> None:
 
 
 def test_coherence_counts_every_other_token(run: xr.Dataset) -> None:
-    image, text = tokens_of(run)
     here = coherence(run.assign(kappa=xr.ones_like(run["kappa"])), moments(run)["event"], "attn")
-    assert (here["signed"] == image + text - 1).all()
+    assert (here["signed"] == tokens_of(run) - 1).all()
     assert here["block"].values.tolist() == list(range(1, run.sizes["block"]))

@@ -1,4 +1,4 @@
-"""The figure of a collapse: which steps it reads, what it compares, and the order of what moved."""
+"""The figure of a collapse: which steps it reads, what it compares, and the order in which signals moved."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,18 @@ import pytest
 import xarray as xr
 
 from meanmode.paper_figs.all_figures import draw_figures
-from meanmode.paper_figs.figures.event import WORDS, draw, factors
-from meanmode.paper_figs.shared.runs import FAR, NEAR, event_step, step_before, stretch
-from meanmode.sim.onset.training_onset import SIGNALS, training_onset
+from meanmode.paper_figs.figures.event import WORDS, draw
+from meanmode.sim.onset.training_onset import MOVED, MOVED_LOSS, SIGNALS, training_onset
 from meanmode.sim.store.run_reader import open_run
+from meanmode.sweeps.studies.around_onset import (
+    FAR,
+    NEAR,
+    event_step,
+    factors,
+    lasting_moves,
+    step_before,
+    stretch,
+)
 
 DATA = Path(__file__).parents[2] / "paper_figs" / "data"
 
@@ -65,14 +73,26 @@ def test_factors_are_over_the_median_before(run: xr.Dataset) -> None:
     ones["g_mean"].loc[{"step": event, "writer": "ffn"}] = 14.0
     ones["g_mean"].loc[{"step": slice(event + NEAR, event + FAR)}] = 0.5
     ones["g_mean"].loc[{"block": slice(0, 8)}] = np.nan
-    assert factors(ones)["g_mean ffn"] == (7.0, 0.25)
-    assert factors(ones)["g_mean attn"] == (1.0, 0.25)
+    found = {(row["signal"], row["writer"]): (row["at_event"], row["after"]) for row in factors(ones)}
+    assert found["g_mean", "ffn"] == (7.0, 0.25)
+    assert found["g_mean", "attn"] == (1.0, 0.25)
+
+
+def test_lasting_moves_are_sorted_with_the_signals_that_stayed_last(run: xr.Dataset) -> None:
+    """The loss has a threshold of its own; a signal that never moved for good has no delay."""
+    onset = json.loads(run.attrs["onset"])
+    onset["evidence"]["rho"]["first_step"] = None
+    rows = lasting_moves(run.assign_attrs(onset=json.dumps(onset)))
+    delays = [row["delay"] for row in rows[:-1]]
+    assert delays == sorted(delays) and (rows[-1]["signal"], rows[-1]["delay"]) == ("rho", None)
+    thresholds = {row["signal"]: row["threshold"] for row in rows}
+    assert (thresholds["loss"], thresholds["tcs"]) == (MOVED_LOSS, MOVED)
 
 
 @pytest.mark.parametrize("before", [True, False])
 def test_a_run_that_is_too_short_is_refused(run: xr.Dataset, before: bool) -> None:
     event = event_step(run)
-    with pytest.raises(ValueError, match=r"this figure reads steps \d+ to \d+; the run has"):
+    with pytest.raises(ValueError, match=r"this figure needs steps \d+ to \d+; the run has"):
         stretch(run.sel(step=slice(event - FAR + 1, event + FAR - 1)), before=before)
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from meanmode.paper_figs.all_figures import FIGURES, draw_figures
-from meanmode.sim.store.sweep_store import open_sweep
+from meanmode.sim.store.files import StoreError
+from meanmode.sim.store.sweep_store import open_cells
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -14,7 +15,7 @@ def test_figure_has_labels_lines_and_points(
 ) -> None:
     store, draw = FIGURES[name]
     (path,) = (path for path in (tiny_store, tiny_token_law, tiny_mixers) if path.name == store)
-    figure = draw(open_sweep(path))
+    figure = draw(open_cells(path))
     assert "seeds" in figure.get_suptitle()
     for panel in figure.axes:
         assert panel.lines or panel.collections
@@ -43,12 +44,40 @@ def test_a_figure_of_another_sweep_is_refused(tiny_token_law: Path) -> None:
     with pytest.raises(
         ValueError, match=r"this figure draws sweeps over depth, .* the store does not vary depth"
     ):
-        FIGURES["collapse_front"][1](open_sweep(tiny_token_law))
+        FIGURES["collapse_front"][1](open_cells(tiny_token_law))
 
 
 def test_the_figure_of_mixers_draws_no_grid(tiny_store: Path) -> None:
     with pytest.raises(ValueError, match="draws the sweep `mixers`"):
-        FIGURES["mixers"][1](open_sweep(tiny_store))
+        FIGURES["mixers"][1](open_cells(tiny_store))
+
+
+@pytest.mark.parametrize(
+    ("folder", "state"), [("none", "does not exist"), ("", "holds no store of a figure")]
+)
+@pytest.mark.parametrize("names", [(), ("mixers",)])
+def test_a_folder_without_data_says_where_the_data_are(
+    tmp_path: Path, folder: str, state: str, names: tuple[str, ...]
+) -> None:
+    with pytest.raises(
+        ValueError, match=f"{state}: a checkout .* has the data .* in paper_figs/data.*--data$"
+    ):
+        draw_figures(names, tmp_path / folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mixers", "which does not exist: make it with `mms sweep run mixers --out .*mixers.zarr`"),
+        ("waiting_time", "make it with `mms waiting STORES --out .*waiting_time.scores.json`"),
+        ("event", "event.zarr, which does not exist: a checkout of the repository has it in paper_figs/data"),
+    ],
+)
+def test_a_missing_store_is_named_with_the_command_that_makes_it(
+    name: str, said: str, tiny_store: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(StoreError, match=said):
+        draw_figures((name,), tiny_store.parent, tmp_path)
 
 
 def test_unknown_figure_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,10 @@ import pytest
 import xarray as xr
 
 from meanmode.paper_figs.all_figures import draw_figures
-from meanmode.paper_figs.figures.merge_modes import (
+from meanmode.paper_figs.figures.merge_modes import draw
+from meanmode.sim.onset.training_onset import training_onset
+from meanmode.sim.store.run_reader import open_run
+from meanmode.sweeps.studies.merge_ratios import (
     LAYERSCALE,
     MERGES,
     MV_SPLIT,
@@ -15,11 +18,8 @@ from meanmode.paper_figs.figures.merge_modes import (
     arm,
     arms,
     band_ratio,
-    draw,
 )
-from meanmode.paper_figs.shared.runs import configuration
-from meanmode.sim.onset.training_onset import training_onset
-from meanmode.sim.store.run_reader import open_run
+from meanmode.sweeps.studies.run_sizes import run_config
 
 DATA = Path(__file__).parents[2] / "paper_figs" / "data"
 STORES = sorted((DATA / "merge_modes").glob("*.zarr"))
@@ -52,7 +52,7 @@ def test_no_run_collapsed(path: Path) -> None:
 
 
 def scaled(run: xr.Dataset, first: float, second: float) -> xr.Dataset:
-    """A run whose g_ctr is one number in most of its steps, and another in most of their second half."""
+    """A run whose g_ctr has one value up to 72 % of its steps, and another one after."""
     value = xr.where(run["step"] <= 0.72 * run.sizes["step"], first, second)
     return run.assign(g_ctr=value + 0 * run["g_ctr"])
 
@@ -65,7 +65,7 @@ def test_the_ratio_is_of_geometric_means_over_seeds_in_the_second_half(runs: lis
 
 
 def test_pairs_of_one_seed_leave_no_spread(runs: list[xr.Dataset]) -> None:
-    """Seeds that differ a hundredfold, by the same factor in both arms."""
+    """Seeds differ a thousandfold, but by the same factor in both arms."""
     over = {seed: scaled(runs[0], 1.0, 3 * 10.0**seed) for seed in range(4)}
     under = {seed: scaled(runs[0], 1.0, 10.0**seed) for seed in range(4)}
     ratio = band_ratio(over, under, "g_ctr", "attn")
@@ -84,7 +84,7 @@ def test_a_run_of_another_merge_is_refused(runs: list[xr.Dataset]) -> None:
         arms([runs[0].assign_attrs(configuration=json.dumps(document))])
 
 
-def test_arms_are_told_apart_by_their_writers(runs: list[xr.Dataset]) -> None:
+def test_the_arms_of_layerscale_differ_in_their_writers(runs: list[xr.Dataset]) -> None:
     assert {name: len(of) for name, of in arms(runs).items()} == dict.fromkeys(MERGES, len(runs) // 4)
     assert json.loads(arms(runs)[PLAIN][0].attrs["configuration"])["model"]["merge"] == "plain"
 
@@ -96,5 +96,5 @@ def test_the_ratio_at_64_blocks(writer: str, said: str) -> None:
     by_arm: dict[str, dict[int, xr.Dataset]] = {LAYERSCALE: {}, MV_SPLIT: {}}
     for path in DEEPER:
         run = open_run(path)
-        by_arm[arm(run)][configuration(run)[1]["seed"]] = run
+        by_arm[arm(run)][run_config(run).training.seed] = run
     assert str(band_ratio(by_arm[MV_SPLIT], by_arm[LAYERSCALE], "g_ctr", writer)) == said

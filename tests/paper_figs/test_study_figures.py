@@ -1,4 +1,4 @@
-"""Figures of studies of training runs: what they read off the stores, and which they can do without."""
+"""Figures of studies of training runs: what they draw from the stores, and which stores they need."""
 
 import dataclasses
 import json
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from meanmode.paper_figs.all_figures import STUDY_FIGURES, draw_figures
 from meanmode.paper_figs.figures.critical_rate import draw as draw_critical_rate
 from meanmode.paper_figs.figures.half_rate import draw as draw_half_rate
 from meanmode.paper_figs.figures.interventions import draw as draw_interventions
 from meanmode.paper_figs.figures.margin import draw as draw_margin
-from meanmode.paper_figs.shared.studies import CasePoints, cases, sizes_of
 from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.sweep_store import open_cells
 from meanmode.sweeps.engine.study import Case, Study
@@ -21,6 +21,9 @@ from meanmode.sweeps.named.critical_rate import CRITICAL_RATE_DEEP, CRITICAL_RAT
 from meanmode.sweeps.named.critical_rate_settings import CRITICAL_RATE_SETTINGS
 from meanmode.sweeps.named.interventions import INTERVENTION_TABLE
 from meanmode.sweeps.named.stabilisers import STABILISERS, STABILISERS_DEEP
+from meanmode.sweeps.studies.critical_rates import study_rows
+from meanmode.sweeps.studies.run_sizes import sizes_of
+from meanmode.sweeps.studies.stability_margin import steps_before_onset
 
 DATA = Path(__file__).parents[2] / "paper_figs" / "data"
 SEEDS, STEPS = 3, 60
@@ -34,7 +37,7 @@ FORECAST = {
 
 
 def shortened(study: Study) -> Study:
-    """Of a few cases, three seeds and 60 steps, with a forecast at step 30 of what was not fitted on."""
+    """A few cases, three seeds and 60 steps; studies not used for the fit have a forecast at step 30."""
     few = study.cases[:4] + study.cases[max(4, len(study.cases) - 1) :]
     short = tuple(Case(label=of.label, options={**of.options, "steps": STEPS}) for of in few)
     rows = []
@@ -53,7 +56,7 @@ STUDIES += (INTERVENTION_TABLE, STABILISERS, STABILISERS_DEEP)
 
 @pytest.fixture(scope="module")
 def folder(crafted_study: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small stores of all studies: onsets at steps 18 to 50, the last case without any, one divergence."""
+    """Small stores of all studies: onsets at steps 18 to 50, none in the last case, and one divergence."""
     folder = tmp_path_factory.mktemp("studies")
     for study in map(shortened, STUDIES):
         count = len(study.cases)
@@ -68,12 +71,12 @@ def folder(crafted_study: Callable[..., Path], tmp_path_factory: pytest.TempPath
     return folder
 
 
-def opened(folder: Path, *names: str) -> dict[str, object]:
+def opened(folder: Path, *names: str) -> dict[str, xr.Dataset]:
     return {name: open_cells(folder / f"{name}.zarr") for name in names}
 
 
 OF_STUDIES = [name for name in STUDY_FIGURES if name not in ("committor", "half_rate")]
-"""Figures of ramps; those of forks and of constant rates are drawn from the committed stores."""
+"""Figures of ramps; those of forks and of constant rates are tested on the committed stores."""
 
 
 @pytest.mark.parametrize("name", OF_STUDIES)
@@ -84,7 +87,7 @@ def test_a_figure_says_what_was_run(folder: Path, name: str, tmp_path: Path) -> 
     figure = draw(opened(folder, *studies))
     assert all(panel.get_xlabel() and panel.get_ylabel() and panel.lines for panel in figure.axes)
     said = " ".join(figure.get_supxlabel().split())
-    assert all(f"{study}: width" in said and "3 seeds a case" in said for study in studies)
+    assert all(f"{study}: width" in said and "3 seeds per case" in said for study in studies)
 
 
 @pytest.mark.parametrize(
@@ -95,14 +98,18 @@ def test_a_figure_is_drawn_from_any_one_of_its_studies(folder: Path, name: str, 
     assert study in figure.get_supxlabel() and any(panel.lines for panel in figure.axes)
 
 
-def test_figures_are_drawn_of_the_studies_that_are_there(folder: Path, tmp_path: Path) -> None:
+def test_figures_are_drawn_from_the_studies_that_exist(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "stabilisers.zarr").symlink_to(folder / "stabilisers.zarr")
     (path,) = draw_figures((), tmp_path, tmp_path / "out")
     assert path.name == "interventions.png"
 
 
 def test_a_figure_without_its_studies_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="holds none of the studies interventions, stabilisers, stab"):
+    (tmp_path / "critical_rate_deep.zarr").symlink_to(folder / "critical_rate_deep.zarr")
+    missing = "interventions.zarr or .*stabilisers.zarr or .*, which does not exist: make it with "
+    with pytest.raises(
+        StoreError, match=missing + "`mms sweep run interventions --out .*interventions.zarr`"
+    ):
         draw_figures(["interventions"], tmp_path, tmp_path)
 
 
@@ -114,26 +121,31 @@ def test_an_unfinished_study_is_refused(crafted_study: Callable[..., Path], tmp_
 
 
 @pytest.fixture(scope="module")
-def settings(folder: Path) -> list[CasePoints]:
-    return cases(open_cells(folder / "critical_rate_settings.zarr"))
+def settings(folder: Path) -> xr.Dataset:
+    return open_cells(folder / "critical_rate_settings.zarr")
 
 
-def test_delta_is_read_before_the_onset(settings: list[CasePoints]) -> None:
-    """Onsets 18, 19, 20: the even steps to 5 before them, of which Delta is ten times the rate."""
+def test_delta_is_read_before_the_onset(settings: xr.Dataset) -> None:
+    """Onsets 18, 19, 20: Delta is ten times the rate at even steps, and counts up to 5 steps before."""
+    rows = steps_before_onset(settings)
     slope = 5e-5 * (16 / 24) ** 0.5
     expected = [10 * slope * np.median(range(2, last + 1, 2)) for last in (12, 14, 14)]
-    np.testing.assert_allclose(settings[0].steps_before(), expected, rtol=1e-5)
-    assert len(settings[1].steps_before()) == 2 and len(settings[-1].steps_before()) == 0
+    np.testing.assert_allclose(rows[0]["values"], expected, rtol=1e-5)
+    assert rows[0]["median"] == pytest.approx(np.median(expected), rel=1e-5)
+    assert len(rows[1]["values"]) == 2
+    assert (rows[-1]["values"], rows[-1]["median"]) == ([], None)
 
 
-def test_a_run_that_diverged_is_above_the_rate_of_its_last_update(settings: list[CasePoints]) -> None:
-    rates, slope = settings[1].rates, 5e-5 * (16 / 48) ** 0.5
-    np.testing.assert_allclose(rates.low, slope * np.array([20, 24, 49]), rtol=1e-5)
-    assert rates.high[2] == np.inf
+def test_a_figure_draws_the_median_of_the_comparison(settings: xr.Dataset) -> None:
+    """Onsets 20 and 24 and a divergence, which counts as above its last rate: the median is at step 24."""
+    row, slope = study_rows(settings)[1], 5e-5 * (16 / 48) ** 0.5
+    assert row["measured"] == pytest.approx(24 * slope, rel=1e-5) and row["measured_high"] is None
+    points = draw_margin({"critical_rate_settings": settings}).axes[1].lines
+    assert any(line.get_xdata()[0] == row["measured"] for line in points)
 
 
 def test_predicted_rates_lie_where_they_were_predicted(folder: Path) -> None:
-    """All at step 30 by law O2, at step 60 by the power law; medians measured from step 19 on."""
+    """Law O2 predicts step 30 for all, the power law step 60; measured medians start at step 19."""
     figure = draw_margin(opened(folder, "critical_rate_settings"))
     said = " ".join(figure.get_supxlabel().split())
     assert "law O2, from a pilot: median |relative error|" in said and "rate sqrt(L) alone" in said
@@ -149,12 +161,12 @@ def test_the_threshold_of_the_forecast_is_drawn(folder: Path) -> None:
     assert set(line.get_ydata()) == {0.02} and "Delta_c" in str(line.get_label())
 
 
-def test_fitted_and_foretold_depths_are_told_apart(folder: Path) -> None:
+def test_fitted_and_predicted_depths_have_labels_of_their_own(folder: Path) -> None:
     studies = opened(folder, "critical_rate_depth", "critical_rate_deep", "critical_rate_slopes")
     studies["critical_rate_deep"].attrs["forecast"] = json.dumps(FORECAST)
     figure = draw_critical_rate(studies)
     labels = figure.axes[0].get_legend_handles_labels()[1]
-    assert {"measured, fitted on", "measured, forecast before", "O1, coherent"} <= set(labels)
+    assert {"measured, used for the fit", "measured, forecast before", "O1, coherent"} <= set(labels)
     assert "L^-0.50, fitted on 8 to 32 blocks" in labels
     power = next(line for line in figure.axes[0].lines if str(line.get_label()).startswith("L^"))
     np.testing.assert_allclose(power.get_ydata(), np.exp(-5.0) * np.array([8, 16, 32]) ** -0.5)
@@ -174,7 +186,7 @@ def test_stabilisers_of_both_depths_share_a_panel(folder: Path) -> None:
 
 
 def test_half_rates_are_drawn_with_their_forecasts() -> None:
-    """A point a depth, the measured share of every rate, and in the caption every study and number."""
+    """One point per depth, the measured share at every rate; the caption has every study and number."""
     studies = {name: open_cells(DATA / f"{name}.zarr") for name in STUDY_FIGURES["half_rate"][0]}
     for name, data in studies.items():
         if (path := DATA / f"{name}.forecast.json").exists():
@@ -196,7 +208,7 @@ def test_half_rates_are_drawn_with_their_forecasts() -> None:
 def test_sizes_are_those_of_the_cells() -> None:
     said = sizes_of(open_cells(DATA / "critical_rate_depth.zarr"))
     assert "width 16, heads 1, 8 to 32 blocks, 16 image + 4 text tokens, batch 4" in said
-    assert "rate 5e-05 sqrt(16 / blocks) times the step" in said and "24 seeds a case (10 to 33)" in said
+    assert "rate 5e-05 sqrt(16 / blocks) times the step" in said and "24 seeds per case (10 to 33)" in said
 
 
 def test_the_committor_is_drawn_from_its_forks() -> None:
