@@ -1,10 +1,9 @@
 """What all Zarr stores share: errors, descriptions of variables, and files written whole or not at all."""
 
 import hashlib
-import json
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +67,25 @@ def check_free(path: Path) -> None:
     """
     if path.exists():
         raise StoreExistsError(f"{path} already exists: pass --resume to continue it, or another --out")
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a path that nothing can be written to, before any work is spent on its content.
+
+    The nearest folder that exists is tried with a folder that is removed at once.
+
+    Raises:
+        StoreError: a read-only, full or missing file system, or a file where a folder should be.
+    """
+    folder = path.absolute().parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    trial = folder / f".{uuid.uuid4().hex}.partial"
+    try:
+        trial.mkdir()
+        trial.rmdir()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written ({reason(error)}): choose another --out") from error
 
 
 def put_in_place(files: Mapping[str, Buffer], path: Path) -> None:
@@ -207,59 +225,6 @@ def is_compacted(array: zarr.Array[Any]) -> bool:
     """Whether an array was compacted: its only chunk is then named by the `v2` encoding."""
     metadata = array.metadata
     return isinstance(metadata, ArrayV3Metadata) and metadata.chunk_key_encoding.name == "v2"
-
-
-def open_kind(path: Path, mode: Any, kind: str) -> zarr.Group:
-    """Open the group of a store and check its attribute `kind`.
-
-    Raises:
-        StoreError: the path is missing, unreadable, or a store of another kind.
-    """
-    if not path.exists():
-        raise StoreError(f"{path} does not exist")
-    try:
-        group = zarr.open_group(path, mode=mode)
-    except UNREADABLE as error:
-        raise StoreError(f"{path} is not a readable Zarr group: {first_line(error)}") from error
-    if group.attrs.get("kind") != kind:
-        raise StoreError(f"{path} is not a {kind!r} store: its attribute kind is {group.attrs.get('kind')!r}")
-    return group
-
-
-def json_attribute(group: zarr.Group, path: Path, name: str, kind: type) -> Any:
-    """Parse an attribute that holds JSON of the given type.
-
-    Raises:
-        StoreError: the attribute is missing, not JSON, or of another type.
-    """
-    try:
-        value = json.loads(str(group.attrs[name]))
-    except (KeyError, ValueError) as error:
-        raise StoreError(f"{path} is damaged: its attribute {name} is missing or not JSON") from error
-    if not isinstance(value, kind):
-        raise StoreError(f"{path} is damaged: its attribute {name} is not a {kind.__name__}")
-    return value
-
-
-def find_arrays(group: zarr.Group, path: Path, names: Iterable[str]) -> dict[str, zarr.Array[Any]]:
-    """Find arrays by name.
-
-    Raises:
-        StoreError: some are missing or unreadable; the message names them.
-    """
-    arrays: dict[str, zarr.Array[Any]] = {}
-    missing = []
-    for name in names:
-        try:
-            array = group[name]
-        except UNREADABLE:
-            missing.append(name)
-            continue
-        if isinstance(array, zarr.Array):
-            arrays[name] = array
-    if missing:
-        raise StoreError(f"{path} is truncated: it lacks a readable {', '.join(missing)}")
-    return arrays
 
 
 def reason(error: OSError) -> str:

@@ -85,7 +85,11 @@ def files_under(folder: Path) -> Iterator[Path]:
     """Yield every regular file in a folder and below, in sorted order, each once.
 
     Links are followed, since data sets are often made of them, but no folder and no file is visited twice, as
-    told by device and inode. Pipes, devices and sockets are skipped.
+    told by device and inode, and no link leads back to a folder that contains this one. Pipes, devices,
+    sockets and links to nothing are skipped.
+
+    Raises:
+        OSError: a folder may not be searched.
     """
     seen: set[tuple[int, int]] = set()
 
@@ -100,20 +104,25 @@ def files_under(folder: Path) -> Iterator[Path]:
         seen.add(identity)
         return found
 
-    def walk(place: Path) -> Iterator[Path]:
-        with os.scandir(place) as entries:
-            held = sorted(entries, key=lambda entry: entry.name)
-        for entry in held:
-            found = new(entry)
-            if found is None:
-                continue
-            if stat.S_ISDIR(found.st_mode):
-                yield from walk(Path(entry.path))
-            elif stat.S_ISREG(found.st_mode):
-                yield Path(entry.path)
-
+    for above in folder.resolve().parents:
+        new(above)
     new(folder)
-    yield from walk(folder)
+    pending = [_entries(folder)]  # a stack rather than recursion: folders may be nested deeper than calls
+    while pending:
+        entry = next(pending[-1], None)
+        if entry is None:
+            pending.pop()
+        elif (found := new(entry)) is None:
+            continue
+        elif stat.S_ISDIR(found.st_mode):
+            pending.append(_entries(entry.path))
+        elif stat.S_ISREG(found.st_mode):
+            yield Path(entry.path)
+
+
+def _entries(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return iter(sorted(entries, key=lambda entry: entry.name))
 
 
 def check_regular(folder: Path) -> None:

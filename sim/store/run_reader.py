@@ -1,5 +1,6 @@
 """Reading a run store: the logged steps of a training run; missing or damaged data are always noticed."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +9,22 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
-from meanmode.sim.store.files import (
-    UNREADABLE,
-    StoreError,
-    chunk_path,
-    find_arrays,
-    first_line,
-    json_attribute,
-    open_kind,
-)
+from meanmode.sim.store.files import UNREADABLE, StoreError, chunk_path, first_line
+from meanmode.sim.store.opening import find_arrays, json_attribute, open_kind
 
 KIND = "mean-mode run"
 
 
 TELEMETRY = "telemetry.zarr"
 """Name of the run store within a run's folder."""
+
+
+ROWS = "rows"
+"""Attribute of a store that has rows for some steps only, as of an imported log: their number."""
+
+
+LOGGED_NAN = "logged_nan"
+"""Attribute of a variable that was logged as NaN: JSON of the first and last step of every stretch of rows."""
 
 
 def find_run(path: str | Path) -> Path:
@@ -67,6 +69,20 @@ def open_logged(path: Path, mode: Any) -> tuple[zarr.Group, range]:
     return group, range(first, last + 1)
 
 
+def row_indices(group: zarr.Group, path: Path, steps: range) -> range:
+    """Indices of the rows that hold the logged steps; step s is row s - 1 unless the store has an index of its own.
+
+    Raises:
+        StoreError: the number of rows is damaged.
+    """
+    if ROWS not in group.attrs:
+        return range(steps.start - 1, steps.stop - 1)
+    rows = group.attrs[ROWS]
+    if not isinstance(rows, int) or not 1 <= rows <= len(steps):
+        raise StoreError(f"{path} is damaged: its attribute {ROWS} is {rows!r}")
+    return range(rows)
+
+
 def run_arrays(group: zarr.Group, path: Path) -> dict[str, zarr.Array[Any]]:
     """Arrays of a run: its variables, `step`, and the coordinates of all dimensions."""
     found = find_arrays(group, path, json_attribute(group, path, "variables", list))
@@ -102,7 +118,9 @@ def stored_rows(path: Path, array: zarr.Array[Any], first: int, stop: int) -> ND
 
 
 def open_run(path: str | Path) -> xr.Dataset:
-    """Load the logged steps of a run, over consecutive `step`; its attribute `events` holds JSON.
+    """Load the logged steps of a run over `step`; its attribute `events` holds JSON.
+
+    The steps of a training run are consecutive; those of an imported run are the ones that its log has.
 
     Args:
         path: the store, or a run's folder that holds a `telemetry.zarr`.
@@ -112,14 +130,33 @@ def open_run(path: str | Path) -> xr.Dataset:
     """
     path = find_run(path)
     group, steps = open_logged(path, "r")
+    logged = row_indices(group, path, steps)
     loaded = {}
     for name, array in run_arrays(group, path).items():
-        first, stop = (
-            (steps.start - 1, steps.stop - 1) if dims_of(array)[0] == "step" else (0, array.shape[0])
-        )
+        rows = logged if dims_of(array)[0] == "step" else range(array.shape[0])
+        first, stop = rows.start, rows.stop
         if array.shape[0] < stop:
             raise StoreError(f"{path} is damaged: {name} has {array.shape[0]} of {stop} logged steps")
         loaded[name] = (dims_of(array), stored_rows(path, array, first, stop), dict(array.attrs))
     coords = {name: given for name, given in loaded.items() if given[0] == (name,)}
     variables = {name: given for name, given in loaded.items() if name not in coords}
     return xr.Dataset(variables, coords, dict(group.attrs))
+
+
+def logged_mask(run: xr.Dataset, name: str) -> NDArray[np.bool_]:
+    """Rows at which a variable was logged [N]: those with a number, and those where NaN itself was logged.
+
+    Args:
+        run: a run from `open_run`.
+        name: one of its variables.
+    """
+    values = run[name]
+    others = [dim for dim in values.dims if dim != "step"]
+    found = values.notnull().any(others).values
+    stretches = np.array(json.loads(values.attrs.get(LOGGED_NAN, "[]")), np.int64).reshape(-1, 2)
+    steps = run["step"].values
+    begins = np.searchsorted(steps, stretches[:, 0], side="left")
+    ends = np.searchsorted(steps, stretches[:, 1], side="right")
+    change = np.bincount(begins, minlength=len(steps) + 1) - np.bincount(ends, minlength=len(steps) + 1)
+    logged: NDArray[np.bool_] = found | (np.cumsum(change)[:-1] > 0)
+    return logged

@@ -15,13 +15,13 @@ from meanmode.sim.store.files import (
     StoreError,
     chunk_path,
     is_compacted,
-    json_attribute,
     partial_path,
     reason,
     write_chunk,
     write_whole,
 )
-from meanmode.sim.store.run_reader import find_run, open_logged, run_arrays, stored_rows
+from meanmode.sim.store.opening import json_attribute
+from meanmode.sim.store.run_reader import ROWS, find_run, open_logged, run_arrays, stored_rows
 from meanmode.sim.store.run_store import step_numbers
 
 
@@ -51,6 +51,8 @@ class RunWriter:
     def __init__(self, path: str | Path, *, after: int | None = None, steps: int | None = None) -> None:
         self.path = find_run(path)
         group, logged = open_logged(self.path, "r+")
+        if ROWS in group.attrs:
+            raise StoreError(f"{self.path} was imported and is therefore read-only: log into another run")
         earliest, latest = logged.start - 1, logged.stop - 1
         found = run_arrays(group, self.path)
         self.interval = int(str(group.attrs["interval"]))

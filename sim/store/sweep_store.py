@@ -21,12 +21,10 @@ from meanmode.sim.store.files import (
     add_array,
     check_free,
     column,
-    find_arrays,
     first_line,
-    json_attribute,
-    open_kind,
     put_in_place,
 )
+from meanmode.sim.store.opening import find_arrays, json_attribute, open_kind
 
 KIND = "mean-mode sweep"
 
@@ -151,9 +149,13 @@ def required_arrays(group: zarr.Group, path: Path) -> dict[str, zarr.Array[Any]]
     Raises:
         StoreError: some are missing or unreadable; the message names them.
     """
-    variables, axes = (json.loads(str(group.attrs[name])) for name in ("variables", "axes"))
-    dimensions = json.loads(str(group.attrs.get("dimensions", '["block", "writer"]')))
-    return find_arrays(group, path, [*variables, *axes, *dimensions])
+    variables, axes = (json_attribute(group, path, name, list) for name in ("variables", "axes"))
+    dimensions = (
+        json_attribute(group, path, "dimensions", list)
+        if "dimensions" in group.attrs
+        else ["block", "writer"]
+    )
+    return find_arrays(group, path, dict.fromkeys(["status", *variables, *axes, *dimensions]))
 
 
 def check_written(arrays: Mapping[str, zarr.Array[Any]], path: Path, finished: int) -> None:
@@ -189,6 +191,7 @@ def open_cells(path: str | Path) -> xr.Dataset:
             data = cast(xr.Dataset, lazy.load())
     except UNREADABLE as error:
         raise StoreError(f"{path} is damaged ({first_line(error)}): run the sweep with --resume") from error
+    _check_status(data, path)
     check_written(arrays, path, int(data["status"].isin([DONE, DIVERGED]).sum()))
     return data
 
@@ -209,8 +212,17 @@ def open_progress(path: str | Path) -> xr.Dataset:
             data = cast(xr.Dataset, lazy.load())
     except UNREADABLE as error:
         raise StoreError(f"{path} is damaged ({first_line(error)}): run the sweep with --resume") from error
+    _check_status(data, path)
     check_written(arrays, path, int(data["status"].isin([DONE, DIVERGED]).sum()))
     return data.set_coords(axes)
+
+
+def _check_status(data: xr.Dataset, path: Path) -> None:
+    """Refuse a store with a status that no version writes: its cells would count as nothing."""
+    codes = data["status"].values if "status" in data else np.array([np.nan])
+    unknown = codes[~np.isin(codes, range(len(STATUS_NAMES)))]
+    if len(unknown):
+        raise StoreError(f"{path} is damaged: status {unknown[0]} of a cell means nothing")
 
 
 def open_sweep(path: str | Path) -> xr.Dataset:

@@ -1,6 +1,7 @@
 """The command line `mms`: its commands by section, and what becomes of an error."""
 
 import sys
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -67,20 +68,27 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: whatever the user can put right becomes one line on stderr and exit 2."""
+    """Entry point: every error becomes one sentence on stderr and exit 2, an interruption exit 130."""
     status: Any
     try:
-        status = cli.main(standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            status = cli.main(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
-        status = 2
-    except click.ClickException as error:
-        click.echo(f"mms: {error.format_message()}", err=True)
-        status = 2
-    except (ValueError, OSError, ArithmeticError, MemoryError) as error:
-        click.echo(f"mms: {' '.join(str(error).split())}", err=True)
         status = 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("mms: interrupted; continue a sweep or a run with --resume", err=True)
         status = 130
+    except Exception as error:
+        from meanmode.sweeps.cli.errors import sentence
+
+        click.echo(f"mms: {sentence(error)}", err=True)
+        status = 2
     sys.exit(status)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Print a warning as a sentence, without the line of code that raised it."""
+    if not issubclass(category, DeprecationWarning | FutureWarning):
+        click.echo(f"mms: {' '.join(str(message).split())}", err=True)

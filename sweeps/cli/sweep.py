@@ -38,12 +38,14 @@ def sweep_list() -> None:
     help="Forecast of a study of training runs, written by mms predict onset.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Store to write.  [default: NAME.zarr]")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine.  [default: 1]")
+@click.option(
+    "--workers", type=click.IntRange(min=1, max=1024), help="Processes on this machine.  [default: 1]"
+)
 @click.option(
     "--scheduler", metavar="ADDRESS", help="Compute on the workers of a running dask scheduler instead."
 )
 @shard_option
-@click.option("--resume", is_flag=True, help="Resume the store where it stopped.")
+@click.option("--resume", is_flag=True, help="Resume the store where it stopped; begin it if there is none.")
 @click.option(
     "-n",
     "--dry-run",

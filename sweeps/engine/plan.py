@@ -35,6 +35,9 @@ def digest(configuration: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
 
 
+MOST_CELLS = 1_000_000
+"""Cells that a plan may have; each takes a chunk of every variable, and a place in memory."""
+
 Measured = list[tuple[dict[str, Any], int]]
 """Observables and status of every cell of a unit."""
 
@@ -120,3 +123,15 @@ class Plan(Protocol):
     def measure(self) -> Callable[[Sequence[tuple[int, Any]]], Measured]:
         """A picklable function that computes the cells of a unit, given as (index, cell) pairs."""
         ...
+
+
+def check_cells(count: int) -> None:
+    """Refuse a plan with too many cells, before they are listed.
+
+    Raises:
+        ValueError: more than `MOST_CELLS`.
+    """
+    if count > MOST_CELLS:
+        raise ValueError(
+            f"this makes {count:,} cells, a store holds {MOST_CELLS:,}: choose fewer seeds or values"
+        )

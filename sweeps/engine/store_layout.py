@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from meanmode.sim.store.files import StoreError, StoreExistsError
+from meanmode.sim.store.files import StoreError, StoreExistsError, check_writable
 from meanmode.sim.store.provenance import provenance
 from meanmode.sim.store.sweep_store import create_sweep, open_group
 from meanmode.sweeps.engine.plan import Plan, digest
@@ -20,6 +20,7 @@ def lay_out(plan: Plan, path: Path) -> None:
     """
     if path.exists():
         raise StoreExistsError(f"{path} already exists: pass --resume to continue it, or another --out")
+    check_writable(path)
     layout, configuration = plan.layout(), plan.configuration()
     create_sweep(
         path,

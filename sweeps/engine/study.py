@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.sim.store.files import StoreError, Variable
-from meanmode.sweeps.engine.plan import Layout, Measured
+from meanmode.sweeps.engine.plan import Layout, Measured, check_cells
 from meanmode.sweeps.engine.study_variables import OUTCOME, SERIES, SIGNAL_SERIES, TELEMETRY
 from meanmode.sweeps.engine.trained import StudyCell, trained
 
@@ -94,6 +94,7 @@ class Study:
             raise ValueError(f"reference_rate must be positive, got {self.reference_rate}")
         if not 0 <= self.held_out_seeds <= self.seeds:
             raise ValueError(f"held_out_seeds must be 0 to {self.seeds} (seeds), got {self.held_out_seeds}")
+        check_cells(len(self.cases) * self.seeds)
         self.cells  # noqa: B018 (every run is validated here)
 
     @property

@@ -3,13 +3,14 @@
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
 from meanmode.sim.store.files import StoreError, Variable
-from meanmode.sweeps.engine.plan import Cell, Layout, Measured
+from meanmode.sweeps.engine.plan import Cell, Layout, Measured, check_cells
 from meanmode.sweeps.engine.setting_fields import FIELD_DEFINITIONS, SETTING_FIELDS
 from meanmode.theory.setting import Setting
 
@@ -61,6 +62,8 @@ class Sweep:
         for name in ("seeds", "ensemble"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        settings = math.prod(len(values) for values in self.axes.values()) * max(len(self.cases), 1)
+        check_cells(settings * self.seeds)
         self.cells  # noqa: B018 (every setting of the grid is validated here)
 
     @cached_property

@@ -146,7 +146,7 @@ def test_a_store_of_another_sweep_and_a_damaged_one_are_refused(
     assert status == 2 and "pass --resume" in err
     zarr.create_group(tmp_path / "foreign.zarr")
     status, _, err = mms("compare", tmp_path / "foreign.zarr")
-    assert status == 2 and "no sweep of this project" in err
+    assert status == 2 and "not a 'mean-mode sweep' store" in err
 
 
 def test_an_interrupt_says_how_to_go_on(mms, monkeypatch: pytest.MonkeyPatch) -> None:
