@@ -25,6 +25,7 @@ from meanmode.paper_figs.figures import (
     waiting_time,
 )
 from meanmode.sim.store.files import StoreError
+from meanmode.sim.store.regular_files import read_json
 from meanmode.sim.store.run_reader import open_run
 from meanmode.sim.store.sweep_store import DONE, open_cells
 
@@ -136,7 +137,7 @@ def _missing(name: str, stores: Sequence[Path]) -> str:
 def _document(path: Path) -> dict[str, Any]:
     """A JSON document of the folder."""
     try:
-        return json.loads(path.read_text())
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} is not a JSON document ({error}): write it again") from error
 
@@ -149,7 +150,7 @@ def _studies(folder: Path, names: Sequence[str]) -> dict[str, xr.Dataset]:
         if path.exists():
             found[name] = _finished(open_cells(path), path)
             if forecast.exists():
-                found[name].attrs["forecast"] = forecast.read_text()
+                found[name].attrs["forecast"] = json.dumps(read_json(forecast))
     return found
 
 

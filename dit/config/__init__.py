@@ -1,1 +1,1 @@
-"""What is a run? Architecture, training and presets; no torch."""
+"""What is a training run? Its architecture, training options and presets, without torch."""

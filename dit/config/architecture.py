@@ -1,4 +1,4 @@
-"""The architecture of the diffusion transformer: sizes, merge, mixer and initialisation; no torch."""
+"""The architecture of the diffusion transformer: sizes, merge, mixer and initialisation."""
 
 import math
 from dataclasses import dataclass
@@ -8,10 +8,11 @@ from meanmode.sim.trunk.constants import MERGE_EPS, QK_EPS
 from meanmode.theory.setting import Setting
 
 PUBLISHED_STD = 0.02
-"""Standard deviation of the weights of the published runs, at width 1024 (arXiv:2605.06169 Table 3)."""
+"""Standard deviation of the weights in the published runs (arXiv:2605.06169 Table 3)."""
 
 
 PUBLISHED_WIDTH = 1024
+"""Width of the published networks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,31 +20,32 @@ class DiTConfig:
     """A single-stream diffusion transformer: patch embedding, the trunk of `sim`, projection to velocities.
 
     Attributes:
-        depth: blocks, each of attention and SwiGLU with a residual merge behind either.
-        width: features of a token.
-        heads: attention heads.
-        ffn_ratio: SwiGLU hidden width over width.
-        channels: of a latent.
-        side: height and width of a latent.
-        patch: side of the square patch that makes an image token.
-        text_tokens: text tokens of a sample, at most.
-        text_width: features of a text token; where it is not `width`, a projection joins them.
-        copies: how often every token stands in the sequence, at one position (law X1: 2 changes nothing that
-            is learned); the velocity is read off the first copy.
-        merge, residual_gain, alpha, beta: as in `theory.Setting`; the gains are where learned ones begin.
-        mixer, mixer_share, rope: as in `theory.Setting`.
-        initialisation: `published`, N(0, 0.02^2) at every width; or `width_matched`,
-            N(0, (0.64 / sqrt(width))^2), which is the same at the published width 1024 and gives narrow
-            networks the same gain per layer (with 0.02 a network of width 16 is all but linear). It holds for
-            the embeddings and the blocks.
-        writer_std: of the residual writers, at first; 0 as published, None for that of the other weights.
-        head_std: of the final projection, whose bias is zero.
-        merge_eps: of the norms of the merges (the released checkpoint's; Table 3 says 1e-6).
-        qk_eps: of QK-Norm.
-        input_eps: of the norms of embedded image and text tokens.
+        depth: number of blocks, each with attention and a SwiGLU FFN and a residual merge after each of them.
+        width: features per token.
+        heads: attention heads per block.
+        ffn_ratio: hidden width of SwiGLU, as a multiple of `width`.
+        channels: channels of the latents.
+        side: height and width of the latents.
+        patch: side of the square patch of a latent that becomes one image token.
+        text_tokens: maximum number of text tokens per sample.
+        text_width: features per text token; if it differs from `width`, a learned projection adapts it.
+        copies: number of copies of each token in the sequence, all at the same position (law X1: 2 copies
+            change nothing that is learned); the velocity is read from the first copy.
+        merge, residual_gain, alpha, beta: as in `meanmode.Setting`; learned gains start from these values.
+        mixer, mixer_share, rope: as in `meanmode.Setting`.
+        initialisation: distribution of the initial weights of the embeddings and blocks. `published`:
+            N(0, 0.02^2) at every width; `width_matched`: N(0, (0.64 / sqrt(width))^2), identical at the
+            published width 1024, which gives narrow networks the same gain per layer (with a standard
+            deviation of 0.02, a network of width 16 is almost linear).
+        writer_std: initial standard deviation of the residual writers; 0 as published, None to initialise
+            them like the other weights.
+        head_std: initial standard deviation of the final projection; its bias starts at zero.
+        merge_eps: epsilon of the norms in the merges (as in the released checkpoint; Table 3 says 1e-6).
+        qk_eps: epsilon of QK-Norm.
+        input_eps: epsilon of the norms of the embedded image and text tokens.
 
     Raises:
-        ValueError: a value outside its range, or sizes that do not go together.
+        ValueError: a value is out of range, or sizes are incompatible.
     """
 
     depth: int = 16
@@ -83,23 +85,23 @@ class DiTConfig:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of a latent, T_img."""
+        """Image tokens per latent, T_img."""
         return (self.side // self.patch) ** 2
 
     @property
     def patch_features(self) -> int:
-        """Numbers in a patch."""
+        """Values per patch, over all channels."""
         return self.channels * self.patch**2
 
     @property
     def weight_std(self) -> float:
-        """Standard deviation of the weights at first, but for writers and final projection."""
+        """Initial standard deviation of all weights except the writers and the final projection."""
         return PUBLISHED_STD * (
             1 if self.initialisation == "published" else math.sqrt(PUBLISHED_WIDTH / self.width)
         )
 
     def setting(self, batch: int = 1) -> Setting:
-        """The trunk at initialisation, as the theory and the blocks know it; of one copy of the tokens."""
+        """Return the trunk at initialisation, with one copy of the tokens, in the terms of the theory."""
         return Setting(
             depth=self.depth,
             tokens=self.image_tokens,

@@ -1,4 +1,4 @@
-"""Named configurations: the published sizes and the small runs on digits."""
+"""Named run configurations: the published networks, and small runs that a CPU can train."""
 
 import math
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.config.training_config import TrainingConfig
 
 PUBLISHED_RATE = 1e-3 / (0.2 * math.sqrt(PUBLISHED_WIDTH))
-"""Of the published runs, 1.5625e-4 (Table 3)."""
+"""Learning rate of the published runs, 1.5625e-4 (arXiv:2605.06169 Table 3)."""
 
 
 def _published(training: Mapping[str, Any], **model: Any) -> RunConfig:
-    """A run of arXiv:2605.06169 Table 3: ImageNet latents of 16 x 16 x 128, texts of width 1024."""
+    """A run of arXiv:2605.06169 Table 3: ImageNet latents of 16 x 16 x 128, text features of width 1024."""
     sizes: dict[str, Any] = {"width": 1024, "heads": 8, "channels": 128, "side": 16, "patch": 1}
     text: dict[str, Any] = {"text_tokens": 256, "text_width": 1024, "initialisation": "published"}
     large = {"sharding": "full", "recompute": 1, "telemetry_blocks": 16, "checkpoint_every": 1000}
@@ -26,7 +26,7 @@ def _published(training: Mapping[str, Any], **model: Any) -> RunConfig:
 
 
 def _ramp(depth: int, **model: Any) -> RunConfig:
-    """A narrow network on digits under a ramp of the learning rate, up to the plain merge's collapse."""
+    """A narrow network on digits, whose learning rate rises until the network collapses."""
     watch: dict[str, Any] = {"telemetry_every": 5, "watch_every": 1, "checkpoint_every": 100}
     if depth > 64:
         watch["telemetry_blocks"] = 32
@@ -39,10 +39,11 @@ def _ramp(depth: int, **model: Any) -> RunConfig:
 
 
 MV_SPLIT = {"merge": "mv_split", "alpha": 0.0}
+"""Fields of a network with MV-Split merges, whose mean gain starts at 0 as published."""
 
 
 def _samples(patch: int) -> RunConfig:
-    """A small network to look at samples of, on a latent store, which says its sizes."""
+    """A small network for generating samples; the latent store it is trained on sets its input sizes."""
     return RunConfig(
         model=DiTConfig(depth=6, width=96, heads=6, patch=patch, **MV_SPLIT),
         training=TrainingConfig(steps=1500, batch=32, rate=3e-3, warmup=100, ema=0.998, telemetry_every=100),
@@ -67,4 +68,5 @@ PRESETS: dict[str, RunConfig] = {
     ),
     **{f"{kind}-samples": _samples(patch) for kind, patch in (("pixels", 4), ("latents", 1))},
 }
-"""By name: the runs of arXiv:2605.06169 Table 3; ramps on digits, 16 to 1000 blocks; three to look at."""
+"""By name: the runs of arXiv:2605.06169 Table 3; learning-rate ramps on digits with 16 to 1000 blocks; three
+small networks for generating samples."""

@@ -1,4 +1,4 @@
-"""What a run is: the diffusion transformer, its training and its data, and the presets by name."""
+"""The configuration of a run: its network, training and data, read from options and JSON documents."""
 
 import dataclasses
 import json
@@ -13,22 +13,22 @@ from meanmode.dit.config.architecture import DiTConfig
 from meanmode.dit.config.training_config import TrainingConfig, one_of
 
 DATA = ("data", "data_digest")
-"""Fields of a run that are of no part of it."""
+"""Fields of `RunConfig` itself, besides those of its model and training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """A run: the network, its training and its data.
+    """The configuration of a training run.
 
     Attributes:
-        model: the network.
-        training: of it.
-        data: the source of latents and texts: `digits`; `latents:PATH`, a store of `mms encode`; or `none`,
-            of presets whose data are yours to name.
-        data_digest: of the store that is meant; empty for whichever is there.
+        model: architecture of the network.
+        training: how the network is trained and measured.
+        data: source of latents and texts: `digits`; `latents:PATH`, a store written by `mms encode`; or
+            `none`, for presets whose data the user has to choose.
+        data_digest: digest that the latent store must have; empty accepts any store.
 
     Raises:
-        ValueError: another source.
+        ValueError: the data source is unknown.
     """
 
     model: DiTConfig = field(default_factory=DiTConfig)
@@ -42,15 +42,15 @@ class RunConfig:
 
     @property
     def latents(self) -> Path | None:
-        """The latent store that it is trained on, where it is one."""
+        """Path of the latent store used as data; None for other sources."""
         kind, _, path = self.data.partition(":")
         return Path(path) if kind == "latents" and path else None
 
     def field(self, name: str) -> Any:
-        """The value of a field of its parts.
+        """Return the value of a field of the run, its model or its training.
 
         Raises:
-            ValueError: an unknown field.
+            ValueError: there is no such field.
         """
         for part in (self, self.model, self.training):
             if name in _types(type(part)):
@@ -58,10 +58,10 @@ class RunConfig:
         raise ValueError(_unknown(name))
 
     def with_fields(self, values: Mapping[str, Any]) -> "RunConfig":
-        """The run with fields of its parts set.
+        """Return the run with some fields of the run, its model or its training replaced.
 
         Raises:
-            ValueError: an unknown field, or a value out of range.
+            ValueError: there is no such field, or a value is out of range.
         """
         for name in values:
             self.field(name)
@@ -74,10 +74,10 @@ class RunConfig:
         return dataclasses.replace(self, **changed, **rest)
 
     def with_options(self, options: Mapping[str, str]) -> "RunConfig":
-        """The run with fields of its parts set from text, as of `--set name=value`.
+        """Return the run with some fields replaced by values given as text, as in `--set name=value`.
 
         Raises:
-            ValueError: an unknown field, or a value that is none of its type.
+            ValueError: there is no such field, or a value does not parse or is out of range.
         """
         kinds = {**_types(DiTConfig), **_types(TrainingConfig), **dict.fromkeys(DATA, str)}
         for name in options:
@@ -86,15 +86,15 @@ class RunConfig:
         return self.with_fields({name: _parsed(name, text, kinds[name]) for name, text in options.items()})
 
     def document(self) -> dict[str, Any]:
-        """As a JSON document."""
+        """Return the configuration as a JSON document."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def of_document(cls, document: Mapping[str, Any]) -> "RunConfig":
-        """The run of a `document`.
+        """Return the run that a `document` describes.
 
         Raises:
-            ValueError: a document of another version.
+            ValueError: another version wrote the document, with other fields.
         """
         try:
             return cls(
@@ -117,7 +117,7 @@ def _types(of: type) -> dict[str, Any]:
 
 
 def _parsed(name: str, text: str, kind: Any) -> Any:
-    """A field's value from text."""
+    """Parse a value of a field with the type `kind`."""
     if typing.get_origin(kind) is types.UnionType:
         if text.lower() == "none":
             return None

@@ -1,4 +1,4 @@
-"""Names of the gradient signals that an ensemble records."""
+"""The gradient signals that an ensemble of training runs can record."""
 
 SIGNALS = ("g_mean", "g_ctr", "grad_rms_q", "grad_rms_k")
-"""What is measured of the gradients of the watched blocks, where that is asked for."""
+"""Observables of the gradients in the watched blocks, measured only on request."""

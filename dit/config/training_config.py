@@ -1,4 +1,4 @@
-"""How a network is trained, and what is written down of it."""
+"""Training options: data order, learning rate, optimiser, precision, telemetry, checkpoints, alarms."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,15 @@ from meanmode.sim.intervene.grammar import Intervention
 from meanmode.sim.train.schedule import Schedule
 
 RAMP_DEPTH = 16
-"""Blocks at which a ramp that goes with the depth has the slope it states."""
+"""Depth at which the schedule `depth_ramp` has exactly the slope of its configuration."""
 
 
 def at_least(config: Any, least: Mapping[str, float]) -> None:
+    """Check lower bounds of fields; None passes, NaN does not.
+
+    Raises:
+        ValueError: a field is below its bound.
+    """
     for name, bound in least.items():
         value = getattr(config, name)
         if value is not None and not value >= bound:
@@ -20,63 +25,74 @@ def at_least(config: Any, least: Mapping[str, float]) -> None:
 
 
 def one_of(name: str, value: str, known: Sequence[str]) -> None:
+    """Check that a value is a known one.
+
+    Raises:
+        ValueError: it is not.
+    """
     if value not in known:
         raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
-    """How it is trained, and what is written down of it. Steps are optimiser steps, counted from 1.
+    """How a network is trained, measured and saved. Steps are optimiser steps, counted from 1.
 
     Attributes:
-        steps: of the run.
-        batch: samples of a step, over all processes and micro-batches.
-        seed: of the initial weights.
-        data_seed: of the order of the samples, their noise, times and dropped texts.
-        data_steps: the data of step n are those of the n-th step modulo this; 0 for ever new ones.
-        schedule: `warmup`, linear to `rate` in `warmup` steps, then constant; `ramp`, `slope` * step; or
-            `depth_ramp`, `slope` * sqrt(16 / depth) * step, whose runs are about equally long at every depth.
-        rate: the learning rate after a warm-up; where a ramp ends, None for nowhere.
-        warmup: steps.
-        slope: rate gained a step.
-        first_rate, first_steps: rate of the first steps instead of the schedule's, and how many these are.
-        betas, eps, weight_decay, clip: AdamW as published: decay on matrices only, gradients clipped by
-            global norm; a clip of None clips nothing.
-        optimiser: `adamw`, or `muon`: the matrices of the blocks take orthogonalised steps of the same rms.
-        reader_rate: rate of the readers of all branches (Q, K, V, W13) over that of the other parameters.
-        gain_rate: rate of the gains of the merges (alpha, beta, lambda) over that of the other parameters.
-        ema: decay of a moving average of the weights, kept beside them; 0 keeps none.
+        steps: number of steps to train.
+        batch: samples per step, over all processes and micro-batches.
+        seed: seed of the initial weights.
+        data_seed: seed of the order of the samples, their noise, their diffusion times and the dropped texts.
+        data_steps: number of distinct batches, which are repeated in a cycle; 0 takes a new batch every step.
+        schedule: learning rate over the steps. `warmup`: linear up to `rate` over `warmup` steps, then
+            constant; `ramp`: `slope` * step; `depth_ramp`: `slope` * sqrt(16 / depth) * step, so that runs of
+            all depths collapse after about the same number of steps.
+        rate: learning rate after the warm-up, or upper limit of a ramp; None for a ramp without limit.
+        warmup: steps of the linear warm-up.
+        slope: learning rate gained per step of a ramp.
+        first_rate, first_steps: the first `first_steps` steps use the learning rate `first_rate` instead of
+            the schedule.
+        betas, eps, weight_decay: parameters of AdamW; only matrices are decayed, as published.
+        clip: largest global gradient norm; larger gradients are scaled down to it. None disables clipping.
+        optimiser: `adamw`; or `muon`, which gives the matrices of the blocks orthogonalised updates whose
+            root mean square is about that of AdamW's.
+        reader_rate: learning rate of the readers (Q, K, V, W13 in all blocks), relative to the other
+            parameters.
+        gain_rate: learning rate of the merge gains (alpha, beta, lambda), relative to the other parameters.
+        ema: decay of a moving average of the weights, kept beside the weights; 0 keeps none.
         null_text: probability that a sample is trained with the empty text.
-        time_shift: a of the training times t' = a t / (1 + (a - 1) t), t uniform.
-        precision: `float32`, or `bf16`: autocast, with norms, merges and weights in float32.
-        accumulation: micro-batches of a step.
-        recompute: of every `recompute_of` blocks, how many have their activations computed again in the
-            backward pass instead of being kept (activation checkpointing).
-        recompute_of: see `recompute`.
-        sharding: `replicated` weights (DDP where there are several processes) or `full` (FSDP2).
-        compile: compile every block (torch.compile); measured steps run the same blocks eagerly.
+        time_shift: shift a of the diffusion times t' = a t / (1 + (a - 1) t), where t is uniform on [0, 1].
+        precision: `float32`; or `bf16`: autocast, with norms, merges and weights in float32.
+        accumulation: micro-batches per step.
+        recompute, recompute_of: `recompute` of every `recompute_of` blocks recompute their activations in
+            the backward pass instead of storing them (activation checkpointing).
+        sharding: `replicated` weights (DDP on several processes); or `full`, sharded weights (FSDP2).
+        compile: whether to compile every block with torch.compile; measured steps run the blocks eagerly.
         telemetry_every: steps between measurements of all observables; 0 measures none.
-        telemetry_blocks: how many blocks are measured, evenly spaced, the last among them; 0 for all.
-        watch_every: steps between measurements that are kept in the ring buffer alone, until an event makes
-            them worth writing; 0 for none.
-        event_window: steps of the ring buffer, and steps behind an event in which every one is measured.
-        event_ratio: a gradient norm this many times the median of the window is an event.
-        interval: steps of a chunk of the telemetry store.
-        checkpoint_every: steps between checkpoints; one is written at the end in any case.
-        keep: checkpoints kept, the last ones.
-        stop_on: `never`, `divergence` (a loss that is not finite) or `collapse` (or divergence): the run ends
-            `event_window` steps behind it, at once where the loss is not finite.
-        on_alarm: what follows an alarm of `meanmode.sim.onset.detector`, from the next step on. `log`: nothing, it is only
-            written down; `stop`: the run ends; `lower_readers`, `lower_all`: the rates of the readers (see
-            `reader_rate`), or all, are multiplied by `alarm_factor`, with every alarm again; `roll_back`: the
-            run goes on from its last checkpoint that is `event_window` steps older than what moved first,
-            with all rates lowered and a fresh order of the data, at most `meanmode.dit.train.alarm_answers.ROLL_BACKS` times (then,
-            and where no checkpoint is so old, the rates are lowered only).
-        alarm_factor: see `on_alarm`.
-        interventions: (step, text) of `meanmode.sim.intervene.interventions`, from that step on.
+        telemetry_blocks: number of measured blocks, evenly spaced up to and including the last; 0 for all.
+        watch_every: steps between extra measurements that stay in a ring buffer and are stored only if an
+            event follows; 0 for none.
+        event_window: length of the ring buffer in steps, and number of steps after an event that are all
+            measured.
+        event_ratio: a gradient norm above this multiple of the median over the window counts as an event.
+        interval: steps per chunk of the telemetry store.
+        checkpoint_every: steps between checkpoints; the last step always writes one.
+        keep: number of most recent checkpoints to keep.
+        stop_on: when to end early: `never`; `divergence` (the loss is not finite); or `collapse`, which
+            includes divergence. A run ends at once if its loss is not finite, and `event_window` steps after
+            a collapse.
+        on_alarm: reaction to an alarm of `meanmode.sim.onset.detector`, effective from the next step. `log`:
+            only record it. `stop`: end the run. `lower_readers`, `lower_all`: multiply the learning rates of
+            the readers (see `reader_rate`), or all rates, by `alarm_factor`, again at every alarm.
+            `roll_back`: return to the last checkpoint at least `event_window` steps older than the first
+            movement, lower all rates and draw a new data order. After three roll-backs, or without such a
+            checkpoint, it only lowers the rates.
+        alarm_factor: factor by which an alarm lowers the rates.
+        interventions: pairs (step, text): the intervention that `text` describes acts from this step on
+            (grammar in `meanmode.sim.intervene.grammar`).
 
     Raises:
-        ValueError: a value outside its range, or a combination that means nothing.
+        ValueError: a value is out of range, or options contradict each other.
     """
 
     steps: int = 400
@@ -144,7 +160,7 @@ class TrainingConfig:
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {value}")
         if self.schedule == "warmup" and self.rate is None:
-            raise ValueError("a warm-up needs a rate to end at: set rate")
+            raise ValueError("a warm-up needs a final learning rate: set rate")
         pair = isinstance(self.betas, Sequence) and len(self.betas) == 2
         if not (pair and all(isinstance(beta, float | int) and 0 <= beta < 1 for beta in self.betas)):
             raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
@@ -155,30 +171,36 @@ class TrainingConfig:
             if not getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
         if not 0 <= self.alarm_factor < 1:
-            raise ValueError(f"alarm_factor lowers rates: it must be in [0, 1), got {self.alarm_factor}")
+            raise ValueError(f"alarm_factor must be in [0, 1), got {self.alarm_factor}")
         if self.optimiser == "muon" and self.sharding == "full":
             raise ValueError("muon orthogonalises whole matrices: set sharding=replicated or optimiser=adamw")
         if self.batch % self.accumulation:
-            raise ValueError(f"{self.accumulation} micro-batches do not divide a batch of {self.batch}")
+            raise ValueError(
+                f"accumulation must divide the batch: {self.batch} samples, {self.accumulation} micro-batches"
+            )
         if self.recompute > self.recompute_of:
-            raise ValueError(f"of {self.recompute_of} blocks not {self.recompute} can be recomputed")
+            raise ValueError(
+                f"recompute must be at most recompute_of, {self.recompute_of}, got {self.recompute}"
+            )
         if self.stop_on == "collapse" and not self.telemetry_every:
-            raise ValueError("a collapse is seen in the telemetry: set telemetry_every to stop on it")
-        object.__setattr__(self, "betas", tuple(self.betas))  # lists, where they come from JSON
+            raise ValueError("stop_on=collapse reads the telemetry: set telemetry_every to at least 1")
+        object.__setattr__(self, "betas", tuple(self.betas))  # JSON has lists instead
         for entry in self.interventions:
             match entry:
                 case (int(step), str(text)) if step >= 1:
                     Intervention.parse(text)
                 case _:
-                    raise ValueError(f"an intervention is [step from 1, text], got {entry}")
+                    raise ValueError(
+                        f"an intervention must be [step, text] with a step of at least 1, got {entry}"
+                    )
         object.__setattr__(self, "interventions", tuple((step, text) for step, text in self.interventions))
 
     def data_step(self, step: int) -> int:
-        """The step whose data a step takes."""
+        """Return the step whose batch is used at this step."""
         return (step - 1) % self.data_steps + 1 if self.data_steps else step
 
     def learning_rate(self, depth: int) -> Schedule:
-        """The schedule of a network of this depth."""
+        """Return the learning-rate schedule of a network of this depth."""
         ceiling = math.inf if self.rate is None else self.rate
         scale = math.sqrt(RAMP_DEPTH / max(depth, 1)) if self.schedule == "depth_ramp" else 1.0
         return Schedule(

@@ -1,1 +1,1 @@
-"""How is it trained? The trainer, its optimiser, checkpoints, telemetry and answers to alarms."""
+"""How is the network trained? The trainer, its optimiser, checkpoints, telemetry and reactions to alarms."""

@@ -1,4 +1,4 @@
-"""The autopsy of a suspected event: what the gradients, losses and writers looked like at that very step."""
+"""Reports on suspicious steps: gradients, losses, non-finite values and observables at an event."""
 
 # L blocks, P parameters
 
@@ -11,23 +11,24 @@ from numpy.typing import NDArray
 
 from meanmode.dit.train.measurements import Event, Row
 from meanmode.dit.train.optimiser import Optimiser, families, local
-from meanmode.sim.observe.record import WRITERS
+from meanmode.sim.observe.observable_names import WRITERS
 from meanmode.sim.onset.training_onset import deep_median
 
 LARGEST = 15
-"""How many parameters are listed (arXiv:2605.06169 App. F)."""
+"""Number of parameters with the largest gradients to list (arXiv:2605.06169 App. F)."""
 
 
 NAMED = 8
-"""How many parameters with values that are not finite are named."""
+"""Number of parameters with non-finite values to name."""
 
 
 COMPARED = ("tcs", "rho", "g_mean", "g_ctr", "amplification", "kappa", "grad_rms_q", "grad_rms_k")
+"""Observables in a report, with their change since the previous measurement."""
 
 
 @torch.no_grad()
 def not_finite(optimiser: Optimiser) -> dict[str, list[str]]:
-    """Parameters whose weights, gradients or moments hold NaN or infinities, in this process's share."""
+    """Return the parameters whose weights, gradients or moments are not finite, in this process's shards."""
     found: dict[str, list[str]] = {"weight": [], "gradient": [], "moments": []}
     for name, weight in optimiser.parameters.items():
         held = {
@@ -42,12 +43,12 @@ def not_finite(optimiser: Optimiser) -> dict[str, list[str]]:
 
 
 def _numbers(values: Sequence[float]) -> list[float | None]:
-    """As JSON has them: what is not finite becomes null."""
+    """Convert numbers for JSON; non-finite ones become null."""
     return [float(value) if np.isfinite(value) else None for value in values]
 
 
 def _medians(row: Row) -> dict[str, float]:
-    """Median over deep measured blocks of what the autopsy compares, by writer where there are two."""
+    """Return the medians of the compared observables over the deep measured blocks, per writer if split."""
     found = {}
     for name in COMPARED:
         values = row.get(name)
@@ -76,24 +77,24 @@ def examine(
     now: Row,
     before: tuple[int, Row] | None,
 ) -> dict[str, Any]:
-    """The findings as a JSON document (arXiv:2605.06169 App. F).
+    """Return the report on an event as a JSON document (arXiv:2605.06169 App. F).
 
     Args:
-        event: what was suspicious.
-        names: of the parameters.
-        norms: of their gradients before clipping [P].
-        losses: of every process's share of the batch.
-        output_gradients: norm of dL/dv of every process's share.
-        bad: as `not_finite`.
-        now: the observables of this very step.
-        before: step and observables of the measurement before it, if there is one.
+        event: the suspicious step.
+        names: names of the parameters.
+        norms: gradient norms of the parameters before clipping [P].
+        losses: mean loss of each process's share of the batch.
+        output_gradients: norm of dL/dv of each process's share.
+        bad: parameters with non-finite values, as returned by `not_finite`.
+        now: observables at this step.
+        before: step and observables of the previous measurement, if there is one.
     """
     squares = np.where(np.isin(names, bad["gradient"]), np.inf, np.nan_to_num(np.square(norms)))
     with np.errstate(over="ignore"):
         total = float(squares.sum())
     order = np.argsort(-squares)[:LARGEST]
     share = squares / total if 0 < total < np.inf else np.full(len(norms), np.nan)
-    by_family = {kind: float(share[places].sum()) for kind, places in families(names).items()}
+    by_family = {kind: float(share[indices].sum()) for kind, indices in families(names).items()}
     medians = _medians(now)
     earlier = {} if before is None else _medians(before[1])
     return {
@@ -127,7 +128,7 @@ def _shown(value: float | None) -> str:
 
 
 def as_text(document: Mapping[str, Any]) -> str:
-    """The findings for a reader."""
+    """Return a report as text."""
     lines = [
         f"step {document['step']}: {document['signal']} is {_shown(document['value'])}, "
         f"against {_shown(document['reference'])}; gradient norm {_shown(document['grad_norm'])}",

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: sharded, written aside and then renamed, checked before they are read."""
+"""Checkpoints of a training run: sharded, written atomically, and verified before they are read."""
 
 import contextlib
 import json
@@ -21,26 +21,27 @@ from meanmode.dit.model.network import DiT
 from meanmode.sim.store.files import StoreError, StoreExistsError, file_digest, reason
 
 CONFIGURATION, CHECKPOINTS, TELEMETRY = "config.json", "checkpoints", "telemetry.zarr"
-"""What the folder of a run holds."""
+"""Names in the folder of a run."""
 
 
 MANIFEST, NOTES, WATCH = "manifest.json", "run.json", "watch.npz"
-"""What a checkpoint holds beside its tensors: what is in its files, which run and step it is of, and what the
-telemetry kept in memory."""
+"""Files of a checkpoint besides its tensors: digests of all files; configuration, step and other notes; the
+state of the measurements that is kept in memory."""
 
 
 SCALE_FIELDS = (
     "steps keep checkpoint_every stop_on on_alarm alarm_factor accumulation recompute recompute_of sharding "
     "compile"
 ).split()
-"""Fields of the training that a resumed run may have otherwise than it began with."""
+"""Training fields that may change when a run is resumed."""
 
 
 Damaged = Callable[[str], object]
+"""Receives a message about each damaged checkpoint that is skipped."""
 
 
 def folder_of(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step is."""
+    """Return the path of the checkpoint of a step."""
     return run / CHECKPOINTS / f"step-{step:08d}"
 
 
@@ -62,23 +63,23 @@ def save(
     watch: Mapping[str, NDArray[Any]],
     keep: int,
 ) -> Path:
-    """Write the checkpoint of a step; every process calls it. Older ones than the last `keep` go.
+    """Write the checkpoint of a step and delete all but the last `keep`; every process calls this.
 
-    It is written beside its place and renamed when it is whole, with the digest of every file.
+    It is written to a temporary folder, with a digest of every file, and renamed once it is complete.
 
     Args:
         run: folder of the run.
-        step: steps that are made.
+        step: number of steps made.
         state: tensors by name, plain or sharded.
-        notes: JSON, such as the configuration.
-        watch: small arrays.
-        keep: how many checkpoints stay.
+        notes: JSON document with the configuration and other facts about the run.
+        watch: state of the measurements, as small arrays by name.
+        keep: number of checkpoints to keep.
 
     Raises:
-        StoreError: no room, or another error of the file system; what was there before is still there.
+        StoreError: the disk is full, or another file system error; earlier checkpoints are intact.
     """
-    place = folder_of(run, step)
-    partial = place.with_name(f".{place.name}.partial")
+    final = folder_of(run, step)
+    partial = final.with_name(f".{final.name}.partial")
     failure = ""
     try:
         if _is_first():
@@ -92,9 +93,9 @@ def save(
                 np.savez(file, **watch)
             digests = {file.name: file_digest(file, "blake2b") for file in sorted(partial.iterdir())}
             (partial / MANIFEST).write_text(json.dumps(digests))
-            shutil.rmtree(place, ignore_errors=True)
-            partial.rename(place)
-            for old in checkpoints(run)[:-keep]:
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            for old in checkpoint_folders(run)[:-keep]:
                 shutil.rmtree(old)
     except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
         failure = _why(error)
@@ -103,10 +104,10 @@ def save(
             shutil.rmtree(partial, ignore_errors=True)
         why = next(filter(None, _gathered(failure)))
         raise StoreError(
-            f"the checkpoint of step {step} could not be written to {run} ({why}); the ones before it are "
-            "untouched: put that right and go on with --resume"
+            f"the checkpoint of step {step} could not be written to {run} ({why}); earlier checkpoints are "
+            "intact: fix the problem and resume with --resume"
         )
-    return place
+    return final
 
 
 def _gathered(value: str) -> list[str]:
@@ -118,7 +119,7 @@ def _gathered(value: str) -> list[str]:
 
 
 def _why(error: BaseException) -> str:
-    """The system's words for what went wrong."""
+    """Return the error message of the operating system, if there is one."""
     if isinstance(error, dcp.api.CheckpointException):
         error = next((cause for cause, _ in error.failures.values()), error)
     while error.__cause__ is not None:
@@ -130,7 +131,7 @@ def _why(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """One process writes what several would, and needs no telling."""
+    """Suppress warnings of torch about saving and loading on a single process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.distributed is (disabled|unavailable).*")
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -142,8 +143,8 @@ def _save_tensors(state: Mapping[str, Tensor], folder: Path) -> None:
         dcp.save(dict(state), storage_writer=dcp.FileSystemWriter(folder), no_dist=not dist.is_initialized())
 
 
-def checkpoints(run: Path) -> list[Path]:
-    """All that are in their places, by step; they may still be damaged."""
+def checkpoint_folders(run: Path) -> list[Path]:
+    """Return the paths of all finished checkpoints, by step; they may have been damaged since."""
     return sorted(path for path in (run / CHECKPOINTS).glob("step-*") if path.is_dir())
 
 
@@ -151,15 +152,15 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def drop_behind(run: Path, step: int) -> None:
-    """Delete the checkpoints of later steps than this one."""
-    for path in checkpoints(run):
+def delete_after(run: Path, step: int) -> None:
+    """Delete the checkpoints of all later steps."""
+    for path in checkpoint_folders(run):
         if _step_of(path) > step:
             shutil.rmtree(path)
 
 
 def damage(checkpoint: Path) -> str:
-    """What is wrong with the files of a checkpoint; empty if nothing is."""
+    """Return what is wrong with the files of a checkpoint; empty if they are intact."""
     try:
         digests = json.loads((checkpoint / MANIFEST).read_text())
         for name, digest in digests.items():
@@ -177,38 +178,38 @@ def damage(checkpoint: Path) -> str:
 
 
 def last_checkpoint(run: Path, damaged: Damaged, before: float = math.inf) -> Path | None:
-    """The last one that is whole; None if there is none.
+    """Return the last intact checkpoint of a run; None if there is none.
 
     Args:
         run: folder of the run.
-        damaged: told, in a sentence, of every one that is passed over.
-        before: the step that it must be older than.
+        damaged: called with a message about each damaged checkpoint that is skipped.
+        before: only consider checkpoints of steps before this one.
     """
-    for path in reversed([path for path in checkpoints(run) if _step_of(path) < before]):
+    for path in reversed([path for path in checkpoint_folders(run) if _step_of(path) < before]):
         wrong = damage(path)
         if not wrong:
             return path
-        damaged(f"checkpoint {path} is passed over: {wrong}")
+        damaged(f"skipping checkpoint {path}: {wrong}")
     return None
 
 
 def notes_of(checkpoint: Path) -> dict[str, Any]:
-    """The notes it was saved with, and its `step`."""
+    """Return the notes of a checkpoint, including its `step`."""
     found: dict[str, Any] = json.loads((checkpoint / NOTES).read_text())
     return found
 
 
 def watch_of(checkpoint: Path) -> dict[str, NDArray[Any]]:
-    """The small arrays it was saved with."""
+    """Return the state of the measurements in a checkpoint."""
     with np.load(checkpoint / WATCH, allow_pickle=False) as arrays:
         return dict(arrays)
 
 
 def load_tensors(checkpoint: Path, state: Mapping[str, Tensor]) -> None:
-    """Read a checkpoint into the tensors of these names, however it was sharded; every process calls it.
+    """Read a checkpoint into these tensors by name, however it was sharded; every process calls this.
 
     Raises:
-        StoreError: tensors that it does not hold, or holds in another shape.
+        StoreError: the checkpoint lacks a tensor or has it in another shape.
     """
     try:
         with _quiet():
@@ -218,14 +219,14 @@ def load_tensors(checkpoint: Path, state: Mapping[str, Tensor]) -> None:
                 no_dist=not dist.is_initialized(),
             )
     except (dcp.api.CheckpointException, RuntimeError, ValueError, KeyError) as error:
-        raise StoreError(f"{checkpoint} does not fit this network: {_why(error)}") from error
+        raise StoreError(f"{checkpoint} does not match this network: {_why(error)}") from error
 
 
 def read_configuration(run: Path) -> RunConfig:
-    """The configuration of a run's folder.
+    """Read the configuration of a run.
 
     Raises:
-        StoreError: there is none, or none that can be read.
+        StoreError: the folder has no configuration, or it cannot be read.
     """
     try:
         return RunConfig.of_document(json.loads((run / CONFIGURATION).read_text()))
@@ -236,41 +237,44 @@ def read_configuration(run: Path) -> RunConfig:
 
 
 def write_configuration(run: Path, configuration: RunConfig) -> None:
-    """Put the configuration in a run's folder, whole or not at all."""
+    """Write the configuration of a run atomically."""
     partial = run / f".{CONFIGURATION}.partial"
     partial.write_text(json.dumps(configuration.document(), indent=1))
     os.replace(partial, run / CONFIGURATION)
 
 
 def find_checkpoint(path: Path, damaged: Damaged) -> Path:
-    """The checkpoint that is meant: itself, or the last good one of a run's folder.
+    """Return the checkpoint at a path: the path itself, or the last intact checkpoint of a run's folder.
 
     Raises:
-        StoreError: none there, or a damaged one.
+        StoreError: there is no checkpoint, or it is damaged.
     """
     if not path.exists():
         raise StoreError(f"{path} does not exist")
     if (path / MANIFEST).exists():
         wrong = damage(path)
         if wrong:
-            raise StoreError(f"checkpoint {path} cannot be used: {wrong}")
+            raise StoreError(f"checkpoint {path} is damaged: {wrong}")
         return path
     found = last_checkpoint(path, damaged)
     if found is None:
-        raise StoreError(f"{path} holds no whole checkpoint")
+        raise StoreError(f"{path} holds no intact checkpoint")
     return found
 
 
 def load_network(path: Path, *, ema: bool, damaged: Damaged = warnings.warn) -> tuple[RunConfig, DiT]:
-    """The network of a run or of one of its checkpoints, weights only.
+    """Load the network of a checkpoint, without its optimiser.
 
     Args:
-        path: folder of a run, whose last good checkpoint is taken, or of a checkpoint.
-        ema: the moving average of the weights, where one was kept.
-        damaged: told of checkpoints that are passed over.
+        path: folder of a checkpoint, or of a run, whose last intact checkpoint is used.
+        ema: whether to load the moving average of the weights, if the run kept one.
+        damaged: called with a message about each damaged checkpoint that is skipped.
+
+    Returns:
+        The configuration of the run and its network.
 
     Raises:
-        StoreError: no checkpoint there, or a damaged one.
+        StoreError: there is no checkpoint, or it is damaged.
     """
     checkpoint = find_checkpoint(path, damaged)
     run = RunConfig.of_document(notes_of(checkpoint)["configuration"])
@@ -284,20 +288,20 @@ def load_network(path: Path, *, ema: bool, damaged: Damaged = warnings.warn) -> 
 
 
 def refuse_taken(out: Path) -> None:
-    """Refuse a folder that holds a run already, or is none.
+    """Check that a new run can be written to `out`.
 
     Raises:
-        StoreExistsError: it is taken.
+        StoreExistsError: `out` already holds a run, or is not a folder.
     """
     if (out / CONFIGURATION).exists() or (out.exists() and not out.is_dir()):
-        raise StoreExistsError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
+        raise StoreExistsError(f"{out} already holds a run: pass --resume to resume it, or another --out")
 
 
-def agreed(asked: RunConfig, out: Path) -> RunConfig:
-    """The configuration of a resumed run: as it began, but for what may change.
+def resumable(asked: RunConfig, out: Path) -> RunConfig:
+    """Return the configuration with which to resume a run: its own, with the fields that may change as asked.
 
     Raises:
-        StoreError: no run there, or one that began otherwise; the message names the first difference.
+        StoreError: there is no run, or its configuration differs; the message names the first difference.
     """
     before = read_configuration(out).document()
     wanted = asked.document()
@@ -308,7 +312,7 @@ def agreed(asked: RunConfig, out: Path) -> RunConfig:
             if before[part][name] != value:
                 raise StoreError(f"{out} holds another run: its {name} is {before[part][name]}, not {value}")
     if before["data_digest"] and before["data_digest"] == wanted["data_digest"]:
-        before["data"] = wanted["data"]  # the same store, which may have moved
+        before["data"] = wanted["data"]  # the same store may have moved
     for name in DATA:
         if before[name] != wanted[name]:
             raise StoreError(f"{out} holds another run: its {name} is {before[name]}, not {wanted[name]}")

@@ -1,6 +1,4 @@
-"""When a run is measured: regularly, into the ring buffer, and at every step around a suspected event."""
-
-# L blocks
+"""Decides when to measure a run: regularly, into a ring buffer, and at every step around an event."""
 
 import statistics
 from collections import deque
@@ -17,30 +15,31 @@ from meanmode.sim.onset.training_onset import SIGNALS, deep_median
 from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
 
 Row = dict[str, Any]
-"""Name -> value of one step."""
+"""Observables of one step by name."""
 
 
 LEAST_HISTORY = 10
-"""Steps before which no gradient norm is called unusual."""
+"""Gradient norms needed before one can be called unusual."""
 
 
 def measured_blocks(run: RunConfig) -> tuple[int, ...]:
-    """The blocks whose observables are taken, from 1."""
+    """Return the numbers (from 1) of the blocks to measure."""
     depth, count = run.model.depth, run.training.telemetry_blocks
     if not 0 < count < depth:
         return tuple(range(1, depth + 1))
-    return tuple(-(-depth * place // count) for place in range(1, count + 1))
+    return tuple(-(-depth * number // count) for number in range(1, count + 1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """What was suspicious about a step.
+    """A suspicious step.
 
     Attributes:
-        step: which.
-        signal: `grad_norm`, `tcs`, `loss` where it is not finite, or what moved first to an alarm.
-        value: of the signal.
-        reference: what it was compared with.
+        step: number of the step.
+        signal: signal that raised suspicion: `grad_norm`, `tcs`, a non-finite `loss`, or, for an alarm, the
+            signal that moved first.
+        value: value of the signal.
+        reference: usual or critical value with which it was compared.
     """
 
     step: int
@@ -50,22 +49,22 @@ class Event:
 
 
 def _signals(row: Row) -> dict[str, float]:
-    """What the detector is told of a measured step, as `meanmode.sim.onset.detector.alarms` takes it of a run."""
+    """Return the signals of a measured step for the detector, as `alarms` reads them from a store."""
     names = [name for name in SIGNALS if name in row and name != "tcs"]
     names += [name for name in ("tcs_image", "tcs") if name in row][:1]
     return {name: deep_median(row[name]) for name in names}
 
 
 class Watch:
-    """When to measure, from what all processes know: the same answer on each, also after a resume.
+    """Decides which steps to measure, alike on all processes and after a resume; finds events and alarms.
 
     Args:
-        run: the configuration.
+        run: configuration of the run.
 
     Attributes:
-        until: last step that is measured because of an event.
+        until: last step to be measured because of an event.
         before: step and observables of the last measurement.
-        detector: what raises the alarms.
+        detector: detector that raises the alarms.
     """
 
     def __init__(self, run: RunConfig) -> None:
@@ -79,29 +78,29 @@ class Watch:
         self._ring: deque[tuple[int, Row]] = deque()
 
     def regular(self, step: int) -> bool:
-        """Whether this step is measured in any case, with its functional step."""
+        """Whether this step has a regular measurement, including the functional step."""
         every = self.training.telemetry_every
         return bool(every) and (step == 1 or step % every == 0)
 
     def stored(self, step: int) -> bool:
-        """Whether this step is measured for the store."""
+        """Whether this step is measured and stored."""
         return self.regular(step) or (self.training.telemetry_every > 0 and step <= self.until)
 
     def kept(self, step: int) -> bool:
-        """Whether this step is measured for the ring buffer."""
+        """Whether this step is measured at least for the ring buffer."""
         every = self.training.watch_every
         return bool(every) and step % every == 0
 
     def notice(self, step: int, loss: float, norm: float, row: Row) -> tuple[Event | None, Alarm | None]:
-        """An event, if this step is suspicious, and an alarm, if it makes one, which is an event too.
+        """Return the event of this step, if it is suspicious, and its alarm, if it raises one.
 
-        None of a signal of which an event is being watched.
+        Every alarm comes with an event. After an event, its signal causes no other within the event window.
 
         Args:
-            step: which.
-            loss: of the batch.
-            norm: of the gradient before clipping.
-            row: what was measured; may be empty.
+            step: number of the step.
+            loss: loss of the batch.
+            norm: global gradient norm before clipping.
+            row: observables of the step; may be empty.
         """
         usual = statistics.median(self._norms) if len(self._norms) >= LEAST_HISTORY else float("inf")
         before, cosines = self._tcs, row.get("tcs_image", row.get("tcs"))
@@ -127,7 +126,7 @@ class Watch:
         return event, alarm
 
     def measured(self, step: int, row: Row, *, stored: bool) -> None:
-        """Remember what was measured, in the ring buffer too unless it is stored anyway; it may be empty."""
+        """Remember the observables of a step, if any; the ring buffer keeps those that are not stored."""
         if row:
             self.before = (step, row)
             if not stored:
@@ -139,13 +138,13 @@ class Watch:
             self._ring.popleft()
 
     def released(self, step: int) -> list[tuple[int, Row]]:
-        """What the ring buffer holds of the window before a step; it is empty then."""
+        """Empty the ring buffer and return its steps within the window before this step."""
         self._forget(step)
         rows, self._ring = list(self._ring), deque()
         return rows
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All that `restore` needs."""
+        """Return the state for `restore`, as arrays by name."""
         found = {
             "until": np.array(self.until),
             **{f"quiet.{signal}": np.array(step) for signal, step in self._quiet.items()},
@@ -161,21 +160,21 @@ class Watch:
         return found
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on as the one whose `state` this is."""
+        """Restore a `state`."""
         self.until, self._tcs = int(state["until"]), float(state["tcs"])
         self._norms.clear()
         self._norms.extend(state["norms"].tolist())
         seen = {name: value for name, value in state.items() if name.startswith("detector.")}
-        if seen:  # a checkpoint of an earlier version has none
+        if seen:  # checkpoints of earlier versions have none
             self.detector.restore({name.removeprefix("detector."): value for name, value in seen.items()})
         rows: dict[str, dict[int, Row]] = {"ring": {}, "before": {}}
         for name, value in state.items():
             if name in seen:
                 continue
-            kind, *place = name.split(".", 2)
+            kind, *rest = name.split(".", 2)
             if kind == "quiet":
-                self._quiet[place[0]] = int(value)
-            elif place:
-                rows[kind].setdefault(int(place[0]), {})[place[1]] = value
+                self._quiet[rest[0]] = int(value)
+            elif rest:
+                rows[kind].setdefault(int(rest[0]), {})[rest[1]] = value
         self._ring = deque(sorted(rows["ring"].items()))
         self.before = next(iter(rows["before"].items()), None)

@@ -1,4 +1,4 @@
-"""How much memory a run takes, estimated before anything is allocated."""
+"""Estimate of the memory that a run needs, made before anything is allocated."""
 
 import math
 from dataclasses import dataclass
@@ -9,21 +9,22 @@ from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.model.network import DiT
 
 FLOAT = 4
-"""Bytes of a number in float32."""
+"""Bytes per float32 number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryEstimate:
-    """Bytes that one process holds at its peak, by what for.
+    """Peak memory of one process, in bytes by purpose.
 
     Attributes:
-        parameters: how many the network has.
-        weights: its share of the weights.
-        gradients: its share of them.
-        moments: its share of AdamW's two.
-        average: its share of the moving average.
-        gathered: weights and gradients of the blocks that are whole at a time, where they are sharded.
-        activations: kept for the backward pass of a micro-batch, with those of a recomputed block.
+        parameters: number of parameters of the network (a count, not bytes).
+        weights: this process's share of the weights.
+        gradients: this process's share of the gradients.
+        moments: this process's share of AdamW's two moments.
+        average: this process's share of the moving average of the weights.
+        gathered: weights and gradients of the blocks gathered at one time, if the weights are sharded.
+        activations: activations stored for the backward pass of a micro-batch, including those of one
+            recomputed block.
     """
 
     parameters: int
@@ -36,14 +37,14 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """All of it, in bytes."""
+        """Total of all purposes, in bytes."""
         held = self.weights + self.gradients + self.moments + self.average
         return held + self.gathered + self.activations
 
     def __str__(self) -> str:
         names = ("weights", "gradients", "moments", "average", "gathered", "activations")
         parts = ", ".join(f"{name} {_size(getattr(self, name))}" for name in names if getattr(self, name))
-        return f"{self.parameters:,} parameters; {_size(self.total)} a process ({parts})"
+        return f"{self.parameters:,} parameters; {_size(self.total)} per process ({parts})"
 
 
 def _size(count: float) -> str:
@@ -51,11 +52,11 @@ def _size(count: float) -> str:
 
 
 def activation_numbers(run: RunConfig) -> tuple[int, int]:
-    """Numbers a block keeps of one sample for its backward pass, and those of its input alone.
+    """Return how many numbers a block stores per sample for its backward pass, and how many it reads.
 
-    Of a token: both merged trunks before and behind their norms (4 widths), q and k before and behind QK-Norm
-    (4), v (1), what the writer reads (2), SwiGLU (4 hidden widths), the gates of either merge (2, with a mean
-    and a centered part 4). Counted from the graph of the block, with attention that forms no matrix.
+    Per token: both merged trunks before and after their norms (4 widths), q and k before and after QK-Norm
+    (4), v (1), the inputs of the attention writer (2), SwiGLU (4 hidden widths), and the gains of both merges
+    (2, or 4 for a mean and a centered part). Counted in the graph of a block; its attention stores no matrix.
     """
     model = run.model
     tokens = model.copies * sum(model.setting().segments)
@@ -65,7 +66,7 @@ def activation_numbers(run: RunConfig) -> tuple[int, int]:
 
 
 def estimate(run: RunConfig, processes: int = 1) -> MemoryEstimate:
-    """What a run takes on each of some processes."""
+    """Estimate the memory that a run needs on each of its processes."""
     with torch.device("meta"):
         network = DiT(run.model)
     training, depth = run.training, run.model.depth
@@ -90,15 +91,15 @@ def estimate(run: RunConfig, processes: int = 1) -> MemoryEstimate:
 
 
 def check_fits(run: RunConfig, processes: int, device: torch.device) -> MemoryEstimate:
-    """The estimate, if there is room for it.
+    """Estimate the memory of a run and check that it is available.
 
     Args:
-        run: what is to be trained.
-        processes: that share it.
-        device: of this process.
+        run: configuration of the run.
+        processes: number of processes that share the run.
+        device: torch device of this process.
 
     Raises:
-        ValueError: it does not fit; the message says what would help.
+        ValueError: the run does not fit; the message says what would help.
     """
     found = estimate(run, processes)
     if device.type == "cuda":
@@ -110,7 +111,7 @@ def check_fits(run: RunConfig, processes: int, device: torch.device) -> MemoryEs
         room, where = psutil.virtual_memory().available // here, "this machine, for each process"
     if found.total > room:
         raise ValueError(
-            f"this run does not fit: it takes {found}, and {where} has {_size(room)} free; use more "
+            f"this run does not fit: it needs {found}, and {where} has {_size(room)} free; use more "
             "processes with sharding=full, a smaller batch, more accumulation, recompute=1, or another preset"
         )
     return found

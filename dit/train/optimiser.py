@@ -1,4 +1,4 @@
-"""AdamW as published, or Muon: gradient norms of every parameter, clipping, the step, averaged weights."""
+"""AdamW as published, or Muon: per-parameter gradient norms, clipping, the update, the weight average."""
 
 # P parameters
 
@@ -11,42 +11,39 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from meanmode.dit.config.training_config import TrainingConfig
-from meanmode.sim.trunk.parameter_groups import members_of
-from meanmode.sim.trunk.stack import blocks_of
-
-RATE_GROUPS = {"readers": "readers", "gains": "gates"}
-"""Groups of `meanmode.sim.intervene.interventions` that have learning rates of their own, by the name these have here."""
-
-
-REST = "rest"
-"""All other parameters."""
+from meanmode.sim.train.parameter_rules import (
+    RATE_GROUPS,
+    REST,
+    clip_factor,
+    is_matrix,
+    muon_matrices,
+    rate_group_of,
+)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a sharded tensor that this process holds; a tensor that is whole as it is."""
+    """Return the part of a sharded tensor that this process holds, or an unsharded tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class Optimiser:
-    """torch.optim.AdamW, decay on matrices only, every parameter's gradient norm known before a step.
+    """torch.optim.AdamW, which decays matrices only, or torch.optim.Muon for the matrices of the blocks.
 
-    With `optimiser=muon` torch.optim.Muon has the matrices of the blocks, at the same rate and decay; the
-    root mean square of its updates is about that of AdamW's.
-
-    Moments are there from the start, so that a checkpoint is loaded into them; a parameter without a gradient
-    stands still, as do its moments.
+    Muon uses the learning rate and decay of AdamW, and the root mean square of its updates is about the same.
+    Moments exist from the start, so that a checkpoint can be loaded into them. A parameter without a gradient
+    keeps its value and its moments.
 
     Args:
-        network: plain, or sharded by FSDP2.
-        config: of the training.
+        network: the network, plain or sharded by FSDP2.
+        config: training options.
 
     Attributes:
-        inner: the optimisers, AdamW first.
-        steps: that every parameter has made under AdamW [P].
-        names: of the parameters, in the order of the network.
-        factors: what the rates of `readers`, `gains` and `rest` are multiplied by at present, beside those
-            of the configuration.
-        average: moving average of the weights by name, if there is one.
+        inner: the torch optimisers, AdamW first.
+        parameters: all parameters by name.
+        names: names of the parameters, in the order of the network.
+        steps: number of AdamW steps that each parameter has made [P].
+        factors: current factors on the learning rates of `readers`, `gains` and `rest`, lowered by alarms.
+        average: moving average of the weights by name; empty if none is kept.
     """
 
     def __init__(self, network: nn.Module, config: TrainingConfig) -> None:
@@ -63,19 +60,12 @@ class Optimiser:
             self.average = {name: weight.detach().clone() for name, weight in self.parameters.items()}
 
     def _optimisers(self, network: nn.Module) -> list[torch.optim.Optimizer]:
-        """AdamW, and Muon where it is asked for, with moments of zero."""
-        config, blocks = self.config, blocks_of(network)
-        rates = {
-            id(weight): name
-            for name, group in RATE_GROUPS.items()
-            for block in blocks
-            for weight in members_of(block, group)
-        }
-        inside = {id(weight) for block in blocks for weight in block.parameters()}
+        """Build AdamW, and Muon if configured, with moments of zero."""
+        config, rates = self.config, rate_group_of(network)
+        chosen = muon_matrices(network) if config.optimiser == "muon" else set()
         groups: dict[tuple[bool, str, bool], list[Tensor]] = {}
         for weight in self.parameters.values():
-            muon = config.optimiser == "muon" and weight.ndim == 2 and id(weight) in inside
-            key = (muon, rates.get(id(weight), REST), weight.ndim >= 2)
+            key = (id(weight) in chosen, rates.get(id(weight), REST), is_matrix(weight))
             groups.setdefault(key, []).append(weight)
         adamw, orthogonal = (
             [
@@ -100,19 +90,19 @@ class Optimiser:
         return found
 
     def moments(self, name: str) -> dict[str, Tensor]:
-        """What the optimiser remembers of a parameter, by name."""
+        """Return the moments of a parameter, by the name of the moment."""
         weight = self.parameters[name]
         held = next(inner.state[weight] for inner in self.inner if weight in inner.state)
         return {moment: value for moment, value in held.items() if moment != "step"}
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Drop all gradients."""
         for inner in self.inner:
             inner.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def gradient_norms(self) -> tuple[Float[Tensor, " P"], float]:
-        """Frobenius norm of every parameter's gradient, NaN where it has none, and of all of them."""
+        """Return per-parameter gradient norms (NaN without a gradient) and the global norm."""
         found = [local(weight.grad) for weight in self.parameters.values() if weight.grad is not None]
         norms = torch.stack(torch._foreach_norm(found)).double() if found else torch.empty(0)
         if self.sharded:
@@ -122,25 +112,25 @@ class Optimiser:
         total = norms.square().sum().sqrt().item()
         if len(found) == len(self.names):
             return norms, total
-        place = [weight.grad is not None for weight in self.parameters.values()]
-        every = torch.full((len(place),), torch.nan, dtype=torch.float64, device=norms.device)
-        every[torch.tensor(place, device=norms.device)] = norms
+        present = [weight.grad is not None for weight in self.parameters.values()]
+        every = torch.full((len(present),), torch.nan, dtype=torch.float64, device=norms.device)
+        every[torch.tensor(present, device=norms.device)] = norms
         return every, total
 
     @torch.no_grad()
     def clip(self, total: float) -> float:
-        """Scale all gradients so that their global norm is at most that of the configuration (law C1).
+        """Scale all gradients so that their global norm is at most the configured one (law C1).
 
         Args:
-            total: the global norm before.
+            total: global norm before clipping.
 
         Returns:
-            The norm after.
+            The global norm after clipping.
         """
         if self.config.clip is None:
             return total
-        # 1e-6 as in torch.nn.utils.clip_grad_norm_, and as there NaN is handed on
-        scale = self.config.clip / (total + 1e-6)
+        # NaN is passed on, as in torch.nn.utils.clip_grad_norm_
+        scale = clip_factor(total, self.config.clip)
         if scale >= 1:
             return total
         torch._foreach_mul_(
@@ -149,15 +139,15 @@ class Optimiser:
         return total * scale
 
     def lower(self, groups: Iterable[str], factor: float) -> None:
-        """Multiply the rates of these groups from now on."""
+        """Multiply the learning rates of these groups by a factor, from the next step on."""
         for group in groups:
             self.factors[group] *= factor
 
     def step(self, rate: float) -> float:
-        """Update the weights with the gradients as they are; the rate of those that have none of their own.
+        """Apply one step and return the base learning rate.
 
         Args:
-            rate: of the schedule.
+            rate: learning rate of the schedule, before relative rates and the factors of alarms.
         """
         own = {"readers": self.config.reader_rate, "gains": self.config.gain_rate, REST: 1.0}
         for inner in self.inner:
@@ -167,8 +157,8 @@ class Optimiser:
         return rate * self.factors[REST]
 
     @torch.no_grad()
-    def follow(self) -> None:
-        """Move the average of the weights towards them."""
+    def update_average(self) -> None:
+        """Move the average of the weights towards the current weights."""
         if self.average:
             weights = [local(weight.detach()) for weight in self.parameters.values()]
             torch._foreach_lerp_(
@@ -176,7 +166,7 @@ class Optimiser:
             )
 
     def state(self) -> dict[str, Tensor]:
-        """All that a checkpoint holds, by name, as the tensors themselves: loading writes into them."""
+        """Return all tensors of a checkpoint by name, not copied, so that loading writes into them."""
         found: dict[str, Tensor] = {"steps": self.steps}
         for name, weight in self.parameters.items():
             found[f"weight.{name}"] = weight.detach()
@@ -185,18 +175,18 @@ class Optimiser:
 
 
 def families(names: Iterable[str]) -> Mapping[str, list[int]]:
-    """Places of the parameters of every family: the same matrix or gain in all blocks (App. F).
+    """Return the indices of the parameters in each family: one matrix or gain over all blocks (App. F).
 
-    `blocks.3.operator.q_proj.weight` is of the family `operator.q_proj`, `patch_embed.patch_proj.bias` of
-    `patch_embed`.
+    For example, `blocks.3.operator.q_proj.weight` is in the family `operator.q_proj`, and
+    `patch_embed.patch_proj.bias` in `patch_embed`.
     """
     found: dict[str, list[int]] = {}
-    for place, name in enumerate(names):
-        found.setdefault(family(name), []).append(place)
+    for index, name in enumerate(names):
+        found.setdefault(family(name), []).append(index)
     return found
 
 
 def family(name: str) -> str:
-    """The family of a parameter."""
+    """Return the family of a parameter."""
     words = name.split(".")
     return ".".join(words[2:4]) if words[0] == "blocks" else words[0]

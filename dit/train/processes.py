@@ -1,4 +1,4 @@
-"""The processes that share a run: who they are, and what they do together (accelerate, torch.distributed)."""
+"""The processes that share a training run and what they do together (accelerate, torch.distributed)."""
 
 import contextlib
 import sys
@@ -19,26 +19,26 @@ Answer = TypeVar("Answer")
 
 
 class Processes:
-    """One process, or all of an `accelerate launch`.
+    """A single process, or all processes of an `accelerate launch`.
 
     Args:
-        run: the configuration: its precision, and whether weights are replicated or sharded.
+        run: configuration of the run, which sets the precision and whether weights are sharded.
 
     Attributes:
-        count: of processes.
-        rank: of this one.
-        device: of this one.
-        group: of them all; None where there is one.
+        count: number of processes.
+        rank: rank of this process, from 0.
+        device: torch device of this process.
+        group: process group of all processes; None for a single process.
 
     Raises:
-        ValueError: sharding without processes to share, or a batch that does not divide among them.
+        ValueError: sharding is requested for a single process, or the batch does not divide evenly.
     """
 
     def __init__(self, run: RunConfig) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.state import AcceleratorState
 
-        AcceleratorState._reset_state()  # another run in this process may have had another precision
+        AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
         training = run.training
         frozen = any("freeze" in text for _, text in training.interventions)
         self._accelerator = Accelerator(
@@ -52,24 +52,22 @@ class Processes:
         self.group = dist.group.WORLD if self.count > 1 else None
         self.sharded = training.sharding == "full"
         if self.sharded and self.group is None:
-            raise ValueError(
-                "sharding=full needs several processes: start them with accelerate launch or torchrun"
-            )
+            raise ValueError("sharding=full needs several processes: use accelerate launch or torchrun")
         if training.batch % (self.count * training.accumulation):
             raise ValueError(
-                f"a batch of {training.batch} does not divide into equal parts for {self.count} processes "
+                f"a batch of {training.batch} does not divide evenly among {self.count} processes "
                 f"with accumulation {training.accumulation}"
             )
 
     def leave(self) -> None:
-        """Take the group of processes apart, behind all they do: one that exits within it may abort."""
+        """Destroy the process group once all processes are done; one that exits while in it may abort."""
         if self.group is not None:
             self._accelerator.wait_for_everyone()
             self._accelerator.end_training()
             self.group = None
 
     def network(self, run: RunConfig) -> DiT:
-        """A network with its first weights, sharded block by block where it is (FSDP2)."""
+        """Build the network with fresh weights; if the run is sharded, shard it block by block (FSDP2)."""
         placed: Callable[[nn.Module], object] = fully_shard if self.sharded else lambda module: None
         network = materialised(run.model, run.training.seed, self.device, placed)
         network.recompute = (run.training.recompute, run.training.recompute_of)
@@ -78,7 +76,7 @@ class Processes:
         return network
 
     def wrapped(self, network: DiT) -> nn.Module:
-        """The module to call: with replicated weights on several processes it averages gradients (DDP)."""
+        """Return the module to call in training; DDP averages the gradients of replicated weights."""
         if self.group is None or self.sharded:
             return network
         with warnings.catch_warnings():
@@ -86,10 +84,10 @@ class Processes:
             found: nn.Module = self._accelerator.prepare_model(network)
         return found
 
-    def adding_up(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """For all micro-batches but the last: gradients are added up, and averaged with those of the last.
+    def accumulating(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Context for all micro-batches but the last, in which gradients are summed without averaging.
 
-        Sharded ones are averaged every time, so that none is ever whole.
+        Sharded gradients are averaged at every micro-batch, so that no process ever holds them whole.
         """
         found: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if isinstance(model, nn.parallel.DistributedDataParallel):
@@ -97,7 +95,7 @@ class Processes:
         return found
 
     def trunk(self, network: DiT, noisy: Tensor, texts: Tensor) -> Tensor:
-        """x_L, with no backward pass to follow: gathered weights are let go, lest the next pass find them."""
+        """Return x_L without a backward pass; weights gathered for it are freed before the next pass."""
         with self.autocast():
             x = network.trunk(noisy, texts)
         if isinstance(network, FSDPModule):
@@ -105,12 +103,12 @@ class Processes:
         return x
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """bf16 products where the run asks for them; norms, merges and weights stay in float32."""
+        """Context that computes products in bf16 if configured; norms, merges and weights stay in float32."""
         found: contextlib.AbstractContextManager[None] = self._accelerator.autocast()
         return found
 
     def first(self, action: Callable[[], Answer]) -> Answer:
-        """Have the first process do something with files; all get its answer, or fail as it did."""
+        """Run an action on the first process only; all processes return its result or raise its error."""
         answer: list[Any] = [None, None]
         if self.rank == 0:
             try:
@@ -125,7 +123,7 @@ class Processes:
         return found
 
     def together(self, action: Callable[[], Answer]) -> Answer:
-        """Have every process do something; if it fails on one, it fails on all, with the same sentence."""
+        """Run an action on every process; if it fails on one, all raise the same error."""
         answer, failure = None, None
         try:
             answer = action()
@@ -138,7 +136,7 @@ class Processes:
         return answer  # type: ignore[return-value]
 
     def gathered(self, value: Answer) -> list[Answer]:
-        """The value of every process."""
+        """Return the values of all processes, by rank."""
         if self.group is None:
             return [value]
         found: list[Any] = [None] * self.count
@@ -146,7 +144,7 @@ class Processes:
         return found
 
     def mean(self, value: Tensor) -> float:
-        """Mean of a number over the processes, in double precision."""
+        """Return the mean of a scalar over the processes, in double precision."""
         value = value.detach().double()
         if self.group is not None:
             dist.all_reduce(value)
@@ -154,12 +152,12 @@ class Processes:
         return value.item()
 
     def tell(self, sentence: str) -> None:
-        """Say something to the user, once."""
+        """Print a message to stderr, on the first process only."""
         if self.rank == 0:
             tqdm.write(f"mms: {sentence}", file=sys.stderr)
 
     def progress(self, done: int, total: int, label: str) -> Any:
-        """A progress bar on stderr, of the first process."""
+        """Return a progress bar on stderr, shown by the first process only."""
         return tqdm(
             total=total,
             initial=done,

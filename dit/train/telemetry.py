@@ -1,4 +1,4 @@
-"""What is written down of a run: its store, step by step, and the autopsies."""
+"""Run telemetry: the step-by-step store and the event reports."""
 
 # L blocks, P parameters
 
@@ -15,11 +15,12 @@ from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.train.autopsy import as_text
 from meanmode.dit.train.measurements import Row
 from meanmode.dit.train.optimiser import families
-from meanmode.sim.observe.record import WRITERS, observable_dims
+from meanmode.sim.observe.observable_names import WRITERS, observable_dims
 from meanmode.sim.store.files import Variable
 from meanmode.sim.store.observable_variables import observable_variables
 from meanmode.sim.store.provenance import provenance
-from meanmode.sim.store.run_store import RunWriter, create_run
+from meanmode.sim.store.run_store import create_run
+from meanmode.sim.store.run_writer import RunWriter
 
 SCALARS = {
     "loss": Variable(definition="Loss of the batch before the update, mean over all samples"),
@@ -31,15 +32,16 @@ SCALARS = {
     "data_wait_s": Variable(definition="Time the step waited for its batch", units="s"),
     "functional_step": Variable(definition="Delta, rms change of the last trunk by the update, same batch"),
 }
-"""Every step's, but the last, which costs a forward pass: it is taken at regular measurements and events."""
+"""Scalars of every step, except `functional_step`: it costs a forward pass and is taken only at regular
+measurements and events."""
 
 
 def variables(run: RunConfig, names: tuple[str, ...]) -> tuple[dict[str, Variable], dict[str, Any]]:
-    """What the store of a run holds, and the coordinates of its dimensions.
+    """Return the variables in the store of a run, and the coordinates of their dimensions.
 
     Args:
-        run: the configuration.
-        names: of the parameters.
+        run: configuration of the run.
+        names: names of the parameters.
     """
     dims = observable_dims(run.model.setting(run.training.batch), backward=True)
     kinds = families(names)
@@ -62,39 +64,39 @@ def variables(run: RunConfig, names: tuple[str, ...]) -> tuple[dict[str, Variabl
 
 
 def norms_by_family(names: tuple[str, ...], norms: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Gradient norm of every family, in their order; NaN where no parameter of it has a gradient."""
-    squares = [np.square(norms[places]) for places in families(names).values()]
+    """Return the gradient norm of each family, in order; NaN if none of its parameters has a gradient."""
+    squares = [np.square(norms[indices]) for indices in families(names).values()]
     return np.array([np.nan if np.isnan(of).all() else np.sqrt(np.nansum(of)) for of in squares])
 
 
 def norms_by_block(
     names: tuple[str, ...], norms: NDArray[np.float64], depth: int, blocks: Collection[int]
 ) -> NDArray[np.float64]:
-    """Gradient norm of every parameter of these blocks [L + 1, matrices]; NaN at others."""
-    kinds = {kind: places for kind, places in families(names).items() if "." in kind}
+    """Return the gradient norms of all parameters of these blocks [L + 1, families]; NaN for other blocks."""
+    kinds = {kind: indices for kind, indices in families(names).items() if "." in kind}
     found = np.full((depth + 1, len(kinds)), np.nan)
-    for column, places in enumerate(kinds.values()):
-        for place in places:
-            block = int(names[place].split(".")[1]) + 1
+    for column, indices in enumerate(kinds.values()):
+        for index in indices:
+            block = int(names[index].split(".")[1]) + 1
             if block in blocks:
-                found[block, column] = norms[place]
+                found[block, column] = norms[index]
     return found
 
 
 class Telemetry:
-    """The store of a run, filled step by step; the first process has the only one.
+    """Writes the store of a run step by step; only the first process has one.
 
     Args:
-        path: of the store, laid out before.
-        after: last step that counts, of an earlier session.
-        run: the configuration.
-        spent: seconds of earlier sessions.
+        path: path of the store, which `lay_out` has created.
+        after: last step of earlier sessions that remains valid.
+        run: configuration of the run.
+        spent: seconds spent in earlier sessions.
     """
 
     def __init__(self, path: Path, *, after: int, run: RunConfig, spent: float) -> None:
         self._writer = RunWriter(path, after=after, steps=run.training.steps)
         self._folder = path.parent
-        # a run that was begun by an older version goes on without what that did not write down
+        # a store created by an older version lacks some variables, and is continued without them
         self._unknown = set(SCALARS) - set(self._writer.arrays)
         self._spent = spent
         self._began = time.perf_counter()
@@ -104,10 +106,10 @@ class Telemetry:
         """Create the store.
 
         Args:
-            path: where.
-            run: the configuration.
-            names: of the parameters.
-            origin: what a forked run began with; empty for others.
+            path: path of the store.
+            run: configuration of the run.
+            names: names of the parameters.
+            origin: checkpoint, step and configuration that a fork started from; empty otherwise.
         """
         held, sizes = variables(run, names)
         laws = ["P1", "P2", "G1", "A2", "S1", *(["R1"] if "mv_split" in run.model.setting().merges else [])]
@@ -127,27 +129,27 @@ class Telemetry:
 
     @property
     def wall(self) -> float:
-        """Seconds spent training so far."""
+        """Seconds spent training so far, over all sessions."""
         return self._spent + time.perf_counter() - self._began
 
     def log(self, step: int, row: Row, earlier: Sequence[tuple[int, Row]]) -> None:
-        """Write down a step, and what a ring buffer held of the ones before it."""
+        """Write a step, and earlier steps released from the ring buffer."""
         for before, kept in earlier:
             self._writer.log(before, kept)
         row = {**row, "wall_s": self.wall}
         self._writer.log(step, {name: value for name, value in row.items() if name not in self._unknown})
 
     def report(self, document: Mapping[str, Any]) -> Path:
-        """Put an autopsy in the store, and as text beside it, which is returned."""
+        """Write a report on an event to the store and to a text file beside it, whose path is returned."""
         self._writer.annotate(document)
         text = self._folder / f"autopsy-{document['step']:08d}.txt"
         text.write_text(as_text(document))
         return text
 
     def annotate(self, event: Mapping[str, Any]) -> None:
-        """Put an event in the store."""
+        """Add an event to the store."""
         self._writer.annotate(event)
 
     def flush(self) -> None:
-        """Have everything on the disk."""
+        """Write all buffered steps to disk."""
         self._writer.flush()

@@ -1,17 +1,15 @@
-"""The trainer: one optimiser step after the other, measured, checkpointed and resumable to the bit."""
+"""The trainer: runs optimiser steps, measures them, writes checkpoints and resumes bitwise."""
 
-# B batch of a step, C channels, H height, W width of a latent, P parameters
+# P parameters
 
 import math
 import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,20 +18,16 @@ from meanmode.dit.data.batches import Batch, batch_of
 from meanmode.dit.data.latents import check_encoders, encoders_of
 from meanmode.dit.data.prefetch import Prefetch
 from meanmode.dit.data.sources import Source, source_of
-from meanmode.dit.model.flow import flow_losses
-from meanmode.dit.train import checkpoints as states
+from meanmode.dit.train import checkpoints
 from meanmode.dit.train.alarm_answers import answer, order_seed
 from meanmode.dit.train.autopsy import examine, not_finite
 from meanmode.dit.train.measurements import Event, Row, Watch, measured_blocks
 from meanmode.dit.train.memory import check_fits
 from meanmode.dit.train.optimiser import Optimiser
 from meanmode.dit.train.processes import Processes
+from meanmode.dit.train.scheduled_interventions import ScheduledInterventions
 from meanmode.dit.train.telemetry import Telemetry, norms_by_block, norms_by_family
-from meanmode.sim.intervene.grammar import Intervention
-from meanmode.sim.intervene.interventions import Interventions
-from meanmode.sim.observe.functional_step import displacement
-from meanmode.sim.observe.layer_hooks import recomputing
-from meanmode.sim.observe.probe import Probe
+from meanmode.dit.train.training_pass import TrainingPass
 from meanmode.sim.onset.detector import Alarm
 from meanmode.sim.onset.training_onset import deep_median, training_onset
 from meanmode.sim.store.files import StoreError
@@ -46,9 +40,9 @@ class Outcome:
     """How a session of training ended.
 
     Attributes:
-        step: last step made.
-        loss: of it.
-        stopped: `steps` where the run is complete, else `divergence`, `collapse` or `alarm`.
+        step: last step of the session.
+        loss: loss at the last step that was computed.
+        stopped: `steps` if the run is complete, else what ended it: `divergence`, `collapse` or `alarm`.
     """
 
     step: int
@@ -63,21 +57,21 @@ class Outcome:
 
 
 class Trainer:
-    """A run from its configuration, on one process or on all of an `accelerate launch`.
+    """Trains one run, on a single process or on all processes of an `accelerate launch`.
 
-    Everything random is a function of seed, step and place in the batch, so that neither resuming nor the
-    number of processes and micro-batches changes what is computed, but for rounding.
+    Everything random depends only on the seeds, the step and the position in the batch. Resuming therefore
+    changes nothing, and the number of processes or micro-batches changes results by rounding only.
 
     Args:
-        run: the configuration.
+        run: configuration of the run.
         out: folder of the run.
-        resume: go on with the run that is there.
-        fork: begin with a checkpoint of another run, at its step, with its moments.
-        source: of latents and texts; None for the one the configuration names.
+        resume: whether to resume the run in `out`.
+        fork: checkpoint of another run to start from, with its step and optimiser moments.
+        source: source of latents and texts; None for the one in the configuration.
 
     Raises:
-        ValueError: a run that does not fit the memory, the processes, or its data.
-        StoreError: a folder that is taken, or not there, or holds another run.
+        ValueError: the run does not fit the memory, the processes or its data.
+        StoreError: `out` is already taken; or, to resume, it does not exist or holds another run.
     """
 
     def __init__(
@@ -91,83 +85,82 @@ class Trainer:
     ) -> None:
         self.out = out
         self.processes = Processes(run)
-        self.run = self.processes.first(lambda: states.agreed(run, out)) if resume else run
+        self.run = self.processes.first(lambda: checkpoints.resumable(run, out)) if resume else run
         self.source = source or source_of(self.run)
         self.processes.together(lambda: check_fits(self.run, self.processes.count, self.processes.device))
         self.network = self.processes.network(self.run)
-        # those it does not have are refused before anything is written
-        Interventions(self.network, [Intervention.parse(text) for _, text in self.run.training.interventions])
+        self.interventions = ScheduledInterventions(self.network, self.run.training.interventions)
         self.optimiser = Optimiser(self.network, self.run.training)
         self.schedule = self.run.training.learning_rate(self.run.model.depth)
         self.watch = Watch(self.run)
         self.blocks = measured_blocks(self.run)
         self.step = self._roll_backs = 0
         self._alarm: Alarm | None = None
-        self._interventions, self._acting = ExitStack(), ()
         origin = self._begin(resume, fork)
         if self.run.training.compile:
             for block in self.network.blocks:
                 block.compile()
-        self.model = self.processes.wrapped(self.network)
+        self.training_pass = TrainingPass(self.network, self.processes, self.blocks)
         self.telemetry = self._open_telemetry(resume, origin)
         last = self.run.training.steps
         self._batches = Prefetch(self._batches_of, lambda of: None if of[0] == last else (of[0] + 1, of[1]))
 
     def _begin(self, resume: bool, fork: Path | None) -> dict[str, Any]:
-        """Load what the run goes on from; for a fork, what it was."""
-        origin: dict[str, Any] = {}
+        """Load the checkpoint that the run starts from, if any; return facts about it for the telemetry."""
         if resume:
-            checkpoint = self.processes.first(lambda: states.last_checkpoint(self.out, self.processes.tell))
+            checkpoint = self.processes.first(
+                lambda: checkpoints.last_checkpoint(self.out, self.processes.tell)
+            )
         elif fork is not None:
-            checkpoint = self.processes.first(lambda: states.find_checkpoint(fork, self.processes.tell))
+            checkpoint = self.processes.first(lambda: checkpoints.find_checkpoint(fork, self.processes.tell))
         else:
-            self.processes.first(lambda: states.refuse_taken(self.out))
-            return origin
+            self.processes.first(lambda: checkpoints.refuse_taken(self.out))
+            return {}
         if checkpoint is None:
-            self.processes.tell(f"{self.out} holds no whole checkpoint: it begins anew")
-            return origin
-        notes = states.notes_of(checkpoint)
+            self.processes.tell(f"{self.out} holds no intact checkpoint: starting from step 0")
+            return {}
+        notes = checkpoints.notes_of(checkpoint)
         before = RunConfig.of_document(notes["configuration"])
         if before.model != self.run.model:
-            raise StoreError(f"{checkpoint} is of another network than the one asked for: {before.model}")
+            raise StoreError(f"{checkpoint} holds a different network than the configuration: {before.model}")
         self._load(checkpoint)
         if resume:
-            self.watch.restore(states.watch_of(checkpoint))
+            self.watch.restore(checkpoints.watch_of(checkpoint))
             self.optimiser.factors |= notes.get("factors", {})
             self._roll_backs = notes.get("roll_backs", 0)
-            return {**origin, "spent": notes["wall_s"]}
+            return {"spent": notes["wall_s"]}
         if self.step >= self.run.training.steps:
-            raise ValueError(f"{checkpoint} is of step {self.step} already: set steps to more than that")
+            raise ValueError(f"{checkpoint} is already at step {self.step}: set steps to more than that")
         check_encoders(self.source, notes.get("encoders", {}), checkpoint)
         return {"checkpoint": str(checkpoint), "step": self.step, "configuration": notes["configuration"]}
 
     def _load(self, checkpoint: Path) -> None:
-        """Have weights, moments and the step of a checkpoint."""
-        states.load_tensors(checkpoint, self.optimiser.state())
-        self.step = states.notes_of(checkpoint)["step"]
+        """Load the weights, moments and step of a checkpoint."""
+        checkpoints.load_tensors(checkpoint, self.optimiser.state())
+        self.step = checkpoints.notes_of(checkpoint)["step"]
 
     def _open_telemetry(self, resume: bool, origin: dict[str, Any]) -> Telemetry | None:
-        """The store, of the first process, and the configuration last: a folder without it holds no run."""
+        """Open the store on the first process; then write the configuration, which makes the folder a run."""
 
         def lay_out() -> None:
-            path = self.out / states.TELEMETRY
+            path = self.out / checkpoints.TELEMETRY
             if not resume:
                 self.out.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(path, ignore_errors=True)
                 Telemetry.lay_out(path, self.run, self.optimiser.names, origin)
             found.append(Telemetry(path, after=self.step, run=self.run, spent=origin.get("spent", 0.0)))
-            states.write_configuration(self.out, self.run)
+            checkpoints.write_configuration(self.out, self.run)
 
         found: list[Telemetry] = []
         self.processes.first(lay_out)
         return found[0] if found else None
 
     def train(self) -> Outcome:
-        """Train to the end, or to where the configuration stops it.
+        """Train until the last step, or until the configuration ends the run early.
 
         Raises:
-            ValueError: a sample that is not finite.
-            StoreError: telemetry or checkpoint could not be written; the run goes on with `resume`.
+            ValueError: a sample contains NaN or infinities.
+            StoreError: telemetry or a checkpoint could not be written; the run can be resumed.
         """
         training = self.run.training
         loss, stopped = float("nan"), "steps"
@@ -188,16 +181,16 @@ class Trainer:
         finally:
             bar.close()
             self._batches.close()
-            self._interventions.close()
+            self.interventions.close()
         return Outcome(step=self.step, loss=loss, stopped=stopped)
 
     def _step(self, step: int) -> float:
-        """Make a step; its loss, of the whole batch."""
+        """Make one step and return the mean loss of the whole batch."""
         training, watch = self.run.training, self.watch
-        self._intervene(step)
+        self.interventions.begin_step(step)
         micro_batches = self._micro_batches(step)
         measured = watch.stored(step) or watch.kept(step)
-        losses, row, trunks = self._backward(micro_batches, measured=measured)
+        losses, row, trunks = self.training_pass.backward(micro_batches, measured=measured)
         found, total = self.optimiser.gradient_norms()
         norms = found.cpu().numpy()
         loss = self.processes.mean(losses.mean())
@@ -206,7 +199,7 @@ class Trainer:
         scalars["grad_norm_family"] = norms_by_family(self.optimiser.names, norms)
         event, self._alarm = watch.notice(step, loss, total, row)
         if event is not None and not row:
-            row, trunks = self._measured_again(micro_batches)
+            row, trunks = self.training_pass.measure_again(micro_batches, self.optimiser)
         if event is not None:
             self._report(event, norms, losses, row)
         if row:
@@ -216,10 +209,10 @@ class Trainer:
         scalars["grad_norm_clipped"] = self.optimiser.clip(total)
         stored = event is not None or watch.stored(step)
         scalars["lr"] = self.optimiser.step(self.schedule.rate(step))
-        self.optimiser.follow()
+        self.optimiser.update_average()
         self.optimiser.zero_grad()
         if event is not None or watch.regular(step):
-            row["functional_step"] = self._functional_step(micro_batches, trunks)
+            row["functional_step"] = self.training_pass.functional_step(micro_batches, trunks)
         self.step = step
         watch.measured(step, row, stored=stored)
         earlier = watch.released(step) if event is not None else []
@@ -227,75 +220,23 @@ class Trainer:
             self.telemetry.log(step, {**scalars, **(row if stored else {})}, earlier)
         return loss
 
-    def _intervene(self, step: int) -> None:
-        """Have those interventions act that begin at this step or began before it."""
-        wanted = tuple(text for first, text in self.run.training.interventions if first <= step)
-        if wanted != self._acting:
-            self._interventions.close()
-            self._interventions, self._acting = ExitStack(), wanted
-            asked = [Intervention.parse(text) for text in wanted]
-            self._interventions.enter_context(Interventions(self.network, asked))
-
     def _micro_batches(self, step: int) -> list[Batch]:
-        """This process's share of the batch of a step, in its micro-batches."""
+        """Return this process's share of the batch of a step, as micro-batches on its device."""
         seed = order_seed(self.run.training.data_seed, self._roll_backs)
         batches = self._batches.take((step, seed))
         return [tuple(part.to(self.processes.device) for part in batch) for batch in batches]
 
     def _batches_of(self, key: tuple[int, int]) -> list[Batch]:
-        """The same of a step and a seed of the data, where data are; made ahead of the step."""
+        """Make the micro-batches of a step and a data seed on the CPU, ahead of the step."""
         training, (step, seed) = self.run.training, key
         shares = np.arange(training.batch).reshape(self.processes.count, training.accumulation, -1)
         return [
-            batch_of(self.source, self.run, step, places=of, seed=seed) for of in shares[self.processes.rank]
+            batch_of(self.source, self.run, step, positions=of, seed=seed)
+            for of in shares[self.processes.rank]
         ]
 
-    def _backward(self, micro_batches: list[Batch], *, measured: bool) -> tuple[Tensor, Row, list[Tensor]]:
-        """Gradients of the mean loss of the batch.
-
-        Returns:
-            The losses of this process's samples; where it is measured, the observables, and x_L of every
-            micro-batch.
-        """
-        count, losses, row, trunks = len(micro_batches), [], {}, []
-        with ExitStack() as stack:
-            if measured:
-                probe = Probe(self.network, blocks=self.blocks, passes=count, group=self.processes.group)
-                stack.enter_context(probe)
-                if self.blocks:
-                    hook = self.network.blocks[-1].register_forward_hook(
-                        lambda _, __, x: None if recomputing() else trunks.append(x.detach())
-                    )
-                    stack.callback(hook.remove)
-            for number, (noisy, texts, clean, noise) in enumerate(micro_batches, start=1):
-                with nullcontext() if number == count else self.processes.adding_up(self.model):
-                    with self.processes.autocast():
-                        velocity = self.model(noisy, texts)
-                    found = flow_losses(velocity, clean, noise)
-                    (found.mean() / count).backward()
-                losses.append(found.detach())
-            if measured:
-                row = dict(probe.values())
-        return torch.cat(losses), row, trunks
-
-    def _measured_again(self, micro_batches: list[Batch]) -> tuple[Row, list[Tensor]]:
-        """Observables and x_L of a step whose gradients are there already, and stay as they are."""
-        weights = list(self.optimiser.parameters.values())
-        gradients = [weight.grad for weight in weights]
-        self.optimiser.zero_grad()
-        _, row, trunks = self._backward(micro_batches, measured=True)
-        for weight, gradient in zip(weights, gradients, strict=True):
-            weight.grad = gradient
-        return row, trunks
-
-    def _functional_step(self, micro_batches: list[Batch], before: list[Tensor]) -> float:
-        """Delta of the step that has just been made, over the whole batch."""
-        with torch.no_grad():
-            after = [self.processes.trunk(self.network, noisy, texts) for noisy, texts, _, _ in micro_batches]
-        return self.processes.mean(displacement(torch.cat(before), torch.cat(after)).square()) ** 0.5
-
     def _report(self, event: Event, norms: NDArray[np.float64], losses: Tensor, row: Row) -> None:
-        """The autopsy, as text beside the store and in it."""
+        """Examine a suspicious step, and write the findings to the store and to a text file beside it."""
         model, share = self.run.model, len(losses)
         numbers = model.channels * model.side**2 * share
         # |dL/dv| follows from the losses: dL/dv = 2 (v - target) / numbers
@@ -321,7 +262,7 @@ class Trainer:
         )
 
     def _stopped(self, step: int, loss: float) -> str:
-        """Why the run ends here; `steps` where it does not."""
+        """Return why the run ends at this step, or `steps` if it does not."""
         training = self.run.training
         if training.stop_on != "never" and not np.isfinite(loss):
             return "divergence"
@@ -336,7 +277,7 @@ class Trainer:
         return "collapse" if collapsed else "steps"
 
     def _answer(self, alarm: Alarm) -> str:
-        """Do on an alarm what the configuration says; why the run ends here, `steps` where it does not."""
+        """React to an alarm as configured; return `alarm` if it ends the run, else `steps`."""
         training = self.run.training
         asked = answer(training, alarm, self._roll_backs)
         document, said = {**alarm.document(), "action": asked.action}, asked.said
@@ -344,14 +285,14 @@ class Trainer:
         if asked.before is not None:
             older = asked.before
             checkpoint = self.processes.first(
-                lambda: states.last_checkpoint(self.out, self.processes.tell, before=older)
+                lambda: checkpoints.last_checkpoint(self.out, self.processes.tell, before=older)
             )
             if checkpoint is None:
                 document["action"] = "lower_all"
-                said += f"; no checkpoint is older than step {older}: all rates are lowered"
+                said += f"; no checkpoint is older than step {older}: all learning rates are lowered"
         self.optimiser.lower(asked.lowered, training.alarm_factor)
         if checkpoint is not None:
-            said += f"; it goes back to {checkpoint.name}, with all rates lowered"
+            said += f"; returning to {checkpoint.name} with all learning rates lowered"
             self._roll_back(checkpoint, document)
         elif self.telemetry is not None:
             self.telemetry.annotate(document)
@@ -359,26 +300,27 @@ class Trainer:
         return "alarm" if asked.action == "stop" else "steps"
 
     def _roll_back(self, checkpoint: Path, alarm: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint with the rates as they are now and a fresh order of the data."""
+        """Return to a checkpoint, with the current learning rates and a new order of the data."""
         left = self.step
         self._load(checkpoint)
         self._roll_backs += 1
         self.watch = Watch(self.run)
-        self.watch.restore(states.watch_of(checkpoint))
+        self.watch.restore(checkpoints.watch_of(checkpoint))
         if self.telemetry is not None:
             self.telemetry = Telemetry(
-                self.out / states.TELEMETRY, after=self.step, run=self.run, spent=self.telemetry.wall
+                self.out / checkpoints.TELEMETRY, after=self.step, run=self.run, spent=self.telemetry.wall
             )
             text = f"steps {self.step + 1} to {left} were abandoned on an alarm"
             self.telemetry.annotate({"step": self.step, "text": text, "alarm": alarm})
         self._save()
-        self.processes.first(lambda: states.drop_behind(self.out, self.step))
+        self.processes.first(lambda: checkpoints.delete_after(self.out, self.step))
 
     def _save(self) -> None:
+        """Write the telemetry to disk, then a checkpoint of the last step."""
         if self.telemetry is not None:
             self.telemetry.flush()
         wall = self.processes.first(lambda: 0.0 if self.telemetry is None else self.telemetry.wall)
-        states.save(
+        checkpoints.save(
             self.out,
             self.step,
             self.optimiser.state(),

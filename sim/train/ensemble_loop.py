@@ -75,13 +75,12 @@ def train_ensemble(
     for step in range(first, steps + 1):
         optimiser.zero_grad()
         found = loss(network, batches(step, running))
-        values = found.detach().double().cpu().numpy()
-        record.losses[running, step - 1] = values
-        gone = {run for run, value in zip(running, values, strict=True) if not math.isfinite(value)}
+        record.losses[running, step - 1] = found.detach().double().cpu().numpy()
+        gone = {run for run in running if not math.isfinite(record.losses[run, step - 1])}
         gone |= set(ended(step, running, found.detach())) if ended else set()
         if gone:
-            kept = [place for place, run in enumerate(running) if run not in gone]
-            running = [running[place] for place in kept]
+            kept = [position for position, run in enumerate(running) if run not in gone]
+            running = [running[position] for position in kept]
             if not running:
                 break
             del found

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from meanmode.sim.store.files import StoreExistsError
+from meanmode.sim.store.files import StoreError, StoreExistsError
+from meanmode.sim.store.regular_files import read_json
 from meanmode.sweeps.engine.plan import Plan
 from meanmode.sweeps.engine.study import Study
 
@@ -44,7 +45,7 @@ def read_forecast(path: Path) -> dict[str, Any]:
         ValueError: no such file, or one that holds no JSON object.
     """
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(read_json(path))
     except (FileNotFoundError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no forecast ({error}): name its folder with --forecasts") from error
 
@@ -59,10 +60,10 @@ def with_forecast(study: Plan, path: Path) -> Study:
     if not isinstance(study, Study):
         raise ValueError(f"{study.name} has a forecast of its own: a file is for studies of training runs")
     try:
-        document = json.loads(path.read_text())
+        document = read_json(path)
         rows = {row["case"]: row for row in document["rows"]}
         name = document["study"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (StoreError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no forecast of a study ({error})") from error
     if "half_rates" in document:
         raise ValueError(f"{path} is a forecast of waiting times: mms waiting reads it, a run takes none")

@@ -1,4 +1,4 @@
-"""What the tests of training share: tiny runs, in this process or from the command line, and tiny models."""
+"""Shared by the tests of `dit`: tiny runs, in this process or from the command line, and tiny models."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ import torch.distributed.checkpoint as dcp
 from meanmode.dit.config.presets import PRESETS
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.data.text_encoders import _quiet
-from meanmode.dit.train.checkpoints import checkpoints, load_tensors
+from meanmode.dit.train.checkpoints import checkpoint_folders, load_tensors
 from meanmode.dit.train.trainer import Trainer
 from meanmode.sim.store.run_reader import open_run
 
@@ -33,38 +33,39 @@ TINY = {
 }
 
 UNEQUAL = ("wall_s", "data_wait_s")
-"""What two equal runs differ in."""
+"""Variables in which two equal runs may differ."""
 
 END = "<|endoftext|>"
 WORDS = ("a red car", "two dogs on a beach", "a photograph of a red car on a beach")
-"""Of the tiny tokenizer: its only special token, and what it has learned its merges from."""
+"""The only special token of the tiny tokenizer, and the texts from which it learns its merges."""
 
 
 def tiny(**options: object) -> RunConfig:
-    """A run of ten steps."""
+    """Configuration of a tiny run of ten steps."""
     return PRESETS["digits-16l"].with_options(TINY | {name: str(value) for name, value in options.items()})
 
 
 class Runs:
-    """Tiny runs in this process, and what of them is compared."""
+    """Trains tiny runs in this process, and compares them."""
 
     tiny = staticmethod(tiny)
 
     def trained(self, out: Path, run: RunConfig, **options: Any) -> Trainer:
-        """The trainer of a run, trained."""
+        """Train a run and return its trainer."""
         trainer = Trainer(run, out, **options)
         trainer.train()
         return trainer
 
     def state(self, out: Path) -> dict[str, torch.Tensor]:
-        """All tensors of the last checkpoint."""
-        metadata = dcp.FileSystemReader(checkpoints(out)[-1]).read_metadata().state_dict_metadata
+        """Load all tensors of the last checkpoint."""
+        last = checkpoint_folders(out)[-1]
+        metadata = dcp.FileSystemReader(last).read_metadata().state_dict_metadata
         found = {name: torch.empty(entry.size) for name, entry in metadata.items()}
-        load_tensors(checkpoints(out)[-1], found)
+        load_tensors(last, found)
         return found
 
     def assert_same_weights(self, first: Path, second: Path, *, rtol: float = 0.0) -> None:
-        """Equal last checkpoints, to the bit or up to rounding."""
+        """Assert that the last checkpoints are equal, bitwise or up to rounding."""
         ours, theirs = self.state(first), self.state(second)
         assert ours.keys() == theirs.keys()
         scale = {name: rtol * float(tensor.abs().max()) for name, tensor in ours.items()}
@@ -72,7 +73,7 @@ class Runs:
         assert {name: off for name, off in apart.items() if not off <= scale[name]} == {}
 
     def assert_same_store(self, first: Path, second: Path, *, rtol: float = 0.0) -> None:
-        """Equal telemetry, to the bit or up to rounding; wall times aside."""
+        """Assert that the telemetry is equal, bitwise or up to rounding, except for wall times."""
         ours, theirs = open_run(first), open_run(second)
         assert set(ours.data_vars) == set(theirs.data_vars)
         names = [name for name in ours.data_vars if name not in UNEQUAL]
@@ -104,7 +105,7 @@ def whole(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def launch() -> Callable[..., "subprocess.Popen[str]"]:
-    """`mms train digits-16l` with the tiny run's options in processes of its own, one or several (gloo)."""
+    """Start `mms train digits-16l` with the options of the tiny run, in one or several processes (gloo)."""
 
     def start(
         out: Path, *arguments: str, processes: int = 1, before: str = "", **options: object
@@ -119,7 +120,7 @@ def launch() -> Callable[..., "subprocess.Popen[str]"]:
         command += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
         runner = [sys.executable]
         if processes > 1:
-            # what accelerate launch calls on GPUs; on CPUs it starts a single process
+            # accelerate launch does this on GPUs, but starts a single process on CPUs
             runner += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
             runner += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
@@ -137,7 +138,7 @@ def launch() -> Callable[..., "subprocess.Popen[str]"]:
 
 @pytest.fixture(scope="session")
 def kill() -> Callable[["subprocess.Popen[str]"], None]:
-    """Kill a process and all that it has started at once (SIGKILL)."""
+    """Kill a process and all its children with SIGKILL."""
 
     def stop(process: "subprocess.Popen[str]") -> None:
         if process.poll() is None:
@@ -151,7 +152,7 @@ def kill() -> Callable[["subprocess.Popen[str]"], None]:
 
 @pytest.fixture(scope="session")
 def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny random Qwen3 and of a tokenizer of single bytes and a few merges."""
+    """Folder with a tiny random Qwen3 and a tokenizer of single bytes and a few merges."""
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -187,7 +188,7 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_vae() -> Callable[..., Path]:
-    """Write a random VAE of FLUX.2's kind, whose latents have other moments in every channel."""
+    """Write a random FLUX.2 VAE whose latents have different moments in every channel."""
     diffusers = pytest.importorskip("diffusers")
 
     def write(path: Path, blocks: int = 4, **options: Any) -> Path:
@@ -213,5 +214,5 @@ def tiny_vae() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def vae(tiny_vae: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny VAE in the real geometry, with a large term beside the variance."""
+    """A tiny VAE in the real geometry, with a large epsilon in its batch norm."""
     return tiny_vae(tmp_path_factory.mktemp("flux2") / "vae", batch_norm_eps=0.05)

@@ -1,13 +1,13 @@
 """Captions of generated tables: what was run, read from the store, and which store it was."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
+from meanmode.sim.store.regular_files import read_json
 from meanmode.sim.store.sweep_store import open_cells
 from meanmode.sweeps.engine.sweep import stored_stacks
 from meanmode.sweeps.studies.run_sizes import run_config, run_sizes, schedule_of, sizes_of, span
@@ -29,7 +29,7 @@ def document(data: Path, name: str) -> dict[str, Any]:
     """
     path = data / f"{name}.json"
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(read_json(path))
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{path} is not a JSON document ({error})") from error
 

@@ -1,4 +1,4 @@
-"""What a run is: the published presets, values that are refused, options from text, documents."""
+"""Run configurations: the published presets, refused values, options given as text, JSON documents."""
 
 import dataclasses
 import json
@@ -19,13 +19,13 @@ DIGITS = [name for name in PRESETS if name.startswith("digits-")]
 
 
 def built(model: DiTConfig) -> int:
-    """Parameters, counted on the meta device."""
+    """Number of parameters, counted on the meta device."""
     with torch.device("meta"):
         return sum(weight.numel() for weight in DiT(model).parameters())
 
 
 def parameters(model: DiTConfig) -> int:
-    """Counted of one and of two blocks, of which there are more of the same."""
+    """Number of parameters, extrapolated from one and two blocks, since all blocks are alike."""
     one, two = (built(dataclasses.replace(model, depth=depth)) for depth in (1, 2))
     return one + (model.depth - 1) * (two - one)
 
@@ -47,14 +47,14 @@ def test_published_networks_have_the_published_size(name: str, stated: float, co
     assert float(f"{billions:.4g}") == counted
 
 
-def test_the_deepest_network_is_built_in_no_memory() -> None:
+def test_the_deepest_network_is_built_without_memory() -> None:
     model = PRESETS["dit-1000l-mvsplit"].model
     assert built(model) == parameters(model) == 13_635_847_296
 
 
 @pytest.mark.parametrize("name", DIGITS)
 def test_every_other_preset_is_a_network(name: str) -> None:
-    """On the meta device; L blocks of 4 D^2 + 3 D F weights, and the gains of MV-Split."""
+    """On the meta device: L blocks of 4 D^2 + 3 D F weights, and the gains of MV-Split."""
     model = PRESETS[name].model
     width, hidden = model.width, model.setting().ffn_width
     block = 4 * width**2 + 3 * width * hidden + (4 * width if model.merge == "mv_split" else 0)
@@ -97,13 +97,13 @@ def test_published_runs_are_those_of_the_table(name: str) -> None:
     assert (model.alpha, model.beta) == gains.get(name, (model.alpha, model.beta))
 
 
-def test_the_published_rate_is_of_mu_p() -> None:
+def test_the_published_rate_follows_mu_p() -> None:
     assert PUBLISHED_RATE == pytest.approx(1.5625e-4, rel=1e-12)
 
 
 @pytest.mark.parametrize("width", [16, 64, 1024, 4096])
 def test_widths_are_matched_at_the_published_one(width: int) -> None:
-    """N(0, 0.02^2) at width 1024; at every width the same gain sqrt(D) std = 0.64."""
+    """N(0, 0.02^2) at width 1024, and the same gain sqrt(D) std = 0.64 at every width."""
     matched = DiTConfig(width=width, text_width=8)
     assert matched.weight_std * math.sqrt(width) == pytest.approx(0.64)
     assert dataclasses.replace(matched, initialisation="published").weight_std == 0.02
@@ -134,7 +134,7 @@ def test_widths_are_matched_at_the_published_one(width: int) -> None:
         ({"mixer_share": 2.0}, r"mixer_share must be in \[0, 1\], got 2.0"),
     ],
 )
-def test_networks_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+def test_impossible_networks_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DiTConfig(**options)
 
@@ -148,7 +148,7 @@ def test_networks_that_cannot_be_are_refused(options: dict[str, Any], message: s
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"rate": 0.0}, "rate must be positive and finite, got 0.0"),
         ({"rate": math.nan}, "rate must be positive and finite, got nan"),
-        ({"rate": None}, "a warm-up needs a rate to end at: set rate"),
+        ({"rate": None}, "a warm-up needs a final learning rate: set rate"),
         ({"clip": math.inf}, "clip must be positive and finite, got inf"),
         ({"slope": -1e-5}, "slope must be positive and finite, got -1e-05"),
         ({"time_shift": 0.0}, "time_shift must be positive and finite, got 0.0"),
@@ -161,22 +161,25 @@ def test_networks_that_cannot_be_are_refused(options: dict[str, Any], message: s
         ({"precision": "fp8"}, "unknown precision 'fp8': choose one of float32, bf16"),
         ({"sharding": "half"}, "unknown sharding 'half': choose one of replicated, full"),
         ({"stop_on": "success"}, "unknown stop_on 'success': choose one of never, divergence, collapse"),
-        ({"stop_on": "collapse", "telemetry_every": 0}, "set telemetry_every to stop on it"),
-        ({"batch": 4, "accumulation": 3}, "3 micro-batches do not divide a batch of 4"),
-        ({"recompute": 3, "recompute_of": 2}, "of 2 blocks not 3 can be recomputed"),
+        (
+            {"stop_on": "collapse", "telemetry_every": 0},
+            "stop_on=collapse reads the telemetry: set telemetry_every",
+        ),
+        ({"batch": 4, "accumulation": 3}, "accumulation must divide the batch: 4 samples, 3 micro-batches"),
+        ({"recompute": 3, "recompute_of": 2}, "recompute must be at most recompute_of, 2, got 3"),
         (
             {"interventions": ((0, "freeze:queries-keys"),)},
-            r"an intervention is \[step from 1, text\], got \(0, .freeze:queries-keys.\)",
+            r"must be \[step, text\] with a step of at least 1, got \(0, .freeze:queries-keys.\)",
         ),
         ({"interventions": ((5, "thaw:queries-keys"),)}, "unknown action .thaw."),
     ],
 )
-def test_trainings_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+def test_impossible_trainings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainingConfig(**options)
 
 
-def test_data_that_are_not_known_are_refused() -> None:
+def test_unknown_data_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown data 'imagenet': choose one of digits, none"):
         RunConfig(data="imagenet")
 
@@ -199,7 +202,7 @@ def test_data_that_are_not_known_are_refused() -> None:
     ],
 )
 def test_options_are_read_from_text(name: str, text: str, value: Any) -> None:
-    """One field changes, in the part that has it, and nothing else."""
+    """Exactly one field changes, in the part of the configuration that has it."""
     base = RunConfig()
     changed = base.with_options({name: text})
     part = next((part for part in ("model", "training") if hasattr(getattr(base, part), name)), None)
@@ -211,7 +214,7 @@ def test_options_are_read_from_text(name: str, text: str, value: Any) -> None:
 
 
 def test_options_that_go_together_are_checked_together() -> None:
-    """Either by itself would be refused."""
+    """Each option alone would be refused."""
     changed = RunConfig().with_options({"width": "24", "heads": "6", "steps": "7"})
     assert (changed.model.width, changed.model.heads, changed.training.steps) == (24, 6, 7)
 
@@ -238,7 +241,7 @@ def test_options_that_cannot_be_read_are_named(name: str, text: str, message: st
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_run_comes_back_from_its_document(name: str) -> None:
-    """Through JSON text, with interventions and lists that were tuples."""
+    """Through JSON text, which turns tuples into lists."""
     run = PRESETS[name].with_options({"interventions": '[[3, "freeze:queries-keys"]]', "betas": "[0.8, 0.9]"})
     found = RunConfig.of_document(json.loads(json.dumps(run.document())))
     assert found == run and hash(found) == hash(run)
@@ -271,6 +274,6 @@ def test_a_document_of_another_version_is_named(change: Any) -> None:
 def test_schedules_have_the_stated_rates(
     options: dict[str, Any], depth: int, rates: tuple[float, ...]
 ) -> None:
-    """At steps 1, 10 and 1000."""
+    """Rates at steps 1, 10 and 1000."""
     schedule = TrainingConfig(**options).learning_rate(depth)
     assert [schedule.rate(step) for step in (1, 10, 1000)] == pytest.approx(rates)

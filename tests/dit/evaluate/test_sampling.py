@@ -237,7 +237,7 @@ def test_what_has_no_samples_is_refused(mms_sample: Command, tmp_path: Path, net
     status, _, said = mms_sample(tmp_path / "model.safetensors", *out)
     assert status == 2 and "is a weight file: name its text encoder and its codec" in said
     status, _, said = mms_sample(tmp_path, *out)
-    assert status == 2 and "holds no whole checkpoint" in said
+    assert status == 2 and "holds no intact checkpoint" in said
     folder = run_folder(tmp_path / "latents", network, data="none")
     status, _, said = mms_sample(folder, *out)
     assert status == 2 and "this preset has no data: encode some" in said

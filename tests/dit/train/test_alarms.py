@@ -1,4 +1,4 @@
-"""Alarms of the trainer's detector: what is done on them, and that it survives a resume; rates by group."""
+"""Alarms during training: the reactions to them, also across a resume; learning rates by group."""
 
 import dataclasses
 import json
@@ -14,27 +14,28 @@ from meanmode.dit.config.training_config import TrainingConfig
 from meanmode.dit.data.prefetch import AHEAD
 from meanmode.dit.data.sources import Digits
 from meanmode.dit.model.network import DiT
-from meanmode.dit.train import checkpoints as states
+from meanmode.dit.train import checkpoints
 from meanmode.dit.train.alarm_answers import ROLL_BACKS, answer, order_seed
 from meanmode.dit.train.measurements import Watch
 from meanmode.dit.train.optimiser import Optimiser
 from meanmode.dit.train.trainer import Trainer
-from meanmode.sim.onset.detector import Alarm, Moved
+from meanmode.sim.onset.detector import Alarm
+from meanmode.sim.onset.watched_signal import Moved
 from meanmode.sim.store.run_reader import open_run
 from meanmode.sweeps.studies.run_onset import onset_document
 
 BEGIN, END = 10, 12
-"""Steps of the runs below at which the data are far too large: the alarm is raised at the last of them."""
+"""First and last step at which the data are far too large; the alarm is raised at the last one."""
 
 OPTIONS = {"steps": 16, "checkpoint_every": 2, "keep": 20, "event_window": 3, "ema": 0}
 
 
 class Stopped(Exception):
-    """What a test's source stops a run with."""
+    """Raised by the source of a test to stop a run."""
 
 
 class Disturbed(Digits):
-    """Digits that are three times as large when they are asked for the 10th to 12th time."""
+    """Digits that are three times as large at the 10th to 12th request."""
 
     def __init__(self, run: RunConfig, stop: int = 0) -> None:
         super().__init__(run.model)
@@ -48,32 +49,32 @@ class Disturbed(Digits):
 
 
 def disturbed(runs, out: Path, **options: object) -> Trainer:
-    """The trainer of a disturbed run, trained."""
+    """Train a disturbed run and return its trainer."""
     run = runs.tiny(**OPTIONS | options)
     return runs.trained(out, run, source=Disturbed(run))
 
 
 @pytest.fixture(scope="session")
 def logged(runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run on whose alarm nothing is done, with a checkpoint of every step."""
+    """The run that only logs its alarm, with a checkpoint of every step."""
     out = tmp_path_factory.mktemp("logged") / "run"
     disturbed(runs, out, checkpoint_every=1)
     return out
 
 
 def alarms_of(out: Path) -> list[dict]:
-    """The alarms in a run's store, those of abandoned steps too."""
+    """The alarms in a run's store, including those of abandoned steps."""
     events = [event.get("alarm", event) for event in json.loads(open_run(out).attrs["events"])]
     return [event for event in events if "moved" in event]
 
 
 def weights(out: Path, step: int) -> dict[str, Tensor]:
-    """Of a checkpoint, by name."""
-    network = states.load_network(states.folder_of(out, step), ema=False)[1]
+    """Weights of a checkpoint by name."""
+    network = checkpoints.load_network(checkpoints.folder_of(out, step), ema=False)[1]
     return {name: weight.detach() for name, weight in network.named_parameters()}
 
 
-def test_an_alarm_is_written_down_and_examined(logged: Path) -> None:
+def test_an_alarm_is_recorded_and_examined(logged: Path) -> None:
     (alarm,) = alarms_of(logged)
     assert (alarm["step"], alarm["action"]) == (END, "log")
     assert {"loss", "grad_norm"} <= {of["signal"] for of in alarm["moved"]}
@@ -83,13 +84,13 @@ def test_an_alarm_is_written_down_and_examined(logged: Path) -> None:
     assert (logged / f"autopsy-{END:08d}.txt").exists()
 
 
-def test_it_is_said(runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_user_is_told_of_an_alarm(runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     disturbed(runs, tmp_path / "run", steps=END, on_alarm="lower_all")
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "alarm at step" in line]
-    assert f"mms: alarm at step {END}: " in said and said.endswith("all rates are lowered")
+    assert f"mms: alarm at step {END}: " in said and said.endswith("all learning rates are lowered")
 
 
-def test_a_run_stops_on_an_alarm_and_can_go_on(runs, logged: Path, tmp_path: Path) -> None:
+def test_a_run_stops_on_an_alarm_and_can_be_resumed(runs, logged: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run = runs.tiny(**OPTIONS, on_alarm="stop")
     outcome = Trainer(run, out, source=Disturbed(run)).train()
@@ -119,14 +120,14 @@ def test_rates_are_lowered_from_the_next_step_on(
 
 @pytest.fixture(scope="session")
 def rolled_back(runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that goes back on its alarm."""
+    """The run that rolls back on its alarm."""
     out = tmp_path_factory.mktemp("rolled_back") / "run"
     disturbed(runs, out, on_alarm="roll_back")
     return out
 
 
 def test_a_run_is_rolled_back(logged: Path, rolled_back: Path) -> None:
-    origin = 6  # the last even step, of which there are checkpoints, more than a window before BEGIN
+    origin = 6  # checkpoints are of even steps; this is the last one more than a window before BEGIN
     ours, theirs = open_run(rolled_back), open_run(logged)
     (event,) = [event for event in json.loads(ours.attrs["events"]) if "alarm" in event]
     assert event["step"] == origin and event["text"] == "steps 7 to 12 were abandoned on an alarm"
@@ -136,12 +137,12 @@ def test_a_run_is_rolled_back(logged: Path, rolled_back: Path) -> None:
     assert same[:origin].all() and not same[origin:].any()
     np.testing.assert_allclose(ours["lr"][origin:], 0.25 * theirs["lr"][origin:], rtol=1e-12)
     assert ours["loss"].values[BEGIN - 1 : END].max() < 4
-    notes = states.notes_of(states.checkpoints(rolled_back)[-1])
+    notes = checkpoints.notes_of(checkpoints.checkpoint_folders(rolled_back)[-1])
     assert notes["roll_backs"] == 1 and set(notes["factors"].values()) == {0.25}
 
 
 @pytest.mark.parametrize("stop", [END + AHEAD + 2, END + AHEAD + 7])
-def test_a_rolled_back_run_is_resumed_to_the_bit(runs, rolled_back: Path, tmp_path: Path, stop: int) -> None:
+def test_a_rolled_back_run_is_resumed_bitwise(runs, rolled_back: Path, tmp_path: Path, stop: int) -> None:
     run = runs.tiny(**OPTIONS, on_alarm="roll_back")
     with pytest.raises(Stopped):
         runs.trained(tmp_path / "run", run, source=Disturbed(run, stop))
@@ -160,13 +161,13 @@ def test_lowered_rates_survive_a_resume(runs, tmp_path: Path) -> None:
     runs.assert_same_store(tmp_path / "whole", tmp_path / "run")
 
 
-def test_without_an_old_checkpoint_rates_are_lowered_only(
+def test_without_an_old_checkpoint_rates_are_only_lowered(
     runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = disturbed(runs, tmp_path / "run", on_alarm="roll_back", checkpoint_every=100)
     (alarm,) = alarms_of(tmp_path / "run")
     assert alarm["action"] == "lower_all" and set(trainer.optimiser.factors.values()) == {0.25}
-    assert "no checkpoint is older than step 7: all rates are lowered" in capsys.readouterr().err
+    assert "no checkpoint is older than step 7: all learning rates are lowered" in capsys.readouterr().err
 
 
 ALARM = Alarm(step=9, moved=(Moved(signal="loss", first_step=7, value=2.0, reference=1.0, factor=2.0),))
@@ -176,10 +177,10 @@ def test_a_run_is_rolled_back_three_times_at_most() -> None:
     training = TrainingConfig(on_alarm="roll_back", event_window=5)
     assert answer(training, ALARM, ROLL_BACKS - 1).before == 2
     last = answer(training, ALARM, ROLL_BACKS)
-    assert (last.action, last.before) == ("lower_all", None) and "3 times already" in last.said
+    assert (last.action, last.before) == ("lower_all", None) and "already rolled back 3 times" in last.said
 
 
-def test_every_roll_back_has_data_of_its_own() -> None:
+def test_every_roll_back_has_its_own_data() -> None:
     assert order_seed(7, 0) == 7
     assert len({order_seed(seed, count) for seed in (7, 8) for count in range(4)}) == 8
 
@@ -198,8 +199,8 @@ def test_a_quiet_signal_hides_no_other(runs) -> None:
     [("reader_rate", ("q_proj", "k_proj", "v_proj", "w13")), ("gain_rate", ("alpha", "beta"))],
 )
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
-def test_a_group_has_a_rate_of_its_own(runs, field: str, parts: tuple[str, ...], optimiser: str) -> None:
-    """Its first update is that many times as large, decay included, and all others are the same."""
+def test_a_group_has_its_own_learning_rate(runs, field: str, parts: tuple[str, ...], optimiser: str) -> None:
+    """The first update of the group scales with its rate, decay included; all other updates are unchanged."""
     found = []
     for factor in (1.0, 0.125):
         run = runs.tiny(optimiser=optimiser, **{field: factor})
@@ -216,7 +217,7 @@ def test_a_group_has_a_rate_of_its_own(runs, field: str, parts: tuple[str, ...],
         torch.testing.assert_close(moved, found[0][name] * (0.125 if own else 1), rtol=1e-5, atol=2e-7)
 
 
-def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest(runs) -> None:
+def test_muon_updates_the_matrices_of_the_blocks_and_adamw_the_rest(runs) -> None:
     run = runs.tiny(optimiser="muon", weight_decay=0.3)
     network, other = DiT(run.model), DiT(run.model)
     generator = torch.Generator().manual_seed(0)
@@ -244,7 +245,7 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest(runs) -> None:
         torch.testing.assert_close(weight, named[name], rtol=1e-5, atol=1e-6)
 
 
-def test_a_run_under_muon_is_resumed_to_the_bit(runs, tmp_path: Path) -> None:
+def test_a_run_with_muon_is_resumed_bitwise(runs, tmp_path: Path) -> None:
     run = runs.tiny(optimiser="muon", reader_rate=0.5)
     runs.trained(tmp_path / "whole", run)
     with pytest.raises(Stopped):
@@ -261,10 +262,10 @@ def test_a_run_under_muon_is_resumed_to_the_bit(runs, tmp_path: Path) -> None:
             {"on_alarm": "shout"},
             "unknown on_alarm 'shout': choose one of log, stop, lower_readers, lower_all",
         ),
-        ({"alarm_factor": 1.0}, r"it must be in \[0, 1\), got 1.0"),
+        ({"alarm_factor": 1.0}, r"alarm_factor must be in \[0, 1\), got 1.0"),
         ({"optimiser": "muon", "sharding": "full"}, "set sharding=replicated or optimiser=adamw"),
     ],
 )
-def test_what_cannot_be_is_refused(options: dict[str, object], message: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TrainingConfig(), **options)

@@ -1,4 +1,4 @@
-"""Ensembles of training runs: each is what the trainer makes of it; states, labels, replicated tokens."""
+"""Ensembles of training runs: agreement with the trainer, states, labels, replicated tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,8 @@ import pytest
 
 from meanmode.dit.config.presets import PRESETS
 from meanmode.dit.config.run_config import RunConfig
-from meanmode.dit.train.ensemble_runs import TAIL, train_runs, watched_blocks
+from meanmode.dit.train.ensemble_measurements import TAIL, watched_blocks
+from meanmode.dit.train.ensemble_runs import train_runs
 from meanmode.dit.train.trainer import Trainer
 from meanmode.sim.store.run_reader import open_run
 
@@ -30,7 +31,7 @@ def run(seed: int = 0, **fields: Any) -> RunConfig:
     ],
     ids=["plain", "mv_split", "rates"],
 )
-def test_a_member_is_trained_as_by_the_trainer(fields: dict[str, Any], tmp_path: Path) -> None:
+def test_a_member_agrees_with_the_trainer(fields: dict[str, Any], tmp_path: Path) -> None:
     measured = train_runs([run(seed, **fields) for seed in (0, 7)], functional_every=4, signals_every=2)
     Trainer(run(7, **fields), tmp_path / "run").train()
     alone, series = open_run(tmp_path / "run"), measured[1].series
@@ -50,27 +51,27 @@ def test_a_member_is_trained_as_by_the_trainer(fields: dict[str, Any], tmp_path:
     assert measured[0].series["loss"][-1] != series["loss"][-1]
 
 
-def test_a_run_goes_on_from_a_state_of_another() -> None:
+def test_a_run_continues_from_the_state_of_another() -> None:
     whole = train_runs([run(1), run(2)], keep_states=[5])
-    (again,) = train_runs([run(2)], begin=[whole[1].states[5]], behind=5, initial_loss=2.0)
+    (again,) = train_runs([run(2)], begin=[whole[1].states[5]], after=5, initial_loss=2.0)
     assert again.series["step"].values.tolist() == list(range(6, 13))
     assert again.series.attrs["initial_loss"] == 2.0
     np.testing.assert_allclose(
         again.series["loss"], whole[1].series["loss"].sel(step=slice(6, None)), rtol=1e-5
     )
-    (other,) = train_runs([run(2, data_seed=9)], begin=[whole[1].states[5]], behind=5)
+    (other,) = train_runs([run(2, data_seed=9)], begin=[whole[1].states[5]], after=5)
     assert np.abs(other.series["loss"].values - again.series["loss"].values).max() > 1e-2
 
 
 def test_replicated_tokens_change_nothing_that_is_learned() -> None:
-    """Law X1; two tokens more of the text, as a control, do."""
+    """Law X1; as a control, two more text tokens do."""
     once, twice = (train_runs([run(copies=copies)])[0].series["loss"] for copies in (1, 2))
     np.testing.assert_allclose(twice, once, rtol=2e-4)
     longer = train_runs([run(text_tokens=6)])[0].series["loss"]
     assert np.abs(longer - once).max() > 1e-2
 
 
-def test_runs_end_behind_their_collapse() -> None:
+def test_runs_end_after_their_collapse() -> None:
     fields = {"depth": 16, "schedule": "warmup", "rate": 0.03, "warmup": 20, "steps": 300, "writer_std": 0.0}
     measured = train_runs([run(seed, **fields) for seed in range(3)])
     assert [one.onset.kind for one in measured] == ["mean_mode"] * 3
@@ -85,10 +86,12 @@ def test_runs_end_behind_their_collapse() -> None:
     [
         ([], [], "an ensemble needs at least one run"),
         ([run(), run(batch=2)], [], "run 1 differs from run 0 in more than seed, data_seed"),
-        ([run(), run(1)], [{}], "2 runs need as many states to begin with, got 1"),
+        ([run(), run(1)], [{}], "2 runs need 2 states to begin with, got 1"),
     ],
 )
-def test_what_is_no_ensemble_is_refused(runs: list[RunConfig], states: list[Any], message: str) -> None:
+def test_runs_that_are_not_an_ensemble_are_refused(
+    runs: list[RunConfig], states: list[Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         train_runs(runs, begin=states)
 

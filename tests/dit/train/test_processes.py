@@ -1,4 +1,4 @@
-"""Training on two processes: DDP and FSDP2 over gloo, killed, resumed, and gone on with by one."""
+"""Training on two processes: DDP and FSDP2 over gloo, killed, resumed, and continued by one process."""
 
 import time
 from pathlib import Path
@@ -7,14 +7,14 @@ import pytest
 import torch.distributed as dist
 
 from meanmode.dit.data.encoding import EncodingConfig, encode
-from meanmode.dit.train import checkpoints as states
+from meanmode.dit.train import checkpoints
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo")
 
 
 @pytest.fixture
 def finished(launch):
-    """Run `mms train` to its end; what it said."""
+    """Run `mms train` to its end and return its output."""
 
     def run(out: Path, *arguments: str, **options: object) -> str:
         process = launch(out, *arguments, **options)
@@ -29,7 +29,9 @@ def finished(launch):
 def test_two_processes_train_as_one_does(runs, whole, finished, tmp_path: Path, sharding: str) -> None:
     out = tmp_path / "run"
     finished(out, processes=2, sharding=sharding)
-    assert list(states.checkpoints(out)[-1].glob("__1_*.distcp"))  # there were two
+    assert list(
+        checkpoints.checkpoint_folders(out)[-1].glob("__1_*.distcp")
+    )  # a second process wrote a shard
     runs.assert_same_store(whole, out, rtol=1e-5)
     runs.assert_same_weights(whole, out, rtol=1e-4)
 
@@ -44,7 +46,7 @@ def test_two_processes_train_on_a_latent_store_as_one_does(runs, finished, tmp_p
     runs.assert_same_weights(tmp_path / "one", tmp_path / "two", rtol=1e-4)
 
 
-def test_a_sharded_run_goes_on_with_one_process(runs, whole: Path, finished, tmp_path: Path) -> None:
+def test_a_sharded_run_is_continued_by_one_process(runs, whole: Path, finished, tmp_path: Path) -> None:
     out = tmp_path / "run"
     finished(out, processes=2, sharding="full", steps=6)
     runs.trained(out, runs.tiny(), resume=True)
@@ -52,16 +54,20 @@ def test_a_sharded_run_goes_on_with_one_process(runs, whole: Path, finished, tmp
     runs.assert_same_weights(whole, out, rtol=1e-4)
 
 
-def test_two_killed_processes_go_on_to_the_bit(runs, launch, kill, finished, tmp_path: Path) -> None:
+def test_two_killed_processes_resume_bitwise(runs, launch, kill, finished, tmp_path: Path) -> None:
     out, other = tmp_path / "run", tmp_path / "other"
     process = launch(out, processes=2, steps=2000)
     deadline = time.monotonic() + 200
     try:
-        while len(states.checkpoints(out)) < 2 and process.poll() is None and time.monotonic() < deadline:
+        while (
+            len(checkpoints.checkpoint_folders(out)) < 2
+            and process.poll() is None
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.01)
     finally:
         kill(process)
-    reached = states.notes_of(states.checkpoints(out)[-1])["step"]
+    reached = checkpoints.notes_of(checkpoints.checkpoint_folders(out)[-1])["step"]
     steps = reached + 3
     finished(out, "--resume", processes=2, steps=steps)
     finished(other, processes=2, steps=steps)

@@ -1,4 +1,4 @@
-"""The trainer: resuming, forking, equal results however a step is split, and what it refuses."""
+"""The trainer: resuming, forking, equal results however a step is split, and refused runs."""
 
 import errno
 import json
@@ -15,19 +15,18 @@ import torch.distributed.checkpoint as dcp
 from meanmode.dit.config.presets import PRESETS
 from meanmode.dit.data.sources import Digits
 from meanmode.dit.model.network import DiT
-from meanmode.dit.train import checkpoints as states
-from meanmode.dit.train import memory
+from meanmode.dit.train import checkpoints, memory
 from meanmode.dit.train.trainer import Trainer
 from meanmode.sim.store.files import StoreError, StoreExistsError
 from meanmode.sim.store.run_reader import open_run
 
 
 class Stopped(Exception):
-    """What a test's source stops a run with."""
+    """Raised by the source of a test to stop a run."""
 
 
 class Tampered(Digits):
-    """Digits, with something done to the latents of one step; a step asks for latents once."""
+    """Digits whose latents are changed at one step; each step requests latents once."""
 
     def __init__(self, run, step, change) -> None:
         super().__init__(run.model)
@@ -45,30 +44,34 @@ def stop(latents):
 
 @pytest.fixture
 def stopped(runs, tmp_path: Path) -> Path:
-    """The tiny run, stopped in its step 10: its last checkpoint is of step 8, the one before of step 4."""
+    """The tiny run, stopped during step 10; its checkpoints are of steps 8 and 4."""
     run = runs.tiny()
     with pytest.raises(Stopped):
         runs.trained(tmp_path / "run", run, source=Tampered(run, 10, stop))
     return tmp_path / "run"
 
 
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(runs, whole: Path, stopped: Path) -> None:
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(runs, whole: Path, stopped: Path) -> None:
     runs.trained(stopped, runs.tiny(), resume=True)
     runs.assert_same_weights(whole, stopped)
     runs.assert_same_store(whole, stopped)
 
 
-def test_a_killed_run_goes_on_to_the_bit(runs, launch, kill, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_bitwise(runs, launch, kill, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = launch(out, steps=2000, checkpoint_every=4)
     try:
         deadline = time.monotonic() + 120
-        while len(states.checkpoints(out)) < 2 and process.poll() is None and time.monotonic() < deadline:
+        while (
+            len(checkpoints.checkpoint_folders(out)) < 2
+            and process.poll() is None
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.01)
     finally:
         kill(process)
-    assert process.returncode == -signal.SIGKILL and states.checkpoints(out)
-    reached = states.notes_of(states.checkpoints(out)[-1])["step"]
+    assert process.returncode == -signal.SIGKILL and checkpoints.checkpoint_folders(out)
+    reached = checkpoints.notes_of(checkpoints.checkpoint_folders(out)[-1])["step"]
     steps = reached + 6
     runs.trained(out, runs.tiny(steps=steps), resume=True)
     runs.trained(tmp_path / "other", runs.tiny(steps=steps))
@@ -97,17 +100,17 @@ def _half_written(checkpoint: Path) -> None:
     [
         (_truncate, ".distcp is damaged"),
         (_flip, ".distcp is damaged"),
-        (lambda checkpoint: (checkpoint / states.MANIFEST).unlink(), "manifest.json"),
+        (lambda checkpoint: (checkpoint / checkpoints.MANIFEST).unlink(), "manifest.json"),
         (lambda checkpoint: (checkpoint / ".metadata").unlink(), ".metadata"),
         (_half_written, ""),
     ],
     ids=["truncated", "flipped bit", "no manifest", "no metadata", "half written"],
 )
-def test_a_damaged_checkpoint_is_passed_over(runs, whole, stopped, capsys, harm, said: str) -> None:
-    harm(states.folder_of(stopped, 8))
+def test_a_damaged_checkpoint_is_skipped(runs, whole, stopped, capsys, harm, said: str) -> None:
+    harm(checkpoints.folder_of(stopped, 8))
     trainer = Trainer(runs.tiny(), stopped, resume=True)
     assert trainer.step == 4
-    assert ("is passed over" in capsys.readouterr().err) == bool(said)
+    assert ("skipping checkpoint" in capsys.readouterr().err) == bool(said)
     trainer.train()
     runs.assert_same_weights(whole, stopped)
     runs.assert_same_store(whole, stopped)
@@ -128,8 +131,8 @@ def test_a_full_disk_while_saving_loses_nothing(runs, whole, tmp_path: Path, mon
     monkeypatch.setattr(dcp.FileSystemWriter, "write_data", sometimes_full)
     with pytest.raises(StoreError, match=r"checkpoint of step 8 .*No space left on device.*--resume"):
         runs.trained(out, runs.tiny())
-    assert [path.name for path in states.checkpoints(out)] == ["step-00000004"]
-    assert not list((out / states.CHECKPOINTS).glob(".*"))
+    assert [path.name for path in checkpoints.checkpoint_folders(out)] == ["step-00000004"]
+    assert not list((out / checkpoints.CHECKPOINTS).glob(".*"))
     runs.trained(out, runs.tiny(), resume=True)
     runs.assert_same_weights(whole, out)
     runs.assert_same_store(whole, out)
@@ -137,7 +140,9 @@ def test_a_full_disk_while_saving_loses_nothing(runs, whole, tmp_path: Path, mon
 
 def test_the_last_checkpoints_are_kept(runs, tmp_path: Path) -> None:
     runs.trained(tmp_path, runs.tiny(checkpoint_every=2, keep=3))
-    assert [path.name for path in states.checkpoints(tmp_path)] == [f"step-{step:08d}" for step in (6, 8, 10)]
+    assert [path.name for path in checkpoints.checkpoint_folders(tmp_path)] == [
+        f"step-{step:08d}" for step in (6, 8, 10)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +170,7 @@ Block.compile = lambda self: torch.nn.Module.compile(self, backend="aot_eager")
 
 
 def test_telemetry_of_compiled_blocks_is_the_same(runs, whole: Path, launch, tmp_path: Path) -> None:
-    """In a process of its own, since dynamo cannot look into what beartype has decorated here."""
+    """In a separate process, because dynamo cannot trace what beartype decorates in this one."""
     process = launch(tmp_path / "run", before=WITHOUT_A_COMPILER, compile="true")
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
@@ -217,8 +222,8 @@ def test_training_lowers_the_loss(runs, tmp_path: Path) -> None:
     assert np.median(loss[-20:]) < 0.75 * np.median(loss[:5])
 
 
-def test_a_fork_goes_on_as_the_run_did(runs, whole: Path, tmp_path: Path) -> None:
-    fork = states.folder_of(whole, 8)
+def test_a_fork_continues_like_the_run(runs, whole: Path, tmp_path: Path) -> None:
+    fork = checkpoints.folder_of(whole, 8)
     runs.trained(tmp_path / "same", runs.tiny(), fork=fork)
     runs.assert_same_weights(whole, tmp_path / "same")
     ours, theirs = (open_run(of).sel(step=slice(9, None)) for of in (tmp_path / "same", whole))
@@ -229,7 +234,7 @@ def test_a_fork_goes_on_as_the_run_did(runs, whole: Path, tmp_path: Path) -> Non
     assert not np.isin(open_run(tmp_path / "other")["loss"].values, theirs["loss"].values).any()
 
 
-def test_an_intervention_acts_from_its_step_on(runs, whole: Path, tmp_path: Path) -> None:
+def test_an_intervention_acts_from_its_first_step(runs, whole: Path, tmp_path: Path) -> None:
     run = runs.tiny(interventions='[[9, "freeze:readers"], [10, "delete:mean:writer-gradient"]]')
     runs.trained(tmp_path / "run", run)
     ours, theirs = runs.state(tmp_path / "run"), runs.state(whole)
@@ -281,7 +286,7 @@ def test_a_loss_that_is_not_finite_is_recorded(runs, tmp_path: Path, stop_on: st
 
 def test_a_sample_that_is_not_finite_is_refused(runs, tmp_path: Path) -> None:
     run = runs.tiny()
-    with pytest.raises(ValueError, match=r"latent of sample \d+ holds values that are not finite"):
+    with pytest.raises(ValueError, match=r"latent of sample \d+ contains non-finite values"):
         runs.trained(tmp_path / "run", run, source=Tampered(run, 3, lambda latents: latents * torch.nan))
 
 
@@ -291,11 +296,11 @@ def test_a_sample_that_is_not_finite_is_refused(runs, tmp_path: Path) -> None:
         ({"batch": 5, "accumulation": 5, "side": 16, "channels": 3}, "digits have 1 channel"),
         ({"batch": 2000}, "a batch of 2000 is larger than the data, 1797 samples"),
         ({"sharding": "full"}, "several processes"),
-        ({"data": "none"}, "has no data yet"),
+        ({"data": "none"}, "this preset has no data"),
         ({"interventions": '[[2, "freeze:alpha@blocks=9"]]'}, "the model has blocks 1 to 3"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_and_nothing_is_left(runs, tmp_path, options, message) -> None:
+def test_impossible_runs_are_refused_and_leave_nothing_behind(runs, tmp_path, options, message) -> None:
     with pytest.raises(ValueError, match=message):
         Trainer(runs.tiny(**options), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -304,7 +309,7 @@ def test_what_cannot_be_trained_is_refused_and_nothing_is_left(runs, tmp_path, o
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_allocated(tmp_path: Path) -> None:
     run = PRESETS["dit-1000l-mvsplit"].with_options({"sharding": "replicated", "channels": "1"})
     source = Digits(run.model)
-    with pytest.raises(ValueError, match=r"does not fit: it takes 13,6\d\d,\d\d\d,\d\d\d parameters; .* GB"):
+    with pytest.raises(ValueError, match=r"does not fit: it needs 13,6\d\d,\d\d\d,\d\d\d parameters; .* GB"):
         Trainer(run, tmp_path / "run", source=source)
     assert not (tmp_path / "run").exists()
 
@@ -323,12 +328,12 @@ def test_a_run_is_resumed_only_as_it_began(runs, whole: Path, options, message: 
         Trainer(runs.tiny(**options), whole, resume=True)
 
 
-def test_nothing_to_resume_is_said(runs, tmp_path: Path) -> None:
+def test_resuming_without_a_run_is_refused(runs, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"holds no run: it has no config\.json"):
         Trainer(runs.tiny(), tmp_path / "none", resume=True)
 
 
-def test_a_run_can_be_asked_for_more_steps(runs, tmp_path: Path) -> None:
+def test_a_run_can_be_extended(runs, tmp_path: Path) -> None:
     runs.trained(tmp_path / "long", runs.tiny(steps=14))
     runs.trained(tmp_path / "run", runs.tiny(steps=10))
     runs.trained(tmp_path / "run", runs.tiny(steps=14), resume=True)
@@ -337,7 +342,7 @@ def test_a_run_can_be_asked_for_more_steps(runs, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("merge", ["plain", "layerscale", "mv_split"])
-def test_the_estimate_of_memory_is_near_what_is_held(runs, merge: str) -> None:
+def test_the_memory_estimate_is_near_the_measured_memory(runs, merge: str) -> None:
     run = runs.tiny(depth=8, width=64, text_width=64, batch=16, merge=merge, ema=0)
     network = DiT(run.model)
     held = 0
@@ -345,9 +350,9 @@ def test_the_estimate_of_memory_is_near_what_is_held(runs, merge: str) -> None:
     def count(tensor: torch.Tensor) -> torch.Tensor:
         nonlocal held
         own = {weight.untyped_storage().data_ptr() for weight in network.parameters()}
-        place = tensor.untyped_storage().data_ptr()
-        if place not in own and place not in seen:
-            seen.add(place)
+        address = tensor.untyped_storage().data_ptr()
+        if address not in own and address not in seen:
+            seen.add(address)
             held += tensor.untyped_storage().nbytes()
         return tensor
 

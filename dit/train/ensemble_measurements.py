@@ -1,0 +1,225 @@
+"""Measurements of an ensemble in training: losses, TCS, gradient signals, labels, and when each run ends."""
+
+# R runs, B batch, D width, N steps
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from meanmode.dit.config.run_config import RunConfig
+from meanmode.dit.config.signals import SIGNALS
+from meanmode.dit.data.batches import batch_of
+from meanmode.dit.data.sources import Source
+from meanmode.dit.model.flow import flow_losses
+from meanmode.dit.train.scheduled_interventions import ScheduledInterventions
+from meanmode.sim.observe.functional_step import displacement
+from meanmode.sim.observe.observables import tcs
+from meanmode.sim.observe.probe import Probe
+from meanmode.sim.onset.training_onset import (
+    DIVERGED,
+    INITIAL_STEPS,
+    SUSTAINED_STEPS,
+    WINDOW,
+    Onset,
+    training_onset,
+)
+from meanmode.sim.train.ensemble_optimiser import EnsembleOptimiser
+from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+
+WATCHED_BLOCKS = 8
+"""Number of measured blocks, evenly spaced over the deeper half; their median is the TCS of a step."""
+
+
+LABEL_EVERY = 10
+"""Steps between checks of whether a run has ended."""
+
+
+TAIL = 2 * SUSTAINED_STEPS
+"""Steps that a run continues after its onset, so that its label is that of a longer run as well."""
+
+
+State = Mapping[str, Tensor]
+"""Weights and moments of a run after a step, from `EnsembleOptimiser.state`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Measurements of a run and its label.
+
+    Attributes:
+        series: at every step `loss`, `grad_norm` and `tcs_image` (median over the measured blocks) before the
+            update, and `rate` of the update; `functional_step` and `SIGNALS` at steps that measure them,
+            else NaN.
+        onset: label of the run.
+        states: state of the run after each requested step that it made.
+    """
+
+    series: xr.Dataset
+    onset: Onset
+    states: Mapping[int, State]
+
+
+def watched_blocks(depth: int) -> tuple[int, ...]:
+    """Return the numbers (from 1) of the measured blocks, which include the last one."""
+    deeper = depth - depth // 2
+    count = min(WATCHED_BLOCKS, deeper)
+    return tuple(depth // 2 + -(-deeper * number // count) for number in range(1, count + 1))
+
+
+class EnsembleMeasurements:
+    """Batches, losses and measurements of an ensemble in training, as `train_ensemble` calls for them.
+
+    Runs are identified by their position in `runs`, also after others have ended.
+
+    Args:
+        runs: configurations of the runs.
+        optimiser: optimiser of the ensemble.
+        functional_every: steps between measurements of the functional step; 0 for none.
+        signals_every: steps between measurements of `SIGNALS`; 0 for none.
+        keep_states: steps after which to keep the state of every run.
+        after: last step before the first measured one.
+        initial_loss: loss level at the start of training; None takes it from the measured steps.
+        source: source of latents and texts.
+        device: torch device that computes.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[RunConfig],
+        optimiser: EnsembleOptimiser,
+        *,
+        functional_every: int,
+        signals_every: int,
+        keep_states: Sequence[int],
+        after: int,
+        initial_loss: float | None,
+        source: Source,
+        device: torch.device,
+    ) -> None:
+        self.runs = runs
+        self.optimiser = optimiser
+        self.functional_every = functional_every
+        self.signals_every = signals_every
+        self.keep_states = set(keep_states)
+        self.after = after
+        self.about = {} if initial_loss is None else {"initial_loss": initial_loss}
+        self.source = source
+        self.device = device
+        steps = runs[0].training.steps
+        names = ("loss", "tcs_image", "functional_step", *SIGNALS)
+        self.rows = {name: np.full((len(runs), steps), np.nan) for name in names}
+        self.states: list[dict[int, State]] = [{} for _ in runs]
+        self._blocks = watched_blocks(runs[0].model.depth)
+        self._last = np.zeros(len(runs), np.int64)
+        self._cosines: list[Tensor] = []
+        self._trunk: Tensor | None = None
+        self._batch: tuple[Tensor, ...] = ()
+        self._step = 0
+        self._running: Sequence[int] = ()
+        self._probe: Probe | None = None
+        self._interventions = ScheduledInterventions(optimiser.network, runs[0].training.interventions)
+        self._undo = ExitStack()
+
+    def __enter__(self) -> "EnsembleMeasurements":
+        blocks = self.optimiser.network.blocks
+        for number in self._blocks:
+            hook = blocks[number - 1].register_forward_hook(self._measure_block)
+            self._undo.callback(hook.remove)
+        self._undo.callback(self._interventions.close)
+        self._probing = self._undo.enter_context(ExitStack())
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._undo.close()
+
+    def _measure_block(self, _: nn.Module, __: object, trunk: Tensor) -> None:
+        """Keep the TCS after a measured block, mean over the batch of every run [R]."""
+        if torch.is_grad_enabled():
+            model = self.runs[0].model
+            image = model.copies * model.image_tokens
+            self._trunk = trunk.detach()
+            self._cosines.append(tcs(self._trunk[..., :image, :]).mean(-1))
+
+    def batches(self, step: int, running: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return noisy latents, texts, clean latents and noise, with a leading axis of runs."""
+        self._interventions.begin_step(step)
+        if step == self._step:  # requested again because runs have ended: leave theirs out
+            kept = torch.tensor([self._running.index(run) for run in running])
+            self._batch = tuple(part[kept] for part in self._batch)
+        else:
+            own = [batch_of(self.source, self.runs[run], step) for run in running]
+            self._batch = tuple(torch.stack(parts).to(self.device) for parts in zip(*own, strict=True))
+        self._step, self._running = step, list(running)
+        return self._batch
+
+    def losses(self, network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        """Return the mean loss of every run [R] on its batch."""
+        noisy, texts, clean, noise = batch
+        self._cosines = []
+        self._probing.close()  # left open if the forward pass is repeated because runs have ended
+        if self.signals_every and self._step % self.signals_every == 0:
+            self._probe = self._probing.enter_context(Probe(network, blocks=self._blocks, names=SIGNALS))
+        return flow_losses(network(noisy, texts), clean, noise).mean(-1)
+
+    def ended(self, step: int, running: Sequence[int], losses: Tensor) -> list[int]:
+        """Record losses and TCS of a step, and return the runs that end before its update."""
+        cosines = np.median(torch.stack(self._cosines).double().cpu().numpy(), axis=0)
+        self.rows["tcs_image"][running, step - 1] = cosines
+        self.rows["loss"][running, step - 1] = losses.double().cpu().numpy()
+        self._last[running] = step
+        if step % LABEL_EVERY:
+            return []
+        return [run for run in running if self._has_ended(run, step)]
+
+    def _has_ended(self, run: int, step: int) -> bool:
+        recent = self.rows["tcs_image"][run, max(step - TAIL, 0) : step]
+        losses = self.rows["loss"][run, self.after : step]
+        initial = self.about.get("initial_loss", np.median(losses[:INITIAL_STEPS]))
+        if np.nanmax(recent) < FRONT_COSINE and losses[-1] < DIVERGED * initial:
+            return False  # no label needed, which would be slow to compute
+        onset = training_onset(self._series(run, step, ("loss", "tcs_image")))
+        if onset.step is None:
+            return False
+        return step >= onset.step + TAIL + (WINDOW if onset.kind == "plain_divergence" else 0)
+
+    def updated(self, step: int, running: Sequence[int]) -> None:
+        """Record what is known only after the backward pass or the update."""
+        self._probing.close()
+        if self._probe is not None:
+            for name, values in self._probe.values().items():
+                watched = values[:, list(self._blocks)].reshape(len(running), -1)
+                self.rows[name][running, step - 1] = np.median(watched, axis=1)
+            self._probe = None
+        if self.functional_every and step % self.functional_every == 0:
+            assert self._trunk is not None
+            with torch.no_grad():
+                after = self.optimiser.network.trunk(*self._batch[:2])
+            self.rows["functional_step"][running, step - 1] = displacement(self._trunk, after).cpu().numpy()
+        if step in self.keep_states:
+            for position, run in enumerate(running):
+                self.states[run][step] = self.optimiser.state(position)
+
+    def _series(self, run: int, last: int, names: Sequence[str]) -> xr.Dataset:
+        """Measurements of a run up to the step `last`."""
+        steps = np.arange(self.after + 1, last + 1)
+        rows = {name: ("step", self.rows[name][run, self.after : last]) for name in names}
+        return xr.Dataset(rows, coords={"step": steps}, attrs=self.about)
+
+    def measured(self, run: int, rates: NDArray[np.float64], norms: NDArray[np.float64]) -> Measured:
+        """Collect all measurements of a run.
+
+        Args:
+            run: position of the run in `runs`.
+            rates: learning rates of the run at all steps [N].
+            norms: gradient norms of the run at all steps [N].
+        """
+        series = self._series(run, int(self._last[run]), tuple(self.rows))
+        for name, values in (("rate", rates), ("grad_norm", norms)):
+            series[name] = ("step", values[self.after : int(self._last[run])])
+        return Measured(series=series, onset=training_onset(series), states=self.states[run])
