@@ -2,8 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import BinaryIO
 
 from meanmode.dit.data.images import Images
+from meanmode.sim.store.files import StoreError
+from meanmode.sim.store.regular_files import open_regular, parse_json
+
+LONGEST_LINE = 2**20
+"""Longest line of a file of captions, in bytes."""
+
 
 NO_CAPTION = ""
 """The empty text, which conditions the unconditional velocity."""
@@ -27,19 +34,43 @@ def captions_of(images: Images, spec: str) -> list[str]:
         if not images.classes or None in labels:
             raise ValueError("these images have no classes: give --captions a file, or none")
         return [images.classes[label] for label in labels if label is not None]
-    path, found = Path(spec), {}
+    names = [images.name(index) for index in range(images.size)]
+    path = Path(spec)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would break at other characters
-    except (OSError, UnicodeDecodeError) as error:
+        with open_regular(path) as file:
+            found = _captions(file, path, set(names))
+    except OSError as error:
         raise ValueError(
             f"{path} cannot be read as a file of captions: give a readable file, classes or none"
         ) from error
-    for number, line in enumerate(lines, start=1):
+    except StoreError as error:
+        raise ValueError(f"{error}: give a file of captions, classes or none") from error
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ValueError(
+            f"{path} has no caption for {len(missing)} of {len(names)} images, such as {missing[0]}"
+        )
+    return [found[name] for name in names]
+
+
+def _captions(file: BinaryIO, path: Path, wanted: set[str]) -> dict[str, str]:
+    """Read the captions of the wanted images line by line, so that no other one is held.
+
+    Raises:
+        ValueError: a line is damaged or too long, or gives a wanted image a second caption.
+    """
+    found: dict[str, str] = {}
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"line {number} of {path} is longer than {LONGEST_LINE:,} bytes: shorten it")
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = parse_json(line, f"line {number} of {path}")
             name, text = entry["file_name"], entry["text"]
+            json.dumps(text, ensure_ascii=False).encode()  # a lone surrogate is no character
+        except UnicodeEncodeError as error:
+            raise ValueError(f"line {number} of {path}: its text is not Unicode") from error
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f'line {number} of {path} is not a JSON object with "file_name" and "text"'
@@ -48,11 +79,6 @@ def captions_of(images: Images, spec: str) -> list[str]:
             raise ValueError(f'line {number} of {path}: "file_name" and "text" must be strings')
         if name in found:
             raise ValueError(f"line {number} of {path} is a second caption of {name}: give one per image")
-        found[name] = text
-    names = [images.name(index) for index in range(images.size)]
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise ValueError(
-            f"{path} has no caption for {len(missing)} of {len(names)} images, such as {missing[0]}"
-        )
-    return [found[name] for name in names]
+        if name in wanted:
+            found[name] = text
+    return found

@@ -13,28 +13,22 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.fft import dct
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from meanmode.dit.data.flux2_vae import Flux2VAE
+from meanmode.dit.data.patch_bases import COEFFICIENTS, PATCH, dct_basis, principal_components
 
-PATCH, COEFFICIENTS, MERGED = 8, 32, 2
-"""The geometry of the FLUX.2 VAE: 32 numbers per 8 x 8 pixels, and 2 x 2 such patches per position."""
-
-
-COLOURS = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
-"""Orthonormal colour axes, one per row: luma, red against blue, both against green."""
-
-
-DCT_SPLIT = (26, 4, 2)
-"""Coefficients per colour axis. Of all splits of 32, with frequencies ordered by radius or by sum, this one
-has the smallest loss on the worst of four photographs (30.6 dB; scikit-image's astronaut, chelsea, coffee
-and rocket)."""
+MERGED = 2
+"""Patches per position along each side, as in the FLUX.2 VAE."""
 
 
 CONSTANT = 1e-6
 """Standard deviations up to this are rounding: that of the lowest of 8 bits is a thousand times larger."""
+
+
+SHAPES = {"basis": (3 * PATCH**2, COEFFICIENTS), "centre": (3 * PATCH**2,), "mean": (128,), "std": (128,)}
+"""Shapes of the parameters of a patch codec."""
 
 
 SPECS = "pixels, dct, pca, flux2:PATH, or store:PATH of a latent store"
@@ -133,10 +127,10 @@ class _FittedCodec(_Codec):
         tensors: the fitted arrays, named as in `parameters`.
 
     Raises:
-        ValueError: the names of the arrays are not those in `parameters`.
+        ValueError: the names and shapes of the arrays are not those in `parameters`, or they are not finite.
     """
 
-    parameters: ClassVar[tuple[str, ...]]
+    parameters: ClassVar[Mapping[str, tuple[int, ...]]]
 
     def __init__(self, name: str, colours: int, tensors: Mapping[str, NDArray[Any]]) -> None:
         if set(tensors) != set(self.parameters):
@@ -145,6 +139,11 @@ class _FittedCodec(_Codec):
                 f"got {', '.join(sorted(tensors)) or 'none'}"
             )
         self.name, self.colours = name, colours
+        _check_colours(colours)
+        for part, shape in self.parameters.items():
+            values = tensors[part]
+            if values.shape != shape or values.dtype.kind != "f" or not np.isfinite(values).all():
+                raise ValueError(f"the parameter {part} of the codec {name} is damaged: encode again")
         self._tensors = {part: np.array(tensors[part], np.float64) for part in self.parameters}
         self.digest = _digest({"name": name, "colours": colours}, self._tensors)
 
@@ -165,7 +164,7 @@ class _FittedCodec(_Codec):
 class PixelCodec(_FittedCodec):
     """The pixels, normalised by a single mean and standard deviation (1 if all pixels are equal)."""
 
-    parameters = ("mean", "std")
+    parameters = dict.fromkeys(("mean", "std"), (1,))
     factor = 1
 
     def __init__(self, name: str, colours: int, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -199,9 +198,9 @@ class PatchCodec(_FittedCodec):
     The basis is `dct_basis` for the name dct, and the principal components of the patches for pca.
     """
 
-    parameters = ("basis", "centre", "mean", "std")
     channels = COEFFICIENTS * MERGED**2
     factor = PATCH * MERGED
+    parameters: ClassVar = SHAPES
 
     @classmethod
     def fitted(cls, name: str, images: Float[Tensor, "N K H W"]) -> "_FittedCodec":
@@ -209,7 +208,7 @@ class PatchCodec(_FittedCodec):
         centre = torch.stack([_patches(image).mean((0, 2, 3)) for image in split]).mean(0)[:, None, None]
         if name == "pca":
             apart = ((_patches(image) - centre)[0].flatten(1) for image in split)
-            basis = _principal_components(sum(patches @ patches.mT for patches in apart))
+            basis = principal_components(sum(patches @ patches.mT for patches in apart))
         else:
             basis = torch.from_numpy(dct_basis()).to(images.device)
         values = torch.cat([_coefficients(image, basis, centre) for image in split])
@@ -278,8 +277,7 @@ def fitted_codec(spec: str, images: Float[Tensor, "N K H W"]) -> Codec:
     if spec not in FITTED and not (name == Flux2Codec.name and path):
         raise ValueError(f"codec must be one of {SPECS}, got {spec!r}")
     colours = images.shape[1]
-    if colours not in (1, 3):
-        raise ValueError(f"images must have 1 colour (grey) or 3 (RGB), got {colours}")
+    _check_colours(colours)
     if spec in FITTED:
         _check_images(images, spec, colours, FITTED[spec].factor)
         return FITTED[spec].fitted(spec, images)
@@ -318,33 +316,6 @@ def stored_codec(document: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]
     return codec
 
 
-def dct_basis() -> NDArray[np.float64]:
-    """Orthonormal basis [P, Q] of patches: the lowest 2-D cosines (DCT-II) of each of three colour axes.
-
-    26 of luma, 4 of red against blue, 2 of both against green (`COLOURS`, `DCT_SPLIT`), with frequencies
-    (u, v) ordered by u^2 + v^2, then by u + v, then by u. A patch is [colour, row, column], flattened.
-    """
-    waves = dct(np.eye(PATCH), norm="ortho", axis=0)
-    order = sorted(np.ndindex(PATCH, PATCH), key=lambda at: (at[0] ** 2 + at[1] ** 2, sum(at), at))
-    columns = [
-        np.einsum("k,y,x->kyx", colour, waves[u], waves[v]).ravel()
-        for colour, count in zip(COLOURS, DCT_SPLIT, strict=True)
-        for u, v in order[:count]
-    ]
-    return np.stack(columns, axis=1)
-
-
-def _principal_components(products: Float[Tensor, "P P"]) -> Float[Tensor, "P Q"]:
-    """Leading principal components of centered patches, given their summed outer products.
-
-    The sign is chosen so that the largest entry of each is positive.
-    """
-    basis = torch.linalg.eigh(products).eigenvectors.flip(1)[:, :COEFFICIENTS]
-    # rounded, because the entries of an odd wave agree in pairs up to the last bits
-    largest = basis.abs().round(decimals=6).argmax(0, keepdim=True)
-    return basis * basis.gather(0, largest).sign()
-
-
 def _patches(image: Float[Tensor, "1 K H W"]) -> Float[Tensor, "1 P h w"]:
     """Split an image into patches of 8 x 8 RGB pixels, in float64."""
     return pixel_unshuffle(image.double().expand(-1, 3, -1, -1), PATCH)
@@ -359,6 +330,11 @@ def _coefficients(
 
 def _in_colours(image: Float[Tensor, "1 3 H W"], colours: int) -> Float[Tensor, "1 K H W"]:
     return image if colours == 3 else image.mean(1, keepdim=True)
+
+
+def _check_colours(colours: int) -> None:
+    if colours not in (1, 3):
+        raise ValueError(f"images must have 1 colour (grey) or 3 (RGB), got {colours}")
 
 
 def _divisors(std: Float[Tensor, " C"]) -> Float[Tensor, " C"]:

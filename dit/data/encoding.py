@@ -6,19 +6,21 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from meanmode.dit.config.training_config import at_least
+from meanmode.dit.config.field_ranges import Range, check_fields
+from meanmode.dit.data.bounds import BOUNDS
 from meanmode.dit.data.captions import NO_CAPTION, captions_of
 from meanmode.dit.data.codecs import fitted_codec
 from meanmode.dit.data.images import IMAGES, Images, batch, images_of
 from meanmode.dit.data.latent_store import LatentStore, lay_out_latents
 from meanmode.dit.data.text_encoders import text_encoder
+from meanmode.sim.store.destination import check_writable
 from meanmode.sim.store.files import StoreError, StoreExistsError, check_free
 
 FITTED_ON, FITTED_NUMBERS = 2048, 2**26
@@ -50,11 +52,11 @@ class EncodingConfig:
     codec: str = "dct"
     text: str = "labels"
     captions: str = "classes"
-    side: int | None = None
-    limit: int | None = None
+    side: Annotated[int | None, Range(*BOUNDS["side"])] = None
+    limit: Annotated[int | None, Range(*BOUNDS["limit"])] = None
 
     def __post_init__(self) -> None:
-        at_least(self, {name: 1 for name in ("side", "limit") if getattr(self, name) is not None})
+        check_fields(self)
         kind, colon, path = self.images.partition(":")
         if path and f"{kind}:PATH" in IMAGES:
             # absolute, so that it holds in other working folders; shells expand no ~ after a colon
@@ -86,7 +88,40 @@ def lay_out(config: EncodingConfig, out: Path, *, device: str = "cpu") -> None:
         StoreExistsError: the path already exists.
     """
     check_free(out)
+    check_writable(out)
+    lay_out_latents(out, **_layout(config, images_of(config.images, side=config.side), device))
+
+
+def check(
+    config: EncodingConfig, out: Path, *, resume: bool = False, joins: bool = False, device: str = "cpu"
+) -> Images:
+    """Return the images that `encode` would encode, after every check that it makes before it writes.
+
+    Args:
+        config: what is encoded, and how.
+        out: path of the store.
+        resume: continue an existing store.
+        joins: join an existing store.
+        device: device that encodes.
+
+    Raises:
+        ValueError: as `encode`.
+    """
+    if resume and not out.exists():
+        raise StoreError(f"{out} does not exist: there is nothing to resume")
+    if out.exists() and (resume or joins):
+        store = LatentStore(out)
+        _agree(store, config)
+        return store.images()
+    check_free(out)
+    check_writable(out)
     images = images_of(config.images, side=config.side)
+    _layout(config, images, device)
+    return images
+
+
+def _layout(config: EncodingConfig, images: Images, device: str) -> dict[str, Any]:
+    """Arguments of `lay_out_latents`: everything that the new store says about what it will hold."""
     chosen = config.chosen(images)
     texts = captions_of(images, config.captions)
     distinct = [NO_CAPTION, *sorted({texts[index] for index in chosen} - {NO_CAPTION})]
@@ -96,20 +131,19 @@ def lay_out(config: EncodingConfig, out: Path, *, device: str = "cpu") -> None:
     sample = batch(images, chosen[evenly_spaced(len(chosen), most)]).to(device)
     kind, _, known = config.codec.partition(":")
     codec = LatentStore(Path(known)).codec() if kind == "store" else fitted_codec(config.codec, sample)
-    lay_out_latents(
-        out,
-        latent=tuple(codec.encode(sample[:1]).shape[1:]),
-        text=(max(encoder.lengths(distinct)), encoder.width),
-        captions=distinct,
-        caption_of=np.array([numbers[texts[index]] for index in chosen]),
-        image_of=chosen,
-        codec=codec,
-        text_encoder=encoder,
-        attributes={
+    return {
+        "latent": tuple(codec.encode(sample[:1]).shape[1:]),
+        "text": (max(encoder.lengths(distinct)), encoder.width),
+        "captions": distinct,
+        "caption_of": np.array([numbers[texts[index]] for index in chosen]),
+        "image_of": chosen,
+        "codec": codec,
+        "text_encoder": encoder,
+        "attributes": {
             "encoding": dataclasses.asdict(config),
             "source": {"side": images.side, **images.document()},
         },
-    )
+    }
 
 
 def encode(
@@ -163,8 +197,8 @@ def encode(
 def _agree(store: LatentStore, config: EncodingConfig) -> None:
     """Refuse to continue a store that was begun with another configuration."""
     for name, value in dataclasses.asdict(config).items():
-        if store.encoding[name] != value:
-            raise StoreError(f"{store.path} was begun with {name} {store.encoding[name]}, not {value}")
+        if store.encoding.get(name) != value:
+            raise StoreError(f"{store.path} was begun with {name} {store.encoding.get(name)}, not {value}")
 
 
 class _Work:

@@ -2,7 +2,6 @@
 
 # B batch, H height, W width of an image, C channels, h height, w width of a latent
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from meanmode.dit.data.model_folders import model_config
 from meanmode.sim.store.files import file_digest, first_line
+
+WHAT = "the FLUX.2 VAE"
+
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*.safetensors")
 """Patterns of the weight files that diffusers reads: a single file, or several shards."""
@@ -39,18 +42,19 @@ class Flux2VAE:
     def __init__(self, path: Path) -> None:
         self._network = _read(path)
         # read from the file, since diffusers adds defaults that depend on its version
-        stored = json.loads((path / "config.json").read_text())
-        self.config = {name: value for name, value in stored.items() if name[0] != "_"}
+        stored = model_config(path, WHAT)
+        self.config = {name: value for name, value in stored.items() if not name.startswith("_")}
         self.files = {
             file.name: file_digest(file) for pattern in WEIGHTS for file in sorted(path.glob(pattern))
         }
         config = self._network.config
-        colours, (self._merged, *others) = config["in_channels"], config["patch_size"]
-        if colours != 3 or others != [self._merged]:
+        colours, patch = config["in_channels"], config["patch_size"]
+        if colours != 3 or not isinstance(patch, list | tuple) or list(patch) != [patch[0]] * 2:
             raise ValueError(
                 f"the VAE in {path} must encode RGB and stack square groups of positions, got "
-                f"in_channels {colours} and patch_size {[self._merged, *others]}"
+                f"in_channels {colours} and patch_size {patch}"
             )
+        self._merged = patch[0]
         self.channels = config["latent_channels"] * self._merged**2
         # every block but the last halves the sides
         self.factor = 2 ** (len(config["block_out_channels"]) - 1) * self._merged
@@ -85,7 +89,8 @@ def _read(path: Path) -> Any:
         raise ValueError("the FLUX.2 VAE needs diffusers: pip install '.[eval]'") from error
     # diffusers would take a path that is not a folder for a name on the hub
     if not path.is_dir():
-        raise ValueError(f"folder {path} does not exist: give the folder of the FLUX.2 VAE")
+        raise ValueError(f"folder {path} does not exist: give the folder of {WHAT}")
+    model_config(path, WHAT)
     try:
         network, found = AutoencoderKLFlux2.from_pretrained(
             path, local_files_only=True, use_safetensors=True, output_loading_info=True

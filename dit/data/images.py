@@ -2,10 +2,7 @@
 
 # N images, K colours (1 grey, 3 RGB), H height, W width of an image
 
-import gzip
 import hashlib
-import os
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,11 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from meanmode.sim.store.files import reason
-
-HELD_OUT_EVERY = 10
-"""In sources without their own test set, every tenth image is held out of training."""
-
+from meanmode.dit.data.bounds import BOUNDS
+from meanmode.dit.data.held_out import part_of
+from meanmode.dit.data.idx_files import read_idx
+from meanmode.dit.data.image_folder import ImageFolder
 
 FASHION_CLASSES = (
     *("T-shirt", "trouser", "pullover", "dress", "coat"),
@@ -32,15 +28,16 @@ FASHION_CLASSES = (
 FASHION_FILES = {False: "train", True: "t10k"}
 
 
+LARGEST_PIXELS, LARGEST_LABELS = 3 * 2**28, 2**24
+"""Largest numbers of grey values and labels read from an idx file; EMNIST has 550 million and 700 000."""
+
+
 PHOTOS = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry", "retina", "rocket")
 """The colour photographs that scikit-image ships inside its package."""
 
 
 CROP_STEPS = 4
 """Adjacent crops of a photograph are shifted by their side divided by this number."""
-
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 SIDES = {"photos": 128, "imagefolder": 256}
@@ -144,7 +141,7 @@ def _digits(side: int | None, held_out: bool) -> Images:
     except ImportError as error:
         raise ValueError("the images `digits` need scikit-learn: pip install '.[train]'") from error
     found = load_digits()
-    chosen = _part(len(found.images), held_out)
+    chosen = part_of(len(found.images), held_out)
     return ArrayImages(
         found.images[chosen],
         largest=16,
@@ -153,27 +150,25 @@ def _digits(side: int | None, held_out: bool) -> Images:
         prefix="digits",
         numbers=chosen.tolist(),
         side=side or found.images.shape[-1],
-        document={"digest": _digest(found.images.tobytes(), found.target.tobytes())},
+        document={"digest": _digest(found.images, found.target)},
     )
 
 
-def _part(size: int, held_out: bool) -> NDArray[np.int64]:
-    """Indices of the training images or of the held-out ones."""
-    indices = np.arange(size)
-    return indices[(indices % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out]
-
-
-def _digest(*parts: bytes) -> str:
+def _digest(*parts: NDArray[Any]) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part)
+        digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()
 
 
 def _fashion_mnist(folder: Path, side: int | None, held_out: bool) -> Images:
     first = FASHION_FILES[held_out]
-    pixels = _idx(folder / f"{first}-images-idx3-ubyte.gz", 3)
-    labels = _idx(folder / f"{first}-labels-idx1-ubyte.gz", 1).astype(np.int64)
+    file = folder / f"{first}-images-idx3-ubyte.gz"
+    pixels = read_idx(file, 3, LARGEST_PIXELS)
+    height, width = pixels.shape[1:]
+    if height != width or not height:
+        raise ValueError(f"{file} has images of {height} x {width} pixels: crop or pad them to squares")
+    labels = read_idx(folder / f"{first}-labels-idx1-ubyte.gz", 1, LARGEST_LABELS).astype(np.int64)
     if len(pixels) != len(labels):
         raise ValueError(f"{folder} has {len(pixels)} {first} images but {len(labels)} labels")
     if labels.max(initial=0) >= len(FASHION_CLASSES):
@@ -188,33 +183,8 @@ def _fashion_mnist(folder: Path, side: int | None, held_out: bool) -> Images:
         prefix=first,
         numbers=range(len(pixels)),
         side=side or pixels.shape[-1],
-        document={"path": str(folder), "digest": _digest(pixels.tobytes(), labels.tobytes())},
+        document={"path": str(folder), "digest": _digest(pixels, labels)},
     )
-
-
-def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Read a gzipped idx file: two zero bytes, type 8, dimensions, sizes as big-endian words, values.
-
-    Raises:
-        ValueError: the file is missing or damaged.
-    """
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist: give the folder of the gzipped idx files") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged: it cannot be decompressed") from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({reason(error)})") from error
-    head = 4 * (1 + dimensions)
-    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < head:
-        raise ValueError(f"{path} is not an idx file of bytes in {dimensions} dimensions")
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", dimensions, 4))
-    if len(content) - head != np.prod(shape):
-        raise ValueError(
-            f"{path} is damaged: its header says {shape} but it contains {len(content) - head} bytes"
-        )
-    return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
 
 
 class Photos:
@@ -254,7 +224,7 @@ class Photos:
         return f"{PHOTOS[label]}/{top:04d}-{left:04d}"
 
     def document(self) -> dict[str, Any]:
-        return {"digest": _digest(*(photo.tobytes() for photo in self._photos))}
+        return {"digest": _digest(*self._photos)}
 
 
 def _photographs() -> list[NDArray[np.uint8]]:
@@ -273,71 +243,6 @@ def _crops(height: int, width: int, side: int, held_out: bool) -> Iterator[tuple
     for top in range(0, height - side + 1, step):
         for left in columns:
             yield top, left
-
-
-class ImageFolder:
-    """Images in a folder and its sub-folders, sorted by path, cropped to a square and resized to one side.
-
-    Classes are the names of the sub-folders that directly contain images, provided that every image is in a
-    sub-folder. The central square of an image is taken, as for class-conditional ImageNet, and scaled by a
-    bicubic filter whose support grows with the reduction. The digest covers paths and file sizes, not file
-    contents, since reading those would take longer than encoding.
-
-    Raises:
-        ValueError: the folder is missing or contains no images.
-    """
-
-    colours = 3
-
-    def __init__(self, folder: Path, side: int, held_out: bool) -> None:
-        if not folder.is_dir():
-            raise ValueError(f"{folder} is not a folder: give the folder of the images")
-        paths = sorted(
-            Path(parent, name).relative_to(folder)
-            for parent, _, names in os.walk(folder, followlinks=True)  # class folders are often links
-            for name in names
-            if Path(name).suffix.lower() in SUFFIXES
-        )
-        if not paths:
-            raise ValueError(f"{folder} contains no images ({', '.join(SUFFIXES)})")
-        parents = [path.parent.as_posix() for path in paths]
-        self.classes = () if "." in parents else tuple(sorted(set(parents)))
-        labels = {name: label for label, name in enumerate(self.classes)}
-        chosen = _part(len(paths), held_out)
-        self._folder, self.side, self.size = folder, side, len(chosen)
-        self._paths = [paths[index] for index in chosen]
-        self._labels = [labels.get(parents[index]) for index in chosen]
-        listing = [f"{path.as_posix()} {(folder / path).stat().st_size}\n".encode() for path in paths]
-        self._document = {"path": str(folder), "digest": _digest(*listing)}
-
-    def image(self, index: int) -> Float[Tensor, "K H W"]:
-        from PIL import Image
-
-        path = self._folder / self._paths[index]
-        try:
-            with Image.open(path) as found:
-                if found.mode.startswith(("I", "F")):
-                    raise ValueError(
-                        f"it has more than 8 bits per value (mode {found.mode}): convert it to 8 bits"
-                    )
-                picture = found.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path} is not a readable image: {error}") from error
-        short = min(picture.size)
-        left, top = ((size - short) // 2 for size in picture.size)
-        square = picture.crop((left, top, left + short, top + short))
-        if short != self.side:
-            square = square.resize((self.side, self.side), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(square, np.float32)).permute(2, 0, 1) / 255
-
-    def label(self, index: int) -> int | None:
-        return self._labels[index]
-
-    def name(self, index: int) -> str:
-        return self._paths[index].as_posix()
-
-    def document(self) -> dict[str, Any]:
-        return self._document
 
 
 IMAGES = ("digits", "fashion-mnist:PATH", "photos", "imagefolder:PATH")
@@ -360,8 +265,9 @@ def images_of(spec: str, *, side: int | None = None, held_out: bool = False) -> 
     kind, _, path = spec.partition(":")
     if spec not in IMAGES and (f"{kind}:PATH" not in IMAGES or not path):
         raise ValueError(f"unknown images {spec!r}: choose from {', '.join(IMAGES)}")
-    if side is not None and side < 1:
-        raise ValueError(f"side must be at least 1, got {side}")
+    least, most = BOUNDS["side"]
+    if side is not None and not least <= side <= most:
+        raise ValueError(f"side must be from {least} to {most}, got {side}")
     match kind:
         case "digits":
             found = _digits(side, held_out)

@@ -25,12 +25,10 @@ from meanmode.sim.store.files import (
     add_array,
     check_free,
     chunk_path,
-    find_arrays,
-    json_attribute,
-    open_kind,
     put_in_place,
     write_chunk,
 )
+from meanmode.sim.store.opening import find_arrays, json_attribute, open_kind
 from meanmode.sim.store.provenance import provenance
 from meanmode.sim.store.sharded_rows import ShardedRows, add_sharded
 
@@ -44,13 +42,17 @@ LARGEST_SHARD, SMALLEST_SHARD, SHARDS = 1024, 64, 64
 TODO, DONE = 0, 1
 
 
-NEEDED = {
-    "encoding": ("images",),
-    "source": ("side", "digest"),
-    "codec": ("name", "digest"),
-    "text_encoder": ("name", "digest"),
+NEEDED: dict[str, dict[str, type]] = {
+    "encoding": {"images": str},
+    "source": {"side": int, "digest": str},
+    "codec": {"name": str, "digest": str, "colours": int},
+    "text_encoder": {"name": str, "digest": str},
 }
-"""Attributes that every store must have, and the keys that each must contain."""
+"""Attributes that every store must have, and the keys that each must contain, with their types."""
+
+
+DIMENSIONS = {"latents": 4, "texts": 3, "caption_of": 1, "image_of": 1, "captions": 1, "status": 1}
+"""Arrays that every store must have, and their numbers of dimensions."""
 
 
 CODEC_ARRAY = "codec_"
@@ -173,11 +175,13 @@ class LatentStore:
         self.path = path
         self._codec: Codec | None = None
         self.group = open_kind(path, mode, KIND)
-        names = ("latents", "texts", "caption_of", "image_of", "captions", "status")
-        self.arrays = find_arrays(self.group, path, names)
+        self.arrays = find_arrays(self.group, path, DIMENSIONS)
         found = {name: json_attribute(self.group, path, name, dict) for name in NEEDED}
         lacking = [
-            f"{name}: {key}" for name, keys in NEEDED.items() for key in keys if key not in found[name]
+            f"{name}: {key}"
+            for name, keys in NEEDED.items()
+            for key, kind in keys.items()
+            if type(found[name].get(key)) is not kind
         ]
         if lacking or "digest" not in self.group.attrs:
             raise StoreError(f"{path} is damaged: its attributes lack {(*lacking, 'digest')[0]}")
@@ -186,12 +190,41 @@ class LatentStore:
         self.codec_document: dict[str, Any] = found["codec"]
         self.text_document: dict[str, Any] = found["text_encoder"]
         self.digest = str(self.group.attrs["digest"])
+        self._check_shapes()
         try:
             self.caption_of = np.asarray(self.arrays["caption_of"][:], np.int64)
             self.image_of = np.asarray(self.arrays["image_of"][:], np.int64)
             self.captions = tuple(str(text) for text in np.asarray(self.arrays["captions"][:]))
         except UNREADABLE as error:
             raise StoreError(f"{path} is damaged: its captions cannot be read") from error
+        for name, indices, most in (
+            ("caption_of", self.caption_of, len(self.captions)),
+            ("image_of", self.image_of, np.iinfo(np.int32).max),
+        ):
+            if not ((indices >= 0) & (indices < most)).all():
+                raise StoreError(f"{path} is damaged: {name} holds numbers of nothing")
+
+    def _check_shapes(self) -> None:
+        """Refuse arrays whose shapes contradict each other.
+
+        Raises:
+            StoreError: the store is damaged.
+        """
+        shapes = {name: array.shape for name, array in self.arrays.items()}
+        wrong = [
+            name for name, count in DIMENSIONS.items() if len(shapes[name]) != count or 0 in shapes[name]
+        ]
+        if not wrong:
+            samples, captions = shapes["caption_of"][0], shapes["captions"][0]
+            counts = {"latents": samples, "image_of": samples, "texts": captions, "status": len(self.parts)}
+            wrong = [name for name, count in counts.items() if shapes[name][0] != count]
+        if not wrong and shapes["latents"][2] != shapes["latents"][3]:
+            wrong = ["latents"]
+        if wrong:
+            raise StoreError(
+                f"{self.path} is damaged: {wrong[0]} has the shape {shapes[wrong[0]]}, which does not fit "
+                "the other arrays"
+            )
 
     @cached_property
     def caption_indices(self) -> dict[str, int]:
@@ -259,11 +292,12 @@ class LatentStore:
             ValueError: the codec keeps its weights outside the store, and they are missing or have changed.
         """
         if self._codec is None:
-            tensors = {
-                name.removeprefix(CODEC_ARRAY): np.asarray(array[...])
-                for name, array in self.group.arrays()
-                if name.startswith(CODEC_ARRAY)
-            }
+            try:
+                names = [name for name in self.group.array_keys() if name.startswith(CODEC_ARRAY)]
+                found = find_arrays(self.group, self.path, names)
+                tensors = {name.removeprefix(CODEC_ARRAY): np.asarray(of[...]) for name, of in found.items()}
+            except UNREADABLE as error:
+                raise StoreError(f"{self.path} is damaged: its codec cannot be read") from error
             self._codec = stored_codec(self.codec_document, tensors)
         return self._codec
 
@@ -286,6 +320,6 @@ class LatentStore:
             images = images_of(spec, side=side)
         except ValueError as error:
             raise ValueError(f"the images that {self.path} was made from are missing: {error}") from error
-        if {"side": side, **images.document()} != self.source:
+        if {"side": side, **images.document()} != self.source or self.image_of.max() >= images.size:
             raise ValueError(f"the images {spec} have changed since {self.path} was made from them")
         return images_of(spec, side=side, held_out=True) if held_out else images

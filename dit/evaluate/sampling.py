@@ -6,15 +6,16 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from meanmode.dit.config.training_config import at_least
-from meanmode.dit.model.flow import euler_states, random_stream, shifted_time
+from meanmode.dit.config.field_ranges import Range, check_fields
+from meanmode.dit.data.bounds import BOUNDS, GUIDANCE, TIME_SHIFT
+from meanmode.dit.model.flow import euler_states, random_stream
 from meanmode.dit.model.network import DiT
 
 if TYPE_CHECKING:
@@ -27,6 +28,14 @@ SAMPLING_STREAM = 2
 
 TILE_PIXELS = 64
 """Approximate side of a sample in the figure."""
+
+
+LARGEST_FIGURE = 2**16 - 1
+"""Largest width and height of a figure in pixels."""
+
+
+MARGIN = 2000
+"""Pixels of a figure that are left to labels and caption."""
 
 
 MINIMAL_PIXELS = 320
@@ -49,18 +58,15 @@ class SamplingConfig:
         ValueError: a value is out of range.
     """
 
-    each: int = 8
-    steps: int = 25
-    cfg_scale: float = 2.0
-    time_shift: float = 4.0
-    seed: int = 0
-    batch: int = 64
+    each: Annotated[int, Range(*BOUNDS["each"])] = 8
+    steps: Annotated[int, Range(*BOUNDS["steps"])] = 25
+    cfg_scale: Annotated[float, Range(*GUIDANCE)] = 2.0
+    time_shift: Annotated[float, Range(*TIME_SHIFT)] = 4.0
+    seed: Annotated[int, Range(*BOUNDS["seed"])] = 0
+    batch: Annotated[int, Range(*BOUNDS["batch"])] = 64
 
     def __post_init__(self) -> None:
-        at_least(self, {"each": 1, "steps": 1, "seed": 0, "batch": 1})
-        if not math.isfinite(self.cfg_scale):
-            raise ValueError(f"cfg_scale must be finite, got {self.cfg_scale}")
-        shifted_time(1.0, self.time_shift)
+        check_fields(self)
 
     def evaluations(self, conditions: int) -> int:
         """Total number of Euler steps over all batches."""
@@ -118,6 +124,29 @@ def draw_samples(
     return torch.cat(done).unflatten(0, (len(prompts), config.each))
 
 
+def check_figure(rows: int, each: int, side: int) -> None:
+    """Refuse more samples than `samples_figure` can draw, before they are computed.
+
+    Args:
+        rows: number of conditions.
+        each: number of samples per condition.
+        side: height and width of a sample in values.
+
+    Raises:
+        ValueError: the figure would be too large.
+    """
+    tile = (side + 1) * _scale(side)
+    for count, what in ((each, "samples side by side"), (rows, "rows of samples")):
+        most = (LARGEST_FIGURE - MARGIN) // tile
+        if count > most:
+            raise ValueError(f"a figure has room for at most {most} {what} of side {side}, got {count:,}")
+
+
+def _scale(side: int) -> int:
+    """Pixels of the figure per value, along each side."""
+    return max(1, round(TILE_PIXELS / side))
+
+
 def samples_figure(
     images: Float[Tensor, "K E H W *rgb"], labels: Sequence[str], caption: str = ""
 ) -> "Figure":
@@ -131,7 +160,7 @@ def samples_figure(
     from matplotlib.figure import Figure
 
     height, width = images.shape[2:4]
-    scale, font, gap = max(1, round(TILE_PIXELS / width)), 6, 1
+    scale, font, gap = _scale(width), 6, 1
     dpi = 128  # a power of two, so that sizes in inches convert exactly to whole pixels
     margins = [(0, 0), (0, 0), (0, gap), (0, gap), *[(0, 0)] * (images.ndim - 4)]
     tiles = np.pad(images.numpy(), margins, constant_values=1.0)

@@ -20,7 +20,8 @@ from meanmode.dit.data.sources import CLASSES, Digits, Source, source_of
 from meanmode.dit.data.text_encoders import text_encoder
 from meanmode.dit.model.network import DiT
 from meanmode.dit.model.published import load_published
-from meanmode.dit.train.checkpoints import find_checkpoint, load_network, notes_of
+from meanmode.dit.train.checkpoint_files import notes_of
+from meanmode.dit.train.checkpoints import find_checkpoint, load_network
 
 DECODED_AT_ONCE = 64
 """Latents decoded together."""

@@ -4,6 +4,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor
 from meanmode.dit.config.architecture import DiTConfig
 from meanmode.dit.config.presets import PRESETS
 from meanmode.dit.model.network import DiT, new_block
-from meanmode.sim.store.files import reason
+from meanmode.sim.store.files import partial_path, reason
+from meanmode.sim.store.regular_files import open_regular
 
 HEAD_WIDTH = 128
 """Features per head of the published networks; it cannot be inferred from the shapes."""
@@ -25,6 +27,11 @@ PATCHES, CONTEXT = "patch_embed.patch_proj.weight", "context_proj.weight"
 
 INPUT_NORMS = ("norm_img_input.weight", "norm_text_input.weight")
 """Buffers of ones, because the norms of the embedded tokens have no learned scale."""
+
+
+ONES = re.compile(r"blocks\.\d+\.(.+\.qk_norm\.(query|key)_norm|fused_mvsplit_norm[12])\.weight")
+"""Further weights, which checkpoints hold that were saved without Triton: its norms have none, and those that
+take their place start from ones and were trained as well."""
 
 
 MERGES = {"merge_attn": "fused_mvsplit_norm1", "merge_ffn": "fused_mvsplit_norm2"}
@@ -74,7 +81,8 @@ def load_published(
         raise ValueError(f"dtype must be a floating type of at least 16 bits, got {dtype}")
     in_memory = isinstance(source, Mapping)
     where = "the state dict" if in_memory else str(source)
-    tensors = _flat(source if isinstance(source, Mapping) else _read(Path(source)), where)
+    stored = source if isinstance(source, Mapping) else _read(Path(source))
+    tensors = _without_ones(_flat(stored, where), where)
     network = _unfilled(_config_of(tensors, config, where))
     expected = _expected(network)
     _check(tensors, expected, where, guessed=config is None)
@@ -154,6 +162,29 @@ def _flat(found: Any, where: str) -> dict[str, Any]:
     ):
         flat = {name.removeprefix(common[0]): value for name, value in flat.items()}
     return flat
+
+
+def _without_ones(tensors: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Drop the weights of norms that the published network does not have; ones change nothing.
+
+    Raises:
+        ValueError: such a weight is not all ones, so that the network is another function.
+    """
+    extra = {name: tensor for name, tensor in tensors.items() if ONES.fullmatch(name)}
+    scaled = [
+        name for name, tensor in extra.items() if not isinstance(tensor, Tensor) or not _is_ones(tensor)
+    ]
+    if scaled:
+        raise ValueError(
+            f"{where} was saved where Triton was absent, and training has changed the scales of its norms in "
+            f"{_listed(scaled)}: the norms of this network have no scale and cannot compute the same function"
+        )
+    return {name: tensor for name, tensor in tensors.items() if name not in extra}
+
+
+def _is_ones(tensor: Tensor) -> bool:
+    usable = tensor.dtype in DTYPES and tensor.layout == torch.strided and not tensor.is_meta
+    return usable and tensor.ndim == 1 and bool((tensor == 1).all())
 
 
 def _config_of(tensors: Mapping[str, Any], config: DiTConfig | None, where: str) -> DiTConfig:
@@ -255,8 +286,15 @@ def _read(path: Path) -> Any:
     Raises:
         ValueError: the file is missing or cannot be read.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} is a folder: name the file" if path.is_dir() else f"{path} does not exist")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name the file")
+    try:
+        with open_regular(path):
+            pass
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({reason(error)})") from error
     try:
         if path.suffix == SAFETENSORS:
             return _safetensors().load_file(path)
@@ -278,7 +316,7 @@ def _write(state: Mapping[str, Tensor], path: Path) -> None:
         raise ValueError(f"a checkpoint must end in {SAFETENSORS} or {TORCH}, got {path.name!r}")
     if not path.parent.is_dir():
         raise ValueError(f"{path} cannot be written: {path.parent} is not a folder")
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
     try:
         if path.suffix == SAFETENSORS:
             _safetensors().save_file(dict(state), partial, metadata={"format": "pt"})

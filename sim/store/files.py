@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import struct
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from zarr.abc.buffer import Buffer
 from zarr.codecs import BytesCodec, Endian, ZstdCodec
 from zarr.core.metadata import ArrayV3Metadata
 
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
+UNREADABLE = (
+    *(OSError, ValueError, LookupError, TypeError, RuntimeError),
+    *(AttributeError, ArithmeticError, AssertionError, struct.error),
+)
 """What Zarr and its codecs raise on missing metadata and damaged bytes."""
 
 
@@ -67,25 +71,6 @@ def check_free(path: Path) -> None:
     """
     if path.exists():
         raise StoreExistsError(f"{path} already exists: pass --resume to continue it, or another --out")
-
-
-def check_writable(path: Path) -> None:
-    """Refuse a path that nothing can be written to, before any work is spent on its content.
-
-    The nearest folder that exists is tried with a folder that is removed at once.
-
-    Raises:
-        StoreError: a read-only, full or missing file system, or a file where a folder should be.
-    """
-    folder = path.absolute().parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    trial = folder / f".{uuid.uuid4().hex}.partial"
-    try:
-        trial.mkdir()
-        trial.rmdir()
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written ({reason(error)}): choose another --out") from error
 
 
 def put_in_place(files: Mapping[str, Buffer], path: Path) -> None:

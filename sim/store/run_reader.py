@@ -24,7 +24,7 @@ ROWS = "rows"
 
 
 LOGGED_NAN = "logged_nan"
-"""Attribute of a variable that was logged as NaN: JSON of the first and last step of every stretch of rows."""
+"""Attribute of a variable that was logged as NaN: first and last step of every stretch of rows, as JSON."""
 
 
 def find_run(path: str | Path) -> Path:
@@ -70,7 +70,7 @@ def open_logged(path: Path, mode: Any) -> tuple[zarr.Group, range]:
 
 
 def row_indices(group: zarr.Group, path: Path, steps: range) -> range:
-    """Indices of the rows that hold the logged steps; step s is row s - 1 unless the store has an index of its own.
+    """Indices of the rows that hold the logged steps: s - 1 for step s, unless only some steps have a row.
 
     Raises:
         StoreError: the number of rows is damaged.

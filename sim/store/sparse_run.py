@@ -69,20 +69,7 @@ def write_sparse_run(
         "variables": json.dumps(list(variables)),
         "events": "[]",
     }
-    coords = {
-        name: (name, column(values), DIMENSIONS[name].attributes())
-        for name, values in {"step": steps, **sizes}.items()
-    }
-    files: dict[str, Buffer] = {}
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        xr.Dataset(coords=coords, attrs={**attributes, **own}).to_zarr(
-            MemoryStore(files),
-            mode="w",
-            consolidated=False,
-            zarr_format=3,
-            encoding={"step": {"chunks": (len(steps),)}},
-        )
-    write_files(files, path)
+    _write_coordinates(path, {"step": steps} | dict(sizes), {**attributes, **own})
     group = zarr.open_group(path, mode="r+")
     for name, (given, rows) in variables.items():
         shape = (len(steps), *(len(sizes[dim]) for dim in given.dims))
@@ -93,6 +80,21 @@ def write_sparse_run(
         dtype, dims = "float32" if given.dims else "float64", ("step", *given.dims)
         array = add_array(group, name, shape, dtype, np.nan, dims, described, rows=per_chunk)
         _write_chunks(path, array, rows)
+
+
+def _write_coordinates(path: Path, values: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+    """Write the group with its attributes and coordinates."""
+    coords = {name: (name, column(of), DIMENSIONS[name].attributes()) for name, of in values.items()}
+    files: dict[str, Buffer] = {}
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        xr.Dataset(coords=coords, attrs=attributes).to_zarr(
+            MemoryStore(files),
+            mode="w",
+            consolidated=False,
+            zarr_format=3,
+            encoding={"step": {"chunks": (len(values["step"]),)}},
+        )
+    write_files(files, path)
 
 
 def _write_chunks(path: Path, array: zarr.Array[Any], rows: Rows) -> None:

@@ -1,12 +1,13 @@
 """`mms encode`: encode images and captions into a latent store."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import click
 
+from meanmode.dit.data.bounds import BOUNDS
 from meanmode.sweeps.cli.options import check_device, shard_option, show_json
+from meanmode.sweeps.cli.progress_bar import ProgressBar
 
 
 @click.command()
@@ -36,12 +37,12 @@ from meanmode.sweeps.cli.options import check_device, shard_option, show_json
 )
 @click.option(
     "--side",
-    type=click.IntRange(min=1),
+    type=click.IntRange(*BOUNDS["side"]),
     help="Height and width of the images in pixels.  [default: that of the source; photos 128, a folder 256]",
 )
 @click.option(
     "--limit",
-    type=click.IntRange(min=1),
+    type=click.IntRange(*BOUNDS["limit"]),
     help="Largest number of images to encode, evenly spaced.  [default: all]",
 )
 @click.option("--device", default="cpu", show_default=True, help="Torch device that encodes.")
@@ -66,33 +67,25 @@ def encode(
     Held-out images (Fashion-MNIST's test set, the right part of every photograph, every tenth image of the
     other sources) are reserved for `mms evaluate`.
     """
-    from tqdm import tqdm
-
-    from meanmode.dit.data.encoding import EncodingConfig
+    from meanmode.dit.data.encoding import EncodingConfig, check
     from meanmode.dit.data.encoding import encode as fill
-    from meanmode.dit.data.images import images_of
     from meanmode.sweeps.engine.shards import Shard
 
     check_device(device)
     share = None if shard is None else Shard.parse(shard)
     config = EncodingConfig(images=images, codec=codec, text=text, captions=captions, side=side, limit=limit)
     if dry_run:
-        found = images_of(images, side=side)
+        found = check(config, out, resume=resume, joins=share is not None, device=device)
         sizes = {"samples": len(config.chosen(found)), "side": found.side, "colours": found.colours}
         show_json({**dataclasses.asdict(config), **sizes, "out": str(out), "shard": shard})
         return
-    with tqdm(desc=out.name, unit="shard", file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
-
-        def shard_done(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with ProgressBar(out.name, "shard") as bar:
         fill(
             config,
             out,
             resume=resume,
             share=None if share is None else (share.index, share.count),
             device=device,
-            shard_done=shard_done,
+            shard_done=bar.reached,
         )
     click.echo(out)

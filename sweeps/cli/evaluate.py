@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meanmode.dit.data.bounds import BOUNDS
 from meanmode.sweeps.cli.options import CommaList, json_option, show_json
-from meanmode.sweeps.cli.sampling_options import SubjectOptions, progress, subject_options, tell
+from meanmode.sweeps.cli.progress_bar import ProgressBar
+from meanmode.sweeps.cli.sampling_options import SubjectOptions, subject_options, tell
 
 if TYPE_CHECKING:
     from meanmode.dit.evaluate.evaluation import EvaluationConfig
@@ -19,14 +21,14 @@ if TYPE_CHECKING:
 @subject_options
 @click.option(
     "--samples",
-    type=click.IntRange(min=3),
+    type=click.IntRange(*BOUNDS["samples"]),
     default=500,
     show_default=True,
     help="Number of samples, and of real images judged for comparison.",
 )
 @click.option(
     "--reference",
-    type=click.IntRange(min=3),
+    type=click.IntRange(*BOUNDS["reference"]),
     default=5000,
     show_default=True,
     help="Largest number of training images that everything is compared with.",
@@ -76,6 +78,7 @@ def evaluate(
     include extractor, number of images, steps and guidance: compare only numbers that share them.
     """
     from meanmode.dit.evaluate.evaluation import EvaluationConfig
+    from meanmode.sim.store.destination import check_writable
     from meanmode.sim.store.provenance import provenance
 
     if probe is None and blocks is not None:
@@ -87,6 +90,8 @@ def evaluate(
         raise ValueError(
             f"{options.path} is a weight file, which has no data to compare with: give a run or a checkpoint"
         )
+    if not cache.is_dir():
+        check_writable(cache)
     subject = options.open()
     if probe is None:
         config = EvaluationConfig(samples=samples, reference=reference, untrained=untrained)
@@ -117,8 +122,8 @@ def _metrics(
     from meanmode.dit.evaluate.features import extractor
 
     network = extractor(spec, device=device)
-    with progress(steps_of(config, sampling), "steps") as bar:
-        rows = judge(subject, network, config, sampling, cache=cache, tell=tell, step_done=bar.update)
+    with ProgressBar("steps", "step", steps_of(config, sampling)) as bar:
+        rows = judge(subject, network, config, sampling, cache=cache, tell=tell, step_done=bar.advance)
     compared = len(reference_images(subject, config))
     return {
         "said": f"against {compared} training images",
@@ -141,7 +146,7 @@ def _probed(
     networks = {"trained": subject.network, "untrained": untrained_network(subject)}
     rows: list[dict[str, Any]] = []
     total = len(networks) * -(-images * TIMES_EACH // sampling.batch)
-    with progress(total, "batches") as bar:
+    with ProgressBar("batches", "batch", total) as bar:
         for name, network in networks.items():
             probe = probe_timestep(
                 network,
@@ -150,7 +155,7 @@ def _probed(
                 seed=sampling.seed,
                 blocks=blocks,
                 batch=sampling.batch,
-                step_done=bar.update,
+                step_done=bar.advance,
             )
             document = probe.document()
             rows += [{"network": name, **row} for row in document.pop("rows")]

@@ -44,14 +44,16 @@ def figures(names: tuple[str, ...], data: Path, out: Path) -> None:
 def demo(ctx: click.Context, out: Path) -> None:
     """Run the whole chain at a small size on a CPU: prove, sweep, compare, draw."""
     from meanmode.paper_figs.all_figures import draw_figures
+    from meanmode.sim.store.destination import check_writable
     from meanmode.sweeps.engine.execution import run_sweep
     from meanmode.sweeps.named.demo import DEMO_WORKERS, demo_sweep
     from meanmode.sweeps.studies.comparison import compare as compare_stores
 
+    store = out / "collapse_front.zarr"
+    check_writable(store)
     proofs = [stated.prove() for stated in LAWS.values()]
     failed = [proof.tag for proof in proofs if not proof.proved]
     click.echo(f"{len(proofs) - len(failed)} of {len(proofs)} laws proved for every size: {', '.join(LAWS)}")
-    store = out / "collapse_front.zarr"
     run_sweep(demo_sweep(), store, resume=True, workers=DEMO_WORKERS)
     show_comparison(compare_stores([store]))
     for path in draw_figures((), out, out):

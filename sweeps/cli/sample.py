@@ -1,14 +1,17 @@
 """`mms sample`: draw samples of a trained network into a picture."""
 
 import dataclasses
+import io
 import json
 import textwrap
 from pathlib import Path
 
 import click
 
+from meanmode.dit.data.bounds import BOUNDS
 from meanmode.sweeps.cli.options import CommaList
-from meanmode.sweeps.cli.sampling_options import SubjectOptions, progress, subject_options, tell
+from meanmode.sweeps.cli.progress_bar import ProgressBar
+from meanmode.sweeps.cli.sampling_options import SubjectOptions, subject_options, tell
 
 ROWS = 10
 """Number of captions drawn by default."""
@@ -36,7 +39,11 @@ SHOWN = 32
     "--prompt", "prompts", multiple=True, help="Caption to draw, one row each; may be given several times."
 )
 @click.option(
-    "--each", type=click.IntRange(min=1), default=8, show_default=True, help="Number of samples per row."
+    "--each",
+    type=click.IntRange(*BOUNDS["each"]),
+    default=8,
+    show_default=True,
+    help="Number of samples per row.",
 )
 @click.option(
     "--text",
@@ -62,7 +69,11 @@ def sample(
     The network is the last checkpoint of a RUN, a single CHECKPOINT, or a WEIGHTS file with the published
     names.
     """
-    from meanmode.dit.evaluate.sampling import draw_samples, samples_figure
+    import torch
+
+    from meanmode.dit.evaluate.sampling import check_figure, draw_samples, samples_figure
+    from meanmode.sim.store.destination import check_writable
+    from meanmode.sim.store.files import write_whole
     from meanmode.sim.store.provenance import provenance
 
     config = options.sampling(each)
@@ -70,19 +81,23 @@ def sample(
         raise ValueError(f"samples are written as PNG: give an --out that ends in .png, not {out}")
     if classes is not None and prompts:
         raise click.UsageError("--classes selects training captions and --prompt gives others: use only one")
+    if out.exists() and not out.is_file():
+        raise ValueError(f"{out} is not a file: choose another --out")
+    check_writable(out)
     subject = options.open(text=text, codec=codec)
     rows = list(prompts) or _captions(subject.captions, classes, options.path)
     labels = list(range(len(rows))) if prompts or classes is None else list(classes)
     texts, empty_text = subject.texts(rows)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with progress(config.evaluations(len(rows)), "steps") as bar:
+    sizes = subject.network.config
+    nothing = torch.zeros(1, sizes.channels, sizes.side, sizes.side)
+    check_figure(len(rows), each, subject.pictures(nothing).shape[-1])
+    with ProgressBar("steps", "step", config.evaluations(len(rows))) as bar:
         samples = draw_samples(
-            subject.network, texts, empty_text, config, labels=labels, step_done=bar.update
+            subject.network, texts, empty_text, config, labels=labels, step_done=bar.advance
         )
     broken = int((~samples.flatten(2).isfinite().all(-1)).sum())
     if broken:
         tell(f"{broken} of {len(rows) * each} samples are not finite")
-    sizes = subject.network.config
     caption = (
         f"{subject.name}: {sizes.depth} blocks, width {sizes.width}, {sizes.image_tokens} tokens, "
         f"{sizes.merge}; {config.steps} Euler steps, guidance {config.cfg_scale:g}, "
@@ -92,7 +107,10 @@ def sample(
     figure = samples_figure(subject.pictures(samples).movedim(2, -1), shown, caption)
     settings = {"sampling": dataclasses.asdict(config), "captions": rows}
     described = json.dumps({**settings, **subject.document, **provenance()})
-    figure.savefig(out, metadata={"Description": described})
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Description": described})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, content.getvalue())
     click.echo(out)
 
 

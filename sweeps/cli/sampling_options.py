@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meanmode.dit.data.bounds import BOUNDS, GUIDANCE, TIME_SHIFT
 from meanmode.sweeps.cli.options import check_device
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from meanmode.dit.evaluate.sampling import SamplingConfig
     from meanmode.dit.evaluate.subject import Subject
 
@@ -21,23 +20,35 @@ OPTIONS = (
     click.argument("path", metavar="RUN|CHECKPOINT|WEIGHTS", type=click.Path(path_type=Path)),
     click.option(
         "--steps",
-        type=click.IntRange(min=1),
+        type=click.IntRange(*BOUNDS["steps"]),
         default=25,
         show_default=True,
         help="Number of Euler steps (NFE, not counting guidance).",
     ),
     click.option(
-        "--cfg-scale", type=float, default=2.0, show_default=True, help="Guidance scale; 1 disables guidance."
+        "--cfg-scale",
+        type=click.FloatRange(*GUIDANCE),
+        default=2.0,
+        show_default=True,
+        help="Guidance scale; 1 disables guidance.",
     ),
     click.option(
-        "--time-shift", type=float, default=4.0, show_default=True, help="Shift of the sampling times."
+        "--time-shift",
+        type=click.FloatRange(*TIME_SHIFT),
+        default=4.0,
+        show_default=True,
+        help="Shift of the sampling times.",
     ),
     click.option(
-        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the noise."
+        "--seed",
+        type=click.IntRange(*BOUNDS["seed"]),
+        default=0,
+        show_default=True,
+        help="Seed of the noise.",
     ),
     click.option(
         "--batch",
-        type=click.IntRange(min=1),
+        type=click.IntRange(*BOUNDS["batch"]),
         default=64,
         show_default=True,
         help="Number of samples computed together.",
@@ -117,10 +128,3 @@ def tell(sentence: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(f"mms: {sentence}", file=sys.stderr)
-
-
-def progress(total: int, unit: str) -> "tqdm[Any]":
-    """A progress bar on stderr that disappears when it is closed."""
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=unit, file=sys.stderr, dynamic_ncols=True, leave=False)

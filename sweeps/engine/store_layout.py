@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from meanmode.sim.store.files import StoreError, StoreExistsError, check_writable
+from meanmode.sim.store.destination import check_writable
+from meanmode.sim.store.files import StoreError, StoreExistsError
 from meanmode.sim.store.provenance import provenance
 from meanmode.sim.store.sweep_store import create_sweep, open_group
 from meanmode.sweeps.engine.plan import Plan, digest

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from meanmode.dit.config.presets import PRESETS
-from meanmode.dit.data.codecs import PatchCodec, dct_basis
+from meanmode.dit.data.codecs import PatchCodec
 from meanmode.dit.data.latent_store import LatentStore, lay_out_latents
 from meanmode.dit.data.latents import with_data
+from meanmode.dit.data.patch_bases import dct_basis
 from meanmode.dit.data.text_encoders import text_encoder
 from meanmode.dit.train.trainer import Trainer
 from meanmode.sim.store.run_reader import open_run

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from meanmode.dit.data.captions import captions_of
-from meanmode.dit.data.images import HELD_OUT_EVERY, Images, batch, images_of
+from meanmode.dit.data.held_out import HELD_OUT_EVERY
+from meanmode.dit.data.images import Images, batch, images_of
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 """Folder of Debian's package dataset-fashion-mnist."""

@@ -277,7 +277,7 @@ def of_another_kind(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (without_config, "^no language model can be loaded from .*: "),
+        (without_config, "has no config.json: give the folder of a language model$"),
         (torn, "^no language model can be loaded from .*: "),
         (without_a_weight, r"lacks 1 weights of its model, such as layers\.1\.self_attn\.q_proj\.weight$"),
         (without_end, "has neither a padding token nor an end token$"),

@@ -143,7 +143,7 @@ def test_a_key_stands_for_the_set_and_the_order_of_its_images() -> None:
         ("vgg", "unknown feature extractor 'vgg': choose from effnet-lite0, inception:PATH"),
         ("inception", "unknown feature extractor 'inception'"),
         ("inception:absent.pt", "absent.pt cannot be read: No such file"),
-        ("inception:.", "cannot be read: Is a directory"),
+        ("inception:.", "cannot be read: . is a folder, not a file"),
     ],
 )
 def test_an_extractor_that_is_not_there_is_refused(spec: str, message: str) -> None:
