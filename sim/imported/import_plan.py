@@ -3,14 +3,16 @@
 # R rows of the source
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from meanmode.sim.imported.log_files import Log, Series
+from meanmode.sim.imported.branches import Series
+from meanmode.sim.imported.known_names import SCALARS, our_names
+from meanmode.sim.imported.log_files import Log
 from meanmode.sim.observe.observable_names import STATE_OBSERVABLES, WRITERS, observable_dims
 from meanmode.theory.setting import Setting
 
@@ -38,8 +40,16 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 TAKEN = ("step", "block", "writer")
 
 
-LAST_STEP = 10_000_000
-"""Steps beyond this must count tokens or samples: the store has one row per optimiser step."""
+LAST_STEP = 100_000_000
+"""Steps beyond this must count tokens or samples."""
+
+
+LARGEST_DEPTH = 10_000
+"""Most blocks of an imported run."""
+
+
+LARGEST_VARIABLE = 2**28
+"""Most values of a variable in the store, which has a value for every row, block and writer."""
 
 
 RowIndex = tuple[int, ...]
@@ -113,26 +123,24 @@ class Plan:
 def plan_import(
     log: Log,
     *,
-    scalars: Collection[str],
     renamed: Mapping[str, str],
     depth: int | None = None,
     first_layer: int | None = None,
-    step_offset: int = 0,
+    step_offset: int | None = None,
 ) -> Plan:
     """Decide the name and the blocks of every quantity of a source; unknown quantities keep their names.
 
     `NAME/LAYER` and `NAME/LAYER/WRITER` are values of one block if NAME is one of our observables or the
-    source declares it layer-wise; otherwise they are scalars. Characters that a store does not allow in names
-    become underscores.
+    source declares it layer-wise, else scalars. The only name that can be the loss, the gradient norm or the
+    learning rate is taken as that. Characters that a store does not allow in names become underscores.
 
     Args:
         log: the source.
-        scalars: our names of scalars, one number per step.
         renamed: name in the source, without layer -> name in the store.
         depth: number of blocks; by default as stated by the source (`N_LAYERS`), else the last layer named.
         first_layer: number of the first block in the source, 0 or 1. By default, for the viewer, what its
             layers allow, and 0 if both fit; otherwise 1, as in our stores.
-        step_offset: number to add to every step, for a source that counts from 0.
+        step_offset: number to add to every step; by default 1 for a source that counts from 0, else 0.
 
     Raises:
         ValueError: names that are taken or unknown, layers beyond the depth, or steps below 1.
@@ -141,8 +149,10 @@ def plan_import(
     if unknown:
         names = dict.fromkeys(_split(name)[0] for name in log.series)
         raise ValueError(f"the source has no {min(unknown)!r}: its names are {', '.join(names)}")
-    layers = _layers(log, renamed)
     notes = list(log.notes)
+    renamed, said = _with_aliases(log, renamed)
+    notes += said
+    layers = _layers(log, renamed)
     stated = log.config.get("N_LAYERS") if depth is None else depth
     if stated is not None and (not isinstance(stated, int) or isinstance(stated, bool) or stated < 1):
         raise ValueError(f"the number of blocks must be a whole number of at least 1, got {stated!r}")
@@ -151,43 +161,98 @@ def plan_import(
     if stated is None and layers:
         stated = max(max(layers) + 1 - first_layer, 1)
         notes.append(f"the source does not say its depth, taken as {stated} blocks: --depth says another")
+    if step_offset is None:
+        step_offset = 1 if min(int(series.steps[0]) for series in log.series.values()) == 0 else 0
+        if step_offset:
+            notes.append("steps count from 0 and are numbered from 1 here, one more than in the source")
+    if stated is not None and stated > LARGEST_DEPTH:
+        raise ValueError(f"the number of blocks must be at most {LARGEST_DEPTH}, got {stated}: check --depth")
+    columns, said = _columns(log, renamed, depth=stated or 0, first_layer=first_layer)
     plan = Plan(
         log=log,
-        columns=_columns(log, renamed, scalars, depth=stated or 0, first_layer=first_layer),
+        columns=columns,
         depth=stated,
         first_layer=first_layer,
         step_offset=step_offset,
-        notes=tuple(notes),
+        notes=(*notes, *said),
     )
-    first, last = plan.steps[[0, -1]]
-    if first < 1:
-        raise ValueError(f"steps must start at 1 or later, got step {first}: pass --step-offset")
-    if last > LAST_STEP:
-        raise ValueError(f"the last step is {last}, above {LAST_STEP}: steps must be optimiser steps")
+    _check_size(plan)
     return plan
 
 
+def _with_aliases(log: Log, renamed: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The names that the user gives, and those that are unambiguous without; and notes about the latter."""
+    counts = {
+        name: len(series.steps)
+        for name, series in log.series.items()
+        if name not in renamed and not _layered(log, renamed, name)
+    }
+    aliases, notes = our_names(counts, set(renamed.values()))
+    return {**aliases, **renamed}, notes
+
+
+def _check_size(plan: Plan) -> None:
+    """Refuse steps and variables that no store can hold.
+
+    Raises:
+        ValueError: saying which option helps.
+    """
+    steps = plan.steps
+    first, last = steps[[0, -1]]
+    if first < 1:
+        raise ValueError(f"steps must start at 1 or later, got step {first}: pass another --step-offset")
+    if last > LAST_STEP:
+        raise ValueError(
+            f"the last step is {last}, above {LAST_STEP}: if it counts samples or tokens, pass "
+            "--samples-per-step"
+        )
+    for column in plan.columns:
+        values = len(steps) * (plan.depth or 0 if column.dims else 1) * len(column.dims or (1,))
+        if values > LARGEST_VARIABLE:
+            raise ValueError(
+                f"{column.source!r} would have {values:,} values, above {LARGEST_VARIABLE:,}: check "
+                "--depth, or give a part of the log"
+            )
+
+
 def _columns(
-    log: Log, renamed: Mapping[str, str], scalars: Collection[str], *, depth: int, first_layer: int
-) -> tuple[Column, ...]:
-    """Sort every series of a source into the column of its name in the store."""
+    log: Log, renamed: Mapping[str, str], *, depth: int, first_layer: int
+) -> tuple[tuple[Column, ...], list[str]]:
+    """Sort every series of a source into the column of its name in the store; note made-up names."""
     columns: dict[str, Column] = {}
-    for name, series in log.series.items():
-        base, target, layer, writer = _target(log, renamed, scalars, name)
+    notes = []
+    # a name that is kept as it is goes before one that only becomes it
+    for name in sorted(log.series, key=lambda name: not NAME.fullmatch(name)):
+        series = log.series[name]
+        base, target, layer, writer = _target(log, renamed, name)
         index: RowIndex = ()
         if layer is not None:
             index = (_block(name, target, layer + 1 - first_layer, depth),)
         if writer is not None:
             index += (WRITERS.index(writer),)
-        column = columns.setdefault(target, Column(source=base, name=target, series={}))
-        if column.source != base or index in column.series:
-            raise ValueError(
-                f"{column.source!r} and {base!r} would both be called {target}: pass --name {base}=OTHER"
+        column = columns.get(target)
+        if column is not None and (
+            column.source != base or index in column.series or len(next(iter(column.series))) != len(index)
+        ):
+            if target in renamed.values() and base in renamed:
+                raise ValueError(
+                    f"{column.source!r} and {base!r} would both be called {target}: pass --name {base}=OTHER"
+                )
+            base, index = name, ()
+            target = _free(re.sub(r"[^A-Za-z0-9_]", "_", name).lstrip("_"), columns)
+            notes.append(
+                f"{name} is called {target}, since its name is taken: --name {name}=OTHER says another"
             )
-        column.series[index] = series
-        if len({len(index) for index in column.series}) > 1:
-            raise ValueError(f"{base!r} is given both with and without layer or writer: remove one form")
-    return tuple(columns.values())
+        columns.setdefault(target, Column(source=base, name=target, series={})).series[index] = series
+    return tuple(columns.values()), notes
+
+
+def _free(name: str, columns: Mapping[str, Column]) -> str:
+    """A name that no column, observable or scalar has."""
+    number = 2
+    while f"{name}_{number}" in columns:
+        number += 1
+    return f"{name}_{number}"
 
 
 def _split(name: str) -> tuple[str, int | None, str | None]:
@@ -218,21 +283,24 @@ def _first_layer(log: Log, layers: set[int], depth: int | None) -> int:
     return 1 if layers and 0 not in layers and max(layers) == depth else 0
 
 
-def _target(
-    log: Log, renamed: Mapping[str, str], scalars: Collection[str], name: str
-) -> tuple[str, str, int | None, str | None]:
+def _target(log: Log, renamed: Mapping[str, str], name: str) -> tuple[str, str, int | None, str | None]:
     """Name in the source without layer and writer, name in the store, layer and writer."""
     base, layer, writer = _split(name) if _layered(log, renamed, name) else (name, None, None)
     given = renamed.get(base, PUBLISHED.get(base, base) if layer is not None else base)
     target = re.sub(r"[^A-Za-z0-9_]", "_", given).lstrip("_")
     if base in renamed and (target != given or not NAME.fullmatch(target)):
         raise ValueError(f"{given!r} is not a valid variable name: use letters, digits and underscores")
-    if not NAME.fullmatch(target) or target in TAKEN:
-        raise ValueError(f"{base!r} cannot be the name of a variable: pass --name {base}=OTHER")
-    if target != given and (target in OBSERVABLES or target in scalars):
-        raise ValueError(f"{base!r} may or may not be {target}: pass --name {base}={target}, or another name")
+    if base in renamed and target in TAKEN:
+        raise ValueError(f"{target!r} is a dimension of the store: choose another name for {base!r}")
+    # what merely looks like one of our names, such as grad/norm, is not called so
+    if (
+        not NAME.fullmatch(target)
+        or target in TAKEN
+        or (target != given and target in (*OBSERVABLES, *SCALARS))
+    ):
+        target = f"logged_{target}"
     if writer is not None and "writer" not in OBSERVABLES.get(target, ()):
-        raise ValueError(f"{name!r} names a writer, but {target} is not by writer")
+        return name, re.sub(r"[^A-Za-z0-9_]", "_", name), None, None
     return base, target, layer, writer
 
 

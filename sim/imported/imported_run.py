@@ -8,22 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from meanmode.sim.imported.import_plan import OBSERVABLES, Column, Plan
 from meanmode.sim.observe.observable_names import WRITERS
 from meanmode.sim.store.files import StoreError, StoreExistsError, Variable, file_digest, partial_path, reason
 from meanmode.sim.store.provenance import provenance
 from meanmode.sim.store.run_reader import TELEMETRY
-from meanmode.sim.store.run_store import create_run
-from meanmode.sim.store.run_writer import RunWriter
-
-ROWS_OF_CHUNK = 100
+from meanmode.sim.store.sparse_run import write_sparse_run
 
 
 def import_run(plan: Plan, out: str | Path, *, initial_loss: float | None = None) -> Path:
     """Write a run with the telemetry of a source; it appears at `out` complete or not at all.
 
-    Steps that the source does not have are NaN.
+    Only steps that the source has get a row, so cost and size go by rows.
 
     Args:
         plan: names, blocks and steps of the run.
@@ -55,16 +53,15 @@ def import_run(plan: Plan, out: str | Path, *, initial_loss: float | None = None
 
 def _write(plan: Plan, path: Path, initial_loss: float | None) -> None:
     steps = plan.steps
-    first, last = int(steps[0]), int(steps[-1])
-    spacing = int(np.median(np.diff(steps))) if len(steps) > 1 else 1
     sizes = {"block": range((plan.depth or 0) + 1), "writer": WRITERS}
     configuration = {**({} if plan.depth is None else {"depth": plan.depth}), "source": plan.log.config}
-    create_run(
+    measured = {column.name: _Measured(plan, column, steps) for column in plan.columns}
+    write_sparse_run(
         path,
-        steps=last,
-        interval=min(ROWS_OF_CHUNK * spacing, last - first + 1),
+        steps=steps,
         sizes={dim: sizes[dim] for dim in sizes if any(dim in column.dims for column in plan.columns)},
-        variables={column.name: _variable(column) for column in plan.columns},
+        variables={column.name: (_variable(column), measured[column.name].rows) for column in plan.columns},
+        logged_nan={name: mask for name, of in measured.items() if (mask := of.logged_nan()).any()},
         attributes={
             "configuration": json.dumps(configuration),
             "laws": "[]",
@@ -74,19 +71,35 @@ def _write(plan: Plan, path: Path, initial_loss: float | None) -> None:
             **provenance(),
         },
     )
-    shapes = {column.name: tuple(len(sizes[dim]) for dim in column.dims) for column in plan.columns}
-    rows = {name: np.full((len(steps), *shape), np.nan) for name, shape in shapes.items()}
-    for column in plan.columns:
-        for position, series in column.series.items():
-            at = np.searchsorted(steps, series.steps + plan.step_offset)
-            index: tuple[Any, ...] = (at, *position)
-            rows[column.name][index] = series.values
-    writer, row = RunWriter(path, after=first - 1), 0
-    for step in range(first, last + 1):
-        here = step == steps[row]
-        writer.log(step, {name: values[row] for name, values in rows.items()} if here else {})
-        row += here
-    writer.finish()
+
+
+class _Measured:
+    """Values of a column over the rows of the store, made when they are asked for."""
+
+    def __init__(self, plan: Plan, column: Column, steps: NDArray[np.int64]) -> None:
+        self._count = len(steps)
+        self._shape = tuple(((plan.depth or 0) + 1, len(WRITERS))[: len(column.dims)])
+        self._series = [
+            (position, np.searchsorted(steps, series.steps + plan.step_offset), series.values)
+            for position, series in column.series.items()
+        ]
+
+    def rows(self, first: int, stop: int) -> NDArray[np.float64]:
+        """Values of rows first, ..., stop - 1, NaN where there are none."""
+        found = np.full((stop - first, *self._shape), np.nan)
+        for position, at, values in self._series:
+            here = slice(*np.searchsorted(at, [first, stop]))
+            index: tuple[Any, ...] = (at[here] - first, *position)
+            found[index] = values[here]
+        return found
+
+    def logged_nan(self) -> NDArray[np.bool_]:
+        """Rows at which NaN was logged, and no number anywhere else in the row."""
+        nans, numbers = np.zeros(self._count, bool), np.zeros(self._count, bool)
+        for _, at, values in self._series:
+            nans[at[np.isnan(values)]] = True
+            numbers[at[~np.isnan(values)]] = True
+        return nans & ~numbers
 
 
 def _variable(column: Column) -> Variable:

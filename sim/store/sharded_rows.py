@@ -98,16 +98,18 @@ class ShardedRows:
     def _row(self, index: int) -> NDArray[Any]:
         shard, position = divmod(index, self._rows)
         file = chunk_path(self._path, self._array, shard)
+        length = self._array.dtype.itemsize * int(np.prod(self._array.shape[1:]))
         try:
             with self._lock:  # another thread could close the file and its descriptor be reused
                 descriptor, table = self._shard(shard, file)
                 offset, size = (int(word) for word in table[position])
-                content = b"" if offset == MISSING else os.pread(descriptor, size, offset)
+                # the table is as trustworthy as the file: nothing of another size or beyond its end is read
+                inside = size == length + CHECKSUM and offset <= os.fstat(descriptor).st_size - size
+                content = os.pread(descriptor, size, offset) if inside else b""
         except OSError as error:
             raise StoreError(f"{file} cannot be read ({reason(error)})") from error
         values, checksum = content[:-CHECKSUM], content[-CHECKSUM:]
-        whole = len(values) == self._array.dtype.itemsize * int(np.prod(self._array.shape[1:]))
-        if not whole or google_crc32c.value(values) != int.from_bytes(checksum, "little"):
+        if len(values) != length or google_crc32c.value(values) != int.from_bytes(checksum, "little"):
             raise StoreError(f"{file} is damaged at row {index} of {self._array.basename}: encode it again")
         return np.frombuffer(values, self._array.dtype).reshape(self._array.shape[1:])
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from meanmode.sim.store.compaction import compact
-from meanmode.sim.store.run_reader import open_run
+from meanmode.sim.store.run_reader import logged_mask, open_run
 
 EXCERPT = Path(__file__).parents[4] / "shared" / "data" / "published_400l_excerpt.json"
 NO_OUT = "say where to write the run with --out RUN, or pass --dry-run to see what it would hold"
@@ -68,21 +68,19 @@ def test_the_store_of_a_viewer_file(mms, page: Path, tmp_path: Path) -> None:
     assert (status, shown) == (0, f"{out / 'telemetry.zarr'}\n")
     assert said.startswith("mms: the first step is 25010") and said.count("\n") == 1
     run = open_run(out)
-    assert run["step"].values.tolist() == list(range(FIRST, LAST + 1))
+    assert run["step"].values.tolist() == list(range(FIRST, LAST + 1, 10))
     assert run["block"].values.tolist() == list(range(DEPTH + 1)) and "writer" not in run.dims
     assert {name: run[name].dims[1:] for name in run} == {
         **dict.fromkeys(("loss", "grad_norm", "writer_G_mean", "writer_ratio"), ()),
         **dict.fromkeys(("tcs", "r_tr", "mu_eff", "head_spread"), ("block",)),
     }
-    measured = run["loss"].notnull().values
-    assert np.flatnonzero(measured).tolist() == list(range(0, LAST - FIRST + 1, 10))
+    assert run["loss"].notnull().all()
     assert float(run["loss"].sel(step=ONSET)) == 1.9 and float(run["loss"].sel(step=ONSET - 10)) == 0.8
     assert int(run["writer_G_mean"].notnull().sum()) == 51
     blocks = [layer + 1 for layer in LAYERS]
     at = run["r_tr"].sel(step=FIRST)
     assert np.flatnonzero(at.notnull()).tolist() == blocks and at.values[blocks].tolist() == list(LAYERS)
     assert run["mu_eff"].notnull().any("block").sum() == 2
-    assert not run.sel(step=FIRST + 1).to_array().notnull().any()
 
 
 def test_what_the_store_says_of_its_source(mms, page: Path, tmp_path: Path) -> None:
@@ -154,8 +152,8 @@ def test_tables_by_block_and_writer(mms, tmp_path: Path) -> None:
     status, _, said = mms("import", source, "--out", tmp_path / "run", *options)
     run = open_run(tmp_path / "run")
     assert status == 0 and "does not say its depth, taken as 3 blocks" in said
-    assert run["step"].values.tolist() == [1, 2, 3, 4, 5]
-    assert run["loss"].values[[0, 4]].tolist() == [1.0, 5.0] and run["act_1"].values[4] == 5
+    assert run["step"].values.tolist() == [1, 5]
+    assert run["loss"].values.tolist() == [1.0, 5.0] and run["act_1"].values[1] == 5
     np.testing.assert_array_equal(run["tcs"].values[0], np.array([0.1, math.nan, math.nan, 0.5], np.float32))
     assert float(run["g_mean"].sel(step=5, block=2).values[1]) == 7
     assert int(run["g_mean"].notnull().sum()) == 2
@@ -165,32 +163,33 @@ def test_values_that_are_not_finite_are_kept(mms, tmp_path: Path) -> None:
     source = tmp_path / "log.csv"
     source.write_text("step,name,value\n1,loss,nan\n2,loss,-inf\n3,loss,inf\n2,loss,5\n")
     status, _, said = mms("import", source, "--out", tmp_path / "run")
-    np.testing.assert_array_equal(open_run(tmp_path / "run")["loss"].values, [math.nan, 5, math.inf])
-    assert status == 0 and "mms: steps go back, first from 3 to 2 (loss)\n" in said
+    run = open_run(tmp_path / "run")
+    np.testing.assert_array_equal(run["loss"].values, [math.nan, 5])
+    assert logged_mask(run, "loss").all()
+    assert status == 0 and "mms: steps go back once, first to 2, as after a resume" in said
 
 
 @pytest.mark.parametrize(
     ("row", "options", "said"),
     [
-        (
-            {"step": 0, "loss": 1},
-            (),
-            "steps must start at 1 or later, got step 0: pass --step-offset",
-        ),
+        ({"step": 0, "loss": 1}, ("--step-offset", 0), "steps must start at 1 or later, got step 0: pass"),
         ({"step": 1e9, "loss": 1}, (), "the last step is 1000000000"),
+        ({"step": 1, "loss": 1}, ("--depth", 10**12), "is not in the range"),
+        ({"step": 1, "loss": 1}, ("--step-offset", 99999999999999999999), "is not in the range"),
+        ({"step": 1, "loss": 1}, ("--initial-loss", "nan"), "must be a positive number, got nan"),
+        ({"step": 1, "loss": 1}, ("--initial-loss", "inf"), "must be a positive number, got inf"),
+        ({"step": 1, "loss": 1}, ("--only", "rank"), "takes COLUMN=VALUE"),
+        ({"step": 1, "loss": 1}, ("--only", "rank=3"), "contains no values with rank 3"),
+        ({"step": 1, "loss": 1}, ("--name", "los=step"), "has no 'los' that counts steps: it has step, loss"),
+        ({"step": 1, "tcs/999999999": 1}, (), "the number of blocks must be at most 10000"),
         ({"step": 1, "loss": 1}, ("--name", "los=tcs"), "the source has no 'los': its names are loss"),
         ({"step": 1, "loss": 1}, ("--name", "loss"), "--name takes THEIRS=OURS"),
         ({"step": 1, "loss": 1}, ("--name", "loss=a loss"), "'a loss' is not a valid variable name"),
-        ({"step": 1, "a/b": 1, "a.b": 2}, (), "'a/b' and 'a.b' would both be called a_b"),
         (
-            {"step": 1, "grad/norm": 1},
-            (),
-            "'grad/norm' may or may not be grad_norm: pass --name grad/norm=grad_norm",
+            {"step": 1, "a": 1, "b": 2},
+            ("--name", "a=c", "--name", "b=c"),
+            "'a' and 'b' would both be called c: pass --name b=OTHER",
         ),
-        ({"step": 1, "block": 1}, (), "'block' cannot be the name of a variable"),
-        ({"step": 1, "2": 1}, (), "'2' cannot be the name of a variable"),
-        ({"step": 1, "tcs": 1, "tcs/1": 1}, (), "'tcs' is given both with and without layer"),
-        ({"step": 1, "tcs/1/attn": 1}, (), "names a writer, but tcs is not by writer"),
         ({"step": 1, "mu_eff/0": 1}, (), "'mu_eff/0' would belong to the input, which has no mu_eff"),
         ({"step": 1, "tcs/9": 1}, ("--depth", 8), "'tcs/9' belongs to block 9, but the depth is 8"),
     ],
@@ -200,6 +199,83 @@ def test_what_cannot_be_imported_is_one_sentence(mms, tmp_path: Path, row, optio
     status, shown, error = mms("import", source, "--out", tmp_path / "run", *options)
     assert (status, shown) == (2, "") and said in error and error.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize(
+    ("row", "names"),
+    [
+        ({"a/b": 1, "a.b": 2}, {"a_b", "a_b_2"}),
+        ({"grad/norm": 1}, {"grad_norm"}),
+        ({"g-mean": 1}, {"logged_g_mean"}),
+        ({"block": 1}, {"logged_block"}),
+        ({"2": 1}, {"logged_2"}),
+        ({"tcs": 1, "tcs/1": 1}, {"tcs", "tcs_1_2"}),
+        ({"tcs/1/attn": 1}, {"tcs_1_attn"}),
+        ({"train/loss": 1, "train_loss": 2}, {"train_loss", "train_loss_2"}),
+        ({"train/loss": 1, "val/loss": 2, "lm loss scale": 3}, {"loss", "val_loss", "lm_loss_scale"}),
+        ({"eval_loss": 1}, {"eval_loss"}),
+        ({"loss": 1, "train_loss": 2}, {"loss", "train_loss"}),
+        ({"Train Loss": 1, "learning rate": 2, "Grad Norm": 3}, {"loss", "lr", "grad_norm"}),
+        ({"nll_loss": 1}, {"loss"}),
+    ],
+)
+def test_names_are_never_refused_and_only_mapped_where_unambiguous(mms, tmp_path: Path, row, names) -> None:
+    source = lines(tmp_path / "log.jsonl", {"step": 1, **row})
+    assert mms("import", source, "--out", tmp_path / "run")[0] == 0
+    assert set(map(str, open_run(tmp_path / "run"))) == names
+
+
+def test_two_hundred_rows_over_two_million_steps_make_a_small_store(mms, tmp_path: Path) -> None:
+    source = lines(
+        tmp_path / "log.jsonl", *({"step": 10_000 * row, "loss": 1 / row} for row in range(1, 201))
+    )
+    assert mms("import", source, "--out", tmp_path / "run")[0] == 0
+    files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert len(files) <= 10 and sum(file.stat().st_size for file in files) < 20_000
+    run = open_run(tmp_path / "run")
+    assert run.sizes["step"] == 200 and int(run["step"][-1]) == 2_000_000
+
+
+def test_a_logged_nan_is_not_a_missing_value(mms, tmp_path: Path) -> None:
+    rows = [
+        {"step": 1, "loss": 1, "x": 2},
+        {"step": 2, "loss": None},
+        {"step": 3, "x": 1},
+        {"step": 4, "loss": 2},
+    ]
+    mms("import", lines(tmp_path / "log.jsonl", *rows), "--out", tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    assert run["loss"].isnull().values.tolist() == [False, True, True, False]
+    assert logged_mask(run, "loss").tolist() == [True, True, False, True]
+    assert logged_mask(run, "x").tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "steps", "said"),
+    [
+        ([{"loss": 1}, {"loss": 2}], ("--steps-per-row", 50), [50, 100], ""),
+        (
+            [{"tokens": 64, "loss": 1}, {"tokens": 128, "loss": 2}],
+            ("--samples-per-step", 32),
+            [2, 4],
+            "divided",
+        ),
+        ([{"n": 3, "loss": 1}, {"n": 4, "loss": 2}], ("--name", "n=step"), [3, 4], ""),
+        (
+            [{"step": 1, "rank": r, "loss": r} for r in (0, 1)],
+            ("--only", "rank=1"),
+            [1],
+            "is not 1 were left",
+        ),
+        ([{"step": 0, "loss": 1}, {"step": 5, "loss": 1}], (), [1, 6], "steps count from 0"),
+        ([{"step": 0, "loss": 1}, {"step": 5, "loss": 1}], ("--step-offset", 3), [3, 8], ""),
+    ],
+)
+def test_how_steps_are_counted(mms, tmp_path: Path, rows, options, steps, said: str) -> None:
+    source = lines(tmp_path / "log.jsonl", *rows)
+    status, _, error = mms("import", source, "--out", tmp_path / "run", *options)
+    assert status == 0 and said in error
+    assert open_run(tmp_path / "run")["step"].values.tolist() == steps
 
 
 @pytest.mark.parametrize("depth", [0, "many", True, 2.5])
@@ -225,7 +301,7 @@ def test_a_failed_write_leaves_nothing(mms, page: Path, tmp_path: Path, monkeypa
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("meanmode.sim.store.run_writer.write_chunk", full)
+    monkeypatch.setattr("meanmode.sim.store.sparse_run.write_chunk", full)
     status, _, error = mms("import", page, "--out", tmp_path / "run")
     assert status == 2 and "No space left on device" in error
     assert sorted(tmp_path.iterdir()) == [page]
@@ -235,7 +311,7 @@ def test_a_failed_write_leaves_nothing(mms, page: Path, tmp_path: Path, monkeypa
 def test_the_published_excerpt(mms, tmp_path: Path) -> None:
     status, _, _ = mms("import", EXCERPT, "--out", tmp_path / "run")
     run = open_run(tmp_path / "run")
-    assert status == 0 and run.sizes["block"] == 401 and run.sizes["step"] == 301
+    assert status == 0 and run.sizes["block"] == 401 and run.sizes["step"] == 31
     assert float(run["tcs"].sel(step=25010, block=385)) == np.float32(0.602347)
     assert np.flatnonzero(run["tcs"].notnull().any("step")).tolist() == [
         layer + 1 for layer in json.loads(EXCERPT.read_text())["config"]["anchor_layers"] if layer >= 112
