@@ -13,6 +13,7 @@ from meanmode.sweeps.named.critical_rate import (
 )
 from meanmode.sweeps.named.critical_rate_settings import CRITICAL_RATE_PILOTS, CRITICAL_RATE_SETTINGS
 from meanmode.sweeps.named.depth_profiles import DEPTH_PROFILES
+from meanmode.sweeps.named.detector_unseen import DETECTOR_UNSEEN
 from meanmode.sweeps.named.front_settings import FRONT_SETTINGS, FRONT_SETTINGS_LARGE
 from meanmode.sweeps.named.interventions import INTERVENTION_TABLE, LADDER, LADDER_TOP
 from meanmode.sweeps.named.mixers_and_merges import MIXERS_AND_MERGES
@@ -59,6 +60,7 @@ SWEEPS: dict[str, Sweep | Study | Committor] = {
         WAITING_TIME_SPECTRUM,
         WAITING_TIME_LOW_SPECTRUM,
         COMMITTOR,
+        DETECTOR_UNSEEN,
     )
 }
 """Name -> sweep."""
