@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from meanmode.sim.store.run_reader import logged_mask
 from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
 
 Array = NDArray[np.float64]
@@ -116,9 +117,9 @@ def training_onset(run: xr.Dataset) -> Onset:
     collapse = _collapse(steps, high, level[np.searchsorted(every, steps)] > BACK)
     divergence = _divergence(every, loss, level, steps, high)
     if collapse is not None and (divergence is None or collapse <= divergence + WINDOW):
-        return Onset(step=collapse, kind="mean_mode", evidence=_evidence(run, collapse))
+        return Onset(step=collapse, kind="mean_mode", evidence=evidence_near(run, collapse))
     if divergence is not None:
-        return Onset(step=divergence, kind="plain_divergence", evidence=_evidence(run, divergence))
+        return Onset(step=divergence, kind="plain_divergence", evidence=evidence_near(run, divergence))
     return Onset(step=None, kind="none", evidence={})
 
 
@@ -147,6 +148,26 @@ def token_cosine(run: xr.Dataset) -> str:
     raise ValueError("the run has no TCS: a collapse is labelled by TCS and loss, so it must log tcs")
 
 
+def not_a_number(run: xr.Dataset, name: str) -> NDArray[np.bool_]:
+    """Rows at which NaN itself was logged [N], as far as the store says so.
+
+    A run of our own logs its loss at every step, so there NaN counts from the last number to the end, if that
+    is longer than any earlier gap in its measurement.
+
+    Args:
+        run: a run from `meanmode.sim.store.run_reader.open_run`.
+        name: a scalar of the run.
+    """
+    missing = run[name].isnull().values
+    if "import" in run.attrs:
+        return missing & logged_mask(run, name)
+    measured = np.flatnonzero(~missing)
+    found = np.zeros(len(missing), bool)
+    if len(measured) and len(missing) - 1 - measured[-1] >= max(np.diff(measured), default=1):
+        found[measured[-1] + 1 :] = True
+    return found
+
+
 def _smoothed(loss: Array) -> Array:
     """Running median of the loss; long gaps keep the last value, NaN before the first one."""
     series = pd.Series(np.where(np.isfinite(loss), loss, np.nan))
@@ -170,7 +191,7 @@ def deep_medians(run: xr.Dataset, name: str) -> tuple[NDArray[np.int64], Array]:
     signal = signal.transpose("step", ...)
     if "block" in signal.dims:
         signal = signal.isel(block=_deep(run["block"].values))
-    rows = signal.values.reshape(signal.sizes["step"], -1)
+    rows = signal.values.reshape(signal.sizes["step"], int(np.prod(signal.shape[1:])))
     measured = ~np.isnan(rows).all(1)
     return run["step"].values[measured], _medians(rows[measured])
 
@@ -192,7 +213,7 @@ def _medians(rows: Array) -> Array:
     return np.nanmedian(rows, axis=1) if len(rows) else np.empty(0)
 
 
-def _stretches(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
+def stretches(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """First and last index of every stretch of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     return [(int(first), int(stop) - 1) for first, stop in edges.reshape(-1, 2)]
@@ -200,10 +221,10 @@ def _stretches(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 def _collapse(steps: NDArray[np.int64], high: NDArray[np.bool_], back: NDArray[np.bool_]) -> int | None:
     """First step of the sustained stretch of TCS above 0.9 with the loss back."""
-    for first, last in _stretches(high & back):
+    for first, last in stretches(high & back):
         rows_enough = last - first + 1 >= SUSTAINED_ROWS or last == len(steps) - 1
         if steps[last] - steps[first] + 1 >= SUSTAINED_STEPS and rows_enough:
-            begin = next(begin for begin, end in _stretches(high) if begin <= first <= end)
+            begin = next(begin for begin, end in stretches(high) if begin <= first <= end)
             return int(steps[begin if steps[first] - steps[begin] <= WINDOW else first])
     return None
 
@@ -229,24 +250,24 @@ def _divergence(
     if len(loss) - 1 - measured[-1] >= max(np.diff(measured), default=1):
         found.append(every[measured[-1] + 1])
     found += [
-        every[first] for first, last in _stretches(level > DIVERGED) if last - first + 1 >= SUSTAINED_STEPS
+        every[first] for first, last in stretches(level > DIVERGED) if last - first + 1 >= SUSTAINED_STEPS
     ]
     learned = np.logical_or.accumulate(level < LEARNED)
-    for first, last in _stretches((level > BACK) & learned)[-1:]:
+    for first, last in stretches((level > BACK) & learned)[-1:]:
         lasting = last == len(level) - 1 and last - first + 1 >= SUSTAINED_STEPS
         if lasting and not high[steps >= every[first]].all():
             found.append(every[first])
     return int(min(found)) if found else None
 
 
-def _evidence(run: xr.Dataset, onset: int) -> dict[str, Evidence]:
-    """Signal -> when it moved away, and how far."""
+def evidence_near(run: xr.Dataset, onset: int, window: float = WINDOW) -> dict[str, Evidence]:
+    """Signal -> when it moved away, and how far, within a window of steps on either side of an onset."""
     evidence = {}
     for signal in SIGNALS:
-        name = token_cosine(run) if signal == "tcs" else signal
+        name = token_cosine(run) if signal == "tcs" and ("tcs" in run or "tcs_image" in run) else signal
         if all(part in run for part in (("g_mean", "g_ctr") if signal == "mode_ratio" else (name,))):
             steps, values = deep_medians(run, name)
-            near = np.abs(steps - onset) <= WINDOW
+            near = np.abs(steps - onset) <= window
             evidence[signal] = _moved(signal, steps[near], values[near], onset)
     return evidence
 
@@ -262,7 +283,7 @@ def _moved(signal: str, steps: NDArray[np.int64], values: Array, onset: int) -> 
     factor = MOVED_LOSS if signal == "loss" else MOVED
     away = (judged > factor * judge) | (judged < judge / factor)
     first_step = None
-    for first, last in _stretches(away):
+    for first, last in stretches(away):
         if steps[last] >= onset and (last - first + 1 >= SUSTAINED_ROWS or last == len(steps) - 1):
             first_step = int(steps[first])
             break

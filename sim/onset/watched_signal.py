@@ -3,12 +3,20 @@
 import math
 import re
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from meanmode.sim.onset.training_onset import BACK, INITIAL_STEPS, LEARNED
+from meanmode.sim.onset.training_onset import (
+    BACK,
+    INITIAL_STEPS,
+    LEARNED,
+    SUSTAINED_ROWS,
+    SUSTAINED_STEPS,
+)
 from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
 
 WINDOW = 40
@@ -37,9 +45,13 @@ MOVED, MOVED_LOSS = 2.0, 1.15
 which a collapse cannot lift above its initial level."""
 
 
-HALF = 0.5
-"""Share of its initial level below which a rising loss says nothing: a network that has memorised its few
-samples has a loss near zero, which multiplies now and then."""
+HALF = math.log(0.5)
+"""Level over the initial one, as a logarithm, below which a rising loss says nothing: a network that has
+memorised its few samples has a loss near zero, which multiplies now and then."""
+
+
+SIGNAL_MOVED, LOSS_MOVED = math.log(MOVED), math.log(MOVED_LOSS)
+LEARNED_LEVEL, BACK_LEVEL = math.log(LEARNED), math.log(BACK)
 
 
 SMALLEST, LARGEST = 1e-30, 1e30
@@ -71,6 +83,31 @@ ROUNDING = 1e-3
 """Amount by which a cosine computed in half precision may exceed 1."""
 
 
+FRONT_ROWS = 4
+"""Consecutive samples of a cosine above the front that make an alarm: as many as there are within three steps
+of an onset. Fewer count where they span `SUSTAINED_STEPS`, as for the label."""
+
+
+RISEN = 1.25
+"""Multiple of the first losses of a log that starts late above which the loss has risen."""
+
+
+BORN_ROWS = 10
+"""Samples above the front from the first on that make an alarm: some runs whose tokens are alike at the start
+become unlike and learn."""
+
+
+DEAD, DEAD_ROWS = 1e-2, 3
+"""Share of its first samples below which a gradient, over the global norm, is dead, and samples it takes."""
+
+
+SCALARS = (
+    *("lowest", "since", "value", "reference", "skip"),
+    *("rows", "front_rows", "front_step"),
+)
+"""Attributes of a signal that are single numbers, in the order of its state."""
+
+
 Array = NDArray[np.float64]
 
 
@@ -93,6 +130,26 @@ class Moved:
     factor: float
 
 
+@cache
+def known_name(name: str) -> tuple[str, int, bool]:
+    """Kind and direction of a signal, and whether it is a token cosine, from the name it was logged under."""
+    words = [word.removeprefix("train_").removeprefix("val_") for word in re.split("[/.:]", name.lower())]
+    found = [known for word in words for prefix, known in KINDS.items() if word.startswith(prefix)]
+    kind, direction = found[0] if found else ("other", EITHER)
+    return kind, direction, any(word.startswith(COSINES) for word in words)
+
+
+def watched_kind(name: str) -> str:
+    """Kind of a signal, from the name it was logged under."""
+    return known_name(name)[0]
+
+
+def median(values: Collection[float]) -> float:
+    """Median of a few numbers, faster than that of numpy."""
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
 class WatchedSignal:
     """The past of a signal, and the deviation of its latest samples from it.
 
@@ -102,18 +159,18 @@ class WatchedSignal:
     """
 
     def __init__(self, name: str, *, guessed: bool = False) -> None:
-        words = [word.removeprefix("train_").removeprefix("val_") for word in re.split("[/.:]", name.lower())]
-        found = [known for word in words for prefix, known in KINDS.items() if word.startswith(prefix)]
         self.name = name
-        self.kind, self.direction = found[0] if found else ("other", EITHER)
+        self.kind, self.direction, cosine = known_name(name)
         self.guessed = guessed
-        self.cosine = guessed or any(word.startswith(COSINES) for word in words)
+        self.cosine = guessed or cosine
         self.past: deque[float] = deque(maxlen=WINDOW + LATEST - 1)
         self.off: deque[float] = deque(maxlen=2 * LATEST)
         self.first: deque[float] = deque(maxlen=INITIAL_STEPS)
         self.lowest = math.inf
         self.since = self.value = self.reference = math.nan
         self.skip = 0.0
+        self.rows = self.front_rows = 0.0
+        self.front_step = math.nan
 
     def add(self, step: int, value: float) -> None:
         """Judge a sample against the past, then add it to the past."""
@@ -125,6 +182,9 @@ class WatchedSignal:
             self.skip -= 1
             return
         self.value = value
+        self.rows += 1
+        if self.cosine:
+            self._follow_front(step, value)
         self.off.append(self._deviation(x))
         self.past.append(x)
         if len(self.first) < INITIAL_STEPS:
@@ -134,28 +194,37 @@ class WatchedSignal:
         elif not any(list(self.off)[PERSISTENT - LATEST - 1 :]):
             self.since = math.nan
 
+    def _follow_front(self, step: int, value: float) -> None:
+        """Count the consecutive samples of a cosine that are above the front."""
+        if value <= FRONT_COSINE:
+            self.front_rows, self.front_step = 0.0, math.nan
+            return
+        self.front_rows += 1
+        if self.front_rows == 1:
+            self.front_step = float(step)
+
     def _deviation(self, x: float) -> float:
         """Logarithm of the factor by which a sample differs from its past; 0 if it is not away."""
-        past = np.array(self.past)[: 1 - LATEST]
+        past = list(self.past)[: 1 - LATEST]
         if len(past) < LEAST:
             return 0.0
-        self.reference = float(np.median(past))
-        self.lowest = min(self.lowest, self.reference)
-        noise = SPREADS * (1 + FEW / len(past)) * 1.4826 * float(np.median(np.abs(past - self.reference)))
-        off = x - self.reference
-        least = math.log(MOVED_LOSS if self.kind == "loss" else MOVED)
-        if self.kind == "loss" and x < float(np.median(self.first)) + math.log(HALF):
+        self.reference = reference = median(past)
+        self.lowest = min(self.lowest, reference)
+        off = x - reference
+        loss = self.kind == "loss"
+        least = LOSS_MOVED if loss else SIGNAL_MOVED
+        if loss and x < median(self.first) + HALF:
             return 0.0
-        if self.kind == "loss" and self._is_back(x, noise):
+        learned = loss and self.lowest < median(self.first) + LEARNED_LEVEL
+        if not learned and (abs(off) < least or (self.direction == UP and (off > 0) is self.cosine)):
+            return 0.0
+        spread = median([abs(of - reference) for of in past])
+        noise = SPREADS * (1 + FEW / len(past)) * 1.4826 * spread
+        # a loss that has learned and is back at its initial level
+        if learned and x > max(median(self.first) + BACK_LEVEL, self.lowest + noise):
             return max(off, least)
         wrong_way = self.direction == UP and (off > 0) is self.cosine
         return 0.0 if wrong_way or abs(off) < max(noise, least) else off
-
-    def _is_back(self, x: float, noise: float) -> bool:
-        """Whether a loss has returned to its initial level after falling below it by more than its noise."""
-        initial = float(np.median(self.first))
-        learned = self.lowest < initial + math.log(LEARNED)
-        return learned and x > max(initial + math.log(BACK), self.lowest + noise)
 
     def moved(self, *, factor: float = 1.0, times: int = 1) -> bool:
         """Whether enough of the latest samples are away on the same side.
@@ -164,19 +233,54 @@ class WatchedSignal:
             factor: smallest factor by which a sample must be away to count.
             times: multiple of `LATEST` samples to look at, and of `PERSISTENT` samples to require.
         """
-        off = np.array(self.off)[-times * LATEST :]
-        off = off[np.abs(off) >= math.log(factor)]
-        return bool(max((off > 0).sum(), (off < 0).sum()) >= times * PERSISTENT)
+        off, least = list(self.off)[-times * LATEST :], math.log(factor)
+        up = sum(of > 0 and of >= least for of in off)
+        down = sum(of < 0 and of <= -least for of in off)
+        return max(up, down) >= times * PERSISTENT
 
-    def at_front(self) -> bool:
-        """Whether the signal is a cosine that has moved to the front in enough of the latest samples."""
-        missing = np.exp([self.reference, *list(self.past)[-LATEST:]]) >= 1 - FRONT_COSINE
-        return self.cosine and self.moved() and bool(missing[0]) and int((~missing[1:]).sum()) >= PERSISTENT
+    def born(self) -> bool:
+        """Whether the signal is a cosine that has been above the front since its first sample."""
+        return self.cosine and 0 < self.front_rows == self.rows
 
-    def at_initial(self) -> bool:
-        """Whether the latest samples of a loss are near its initial level, whatever came in between."""
-        latest = list(self.past)[-LATEST:]
-        return bool(latest and np.median(latest) > np.median(self.first) + math.log(BACK))
+    def at_front(self, step: int) -> bool:
+        """Whether the signal is a cosine that stays above the front: for `FRONT_ROWS` samples, or fewer that
+        span `SUSTAINED_STEPS`; for `BORN_ROWS` if it has been there since its first sample.
+        """
+        if not self.cosine or not self.front_rows:
+            return False
+        steps = step - self.front_step + 1
+        if self.born():
+            return self.front_rows >= BORN_ROWS and steps >= SUSTAINED_STEPS
+        return self.front_rows >= FRONT_ROWS or (
+            self.front_rows >= SUSTAINED_ROWS and steps >= SUSTAINED_STEPS
+        )
+
+    def near_initial(self, least: float, *, rows: int = 2 * LATEST, every: bool = False) -> bool:
+        """Whether the latest samples are above a level, given as a logarithm over the initial one.
+
+        Args:
+            least: the level.
+            rows: number of samples.
+            every: ask it of all samples rather than of their median, or of the median of the `LATEST` ones.
+        """
+        latest = list(self.past)[-rows:]
+        if not latest:
+            return False
+        level = median(self.first) + least
+        if every:
+            return len(latest) == rows and min(latest) > level
+        return max(median(latest), median(latest[-LATEST:])) > level
+
+    def dead(self) -> bool:
+        """Whether the latest samples are far below the first ones."""
+        latest = list(self.past)[-DEAD_ROWS:]
+        full = len(self.first) == INITIAL_STEPS and len(latest) == DEAD_ROWS
+        return full and bool(max(latest) < median(self.first) + math.log(DEAD))
+
+    def away(self, *, rows: int, factor: float, either: bool = False) -> bool:
+        """Whether each of the latest samples is away upwards, or either way, by at least a factor."""
+        latest = [abs(of) if either else of for of in list(self.off)[-rows:]]
+        return len(latest) == rows and min(latest) >= math.log(factor)
 
     def forget(self) -> None:
         """Start a new past; the initial level is kept."""
@@ -188,15 +292,19 @@ class WatchedSignal:
         """Skip the samples that follow a restart of the run."""
         self.skip = max(self.skip, LATEST)
         self.off.clear()
-        self.since = math.nan
+        self.since, self.front_rows, self.front_step = math.nan, 0.0, math.nan
 
-    def report(self) -> Moved:
-        """Describe how the signal has moved."""
-        reference = math.exp(self.reference)
+    def report(self, step: int) -> Moved:
+        """Describe how the signal has moved up to a step."""
+        known = not math.isnan(self.reference)
+        level = self.reference if known else median(self.first) if self.first else 0.0
+        reference, since = math.exp(level), self.front_step if self.front_rows else self.since
+        if self.front_rows and not math.isnan(self.since):
+            since = min(since, self.since)
         value = 1 - self.value if self.cosine else self.value
         return Moved(
             signal=self.name,
-            first_step=int(self.since),
+            first_step=step if math.isnan(since) else int(since),
             value=self.value,
             reference=1 - reference if self.cosine else reference,
             factor=value / reference,
@@ -204,7 +312,7 @@ class WatchedSignal:
 
     def state(self) -> dict[str, Array]:
         """Everything that `restore` needs, by part."""
-        scalars = (self.lowest, self.since, self.value, self.reference, self.skip)
+        scalars = [getattr(self, name) for name in SCALARS]
         return {
             "past": np.array(self.past),
             "off": np.array(self.off),
@@ -215,6 +323,8 @@ class WatchedSignal:
     def restore(self, part: str, values: Array) -> None:
         """Restore one part of a `state` in a new signal."""
         if part == "about":
-            self.lowest, self.since, self.value, self.reference, self.skip = values.tolist()
+            # the state of an earlier version has fewer
+            for name, value in zip(SCALARS, values.tolist(), strict=False):
+                setattr(self, name, value)
         else:
             getattr(self, part).extend(values.tolist())

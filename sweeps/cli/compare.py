@@ -54,7 +54,9 @@ def compare(stores: tuple[Path, ...], as_json: bool, as_markdown: bool) -> None:
     """Set predictions beside measurements; the forecast is the one that each STORE was created with."""
     from meanmode.sweeps.studies.comparison import as_tables
     from meanmode.sweeps.studies.comparison import compare as compare_stores
+    from meanmode.sweeps.studies.run_onset import refuse_runs
 
+    refuse_runs(stores, "compare", "sweeps and studies")
     document = compare_stores(stores)
     if as_json:
         show_json(document)

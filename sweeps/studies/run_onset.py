@@ -2,44 +2,59 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
-from meanmode.sim.onset.detector import alarms
-from meanmode.sim.onset.training_onset import training_onset
-from meanmode.sim.store.run_reader import find_run, open_logged, open_run
+from meanmode.sim.onset.detector import watched
+from meanmode.sim.onset.verdict import verdict
+from meanmode.sim.store.files import StoreError
+from meanmode.sim.store.run_reader import find_run, is_run, open_logged, open_run
 from meanmode.sweeps.studies.rows import finite
 
 SIZES = ("depth", "width", "heads", "tokens", "side", "patch", "text_tokens", "merge", "batch", "seed")
 """Fields of a configuration that are shown with the result."""
 
 
-LABELS = {"mean_mode": "collapse with the mean-mode signature", "plain_divergence": "plain divergence"}
-"""Kind of onset -> its text."""
-
-
 def onset_document(path: Path) -> dict[str, Any]:
-    """Onset step and kind, alarms and evidence of a run; None where there is none.
+    """Onset step and kind, alarms and evidence of a run (None where there is none), and what they rest on.
 
-    If the run stored no alarms, for example because no detector watched it, the detector is run now.
+    `verdict` is the label in words; `grade` names the signals that were logged, `cannot_say` what these leave
+    open, and `notes` what was noticed in a run without a failure. If the run stored no alarms, for example
+    because no detector watched it, the detector is run now.
 
     Raises:
         StoreError: no readable run.
-        ValueError: the run logged no loss or no TCS.
     """
     run = open_run(path)
-    onset = training_onset(run)
-    raised = _stored_alarms(run) or [alarm.document() for alarm in alarms(run)]
+    found = verdict(run)
+    seen, noticed = watched(run)
+    raised = _stored_alarms(run) or [alarm.document() for alarm in seen]
+    failed = found.onset.step is not None or bool(raised)
+    shown = ({name: of.get(name) for name in ("step", "signal", "value", "kind")} for of in raised)
     return {
-        "onset_step": onset.step,
-        "onset_kind": onset.kind,
-        "alarms": [
-            finite({"step": of["step"], "signal": of["signal"], "value": of.get("value")}) for of in raised
-        ],
-        "evidence": onset.evidence,
+        "onset_step": found.onset.step,
+        "onset_kind": found.onset.kind,
+        "alarms": [finite(of) for of in shown],
+        "evidence": found.onset.evidence,
+        "verdict": found.words,
+        "grade": found.grade,
+        "cannot_say": list(found.cannot_say),
+        "notes": [*found.remarks, *([] if failed else (f"step {step}: {text}" for step, text in noticed))],
     }
+
+
+def refuse_runs(paths: Sequence[Path], command: str, takes: str) -> None:
+    """Refuse single runs where a command takes stores of many.
+
+    Raises:
+        StoreError: one of the paths is a run.
+    """
+    for path in paths:
+        if is_run(path):
+            raise StoreError(f"{path} is a single run: mms {command} takes {takes}; for a run, use mms onset")
 
 
 def _stored_alarms(run: xr.Dataset) -> list[dict[str, Any]]:
@@ -49,15 +64,17 @@ def _stored_alarms(run: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def onset_lines(path: Path, document: dict[str, Any]) -> list[str]:
-    """Text above the table: the run and its sizes, the label, then one line per alarm."""
-    kind, step = document["onset_kind"], document["onset_step"]
-    label = f"{LABELS[kind]}, onset at step {step}" if kind in LABELS else "no collapse and no divergence"
-    lines = [f"{path}: {_sizes(path)}", label]
+    """Text above the table: the run and its sizes, the label, alarms, notes, and what cannot be said."""
+    lines = [f"{path}: {_sizes(path)}", document["verdict"]]
     for alarm in document["alarms"]:
         value = alarm["value"]
         shown = f"{value:.4g}" if isinstance(value, int | float) else "not finite" if value is None else value
-        lines.append(f"alarm at step {alarm['step']}: {alarm['signal']} {shown}")
-    return lines
+        kind = f"{alarm['kind']}, " if alarm["kind"] else ""
+        lines.append(f"alarm at step {alarm['step']}: {kind}{alarm['signal']} {shown}")
+    lines += [f"note: {text}" for text in document["notes"]]
+    if document["cannot_say"]:
+        lines.append(f"judged by {document['grade']}")
+    return lines + [f"cannot say {text}" for text in document["cannot_say"]]
 
 
 def _sizes(path: Path) -> str:

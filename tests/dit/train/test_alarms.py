@@ -14,7 +14,7 @@ from meanmode.dit.config.training_config import TrainingConfig
 from meanmode.dit.data.prefetch import AHEAD
 from meanmode.dit.data.sources import Digits
 from meanmode.dit.model.network import DiT
-from meanmode.dit.train import checkpoints
+from meanmode.dit.train import checkpoint_files, checkpoints
 from meanmode.dit.train.alarm_answers import ROLL_BACKS, answer, order_seed
 from meanmode.dit.train.measurements import Watch
 from meanmode.dit.train.optimiser import Optimiser
@@ -70,7 +70,7 @@ def alarms_of(out: Path) -> list[dict]:
 
 def weights(out: Path, step: int) -> dict[str, Tensor]:
     """Weights of a checkpoint by name."""
-    network = checkpoints.load_network(checkpoints.folder_of(out, step), ema=False)[1]
+    network = checkpoints.load_network(checkpoint_files.folder_of(out, step), ema=False)[1]
     return {name: weight.detach() for name, weight in network.named_parameters()}
 
 
@@ -80,7 +80,8 @@ def test_an_alarm_is_recorded_and_examined(logged: Path) -> None:
     assert {"loss", "grad_norm"} <= {of["signal"] for of in alarm["moved"]}
     assert all(of["first_step"] == BEGIN for of in alarm["moved"][:2])
     shown = onset_document(logged)["alarms"]
-    assert shown == [{"step": END, "signal": alarm["signal"], "value": alarm["value"]}]
+    assert shown == [{name: alarm[name] for name in ("step", "signal", "value", "kind")}]
+    assert alarm["kind"] == "divergence"
     assert (logged / f"autopsy-{END:08d}.txt").exists()
 
 
@@ -137,7 +138,7 @@ def test_a_run_is_rolled_back(logged: Path, rolled_back: Path) -> None:
     assert same[:origin].all() and not same[origin:].any()
     np.testing.assert_allclose(ours["lr"][origin:], 0.25 * theirs["lr"][origin:], rtol=1e-12)
     assert ours["loss"].values[BEGIN - 1 : END].max() < 4
-    notes = checkpoints.notes_of(checkpoints.checkpoint_folders(rolled_back)[-1])
+    notes = checkpoint_files.notes_of(checkpoint_files.checkpoint_folders(rolled_back)[-1])
     assert notes["roll_backs"] == 1 and set(notes["factors"].values()) == {0.25}
 
 
