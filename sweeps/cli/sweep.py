@@ -128,6 +128,8 @@ def sweep_status(store: Path, as_json: bool) -> None:
 @click.argument("store", type=click.Path(path_type=Path))
 def sweep_compact(store: Path) -> None:
     """Rewrite a complete store with one chunk per variable: the same bits in fewer files."""
+    from meanmode.dit.train.run_folder import nobody_trains
     from meanmode.sim.store.compaction import compact
 
-    compact(store)
+    with nobody_trains(store):
+        compact(store)

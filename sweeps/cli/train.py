@@ -1,10 +1,14 @@
 """`mms train` and `mms export`: train the diffusion transformer, and write its weights to one file."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from meanmode.sweeps.cli.options import show_json
+
+if TYPE_CHECKING:
+    from meanmode.dit.config.run_config import RunConfig
 
 
 @click.command()
@@ -33,6 +37,12 @@ from meanmode.sweeps.cli.options import show_json
     help="Start a new run from this checkpoint, or from the last checkpoint of this run, at its step.",
 )
 @click.option("--resume", is_flag=True, help="Resume the run from its last checkpoint.")
+@click.option(
+    "--begin-anew",
+    is_flag=True,
+    help="With --resume: train a run that has lost all its checkpoints again from its beginning. What it "
+    "holds is moved to the folder before-1 in it, or the next free number.",
+)
 @click.option("--list", "as_list", is_flag=True, help="List the presets and exit.")
 @click.option(
     "-n",
@@ -40,22 +50,29 @@ from meanmode.sweeps.cli.options import show_json
     is_flag=True,
     help="Print the configuration and its memory estimate, and train nothing.",
 )
+@click.pass_context
 def train(
+    ctx: click.Context,
     preset: str | None,
     out: Path | None,
     settings: tuple[str, ...],
     interventions: tuple[tuple[int, str], ...],
     fork: Path | None,
     resume: bool,
+    begin_anew: bool,
     as_list: bool,
     dry_run: bool,
 ) -> None:
     """Train a diffusion transformer from a named PRESET and record all telemetry.
 
+    Exits with 1 if the training diverged: its last loss is not finite, whatever stop_on says. Its telemetry
+    and its last checkpoint are written all the same.
+
     To train on several processes: accelerate launch --num_processes N -m meanmode train PRESET ...
     """
     import dataclasses
 
+    from meanmode.dit.config.field_ranges import shown
     from meanmode.dit.config.presets import PRESETS
 
     if as_list or preset is None:
@@ -67,9 +84,11 @@ def train(
             )
         return
     if preset not in PRESETS:
-        raise click.UsageError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+        raise click.UsageError(f"unknown preset {shown(preset)}: choose one of {', '.join(PRESETS)}")
     if resume and fork is not None:
         raise click.UsageError("--resume continues a run and --fork starts a new one: pass only one of them")
+    if begin_anew and not resume:
+        raise click.UsageError("--begin-anew is for a run without intact checkpoints: pass it with --resume")
     from meanmode.dit.data.latents import with_data
     from meanmode.dit.train.memory import estimate
 
@@ -82,13 +101,25 @@ def train(
         memory = {**dataclasses.asdict(found), "total": found.total}
         show_json({**run.document(), "memory_bytes": memory, "out": str(out or Path("runs") / preset)})
         return
+    if _diverged(run, out or Path("runs") / preset, resume=resume, fork=fork, begin_anew=begin_anew):
+        ctx.exit(1)
+
+
+def _diverged(run: "RunConfig", out: Path, **start: Any) -> bool:
+    """Train a run and print how it ended; return whether it diverged."""
     from meanmode.dit.train.trainer import Trainer
 
-    trainer = Trainer(run, out or Path("runs") / preset, resume=resume, fork=fork)
-    outcome = trainer.train()
-    trainer.processes.leave()
+    trainer = Trainer(run, out, **start)
+    try:
+        outcome = trainer.train()
+    except BaseException:
+        trainer.close(failed=True)
+        raise
+    trainer.close()
     if trainer.processes.rank == 0:
-        click.echo(f"{trainer.out}: {outcome}")
+        click.echo(f"{out}: {outcome}")
+    trainer.processes.end(int(outcome.diverged))
+    return outcome.diverged
 
 
 def _options(settings: tuple[str, ...]) -> dict[str, str]:
@@ -114,9 +145,17 @@ def _options(settings: tuple[str, ...]) -> dict[str, str]:
 )
 def export(checkpoint: Path, out: Path, ema: bool) -> None:
     """Write the weights of a CHECKPOINT, or of the last checkpoint of a run, under the published names."""
-    from meanmode.dit.model.published import export_published
+    from meanmode.dit.model.published import SAFETENSORS, TORCH, export_published
     from meanmode.dit.train.checkpoints import load_network
+    from meanmode.sim.store.destination import check_writable
 
+    if out.suffix not in (SAFETENSORS, TORCH) or out.is_dir():
+        raise ValueError(
+            f"weights are written to a {SAFETENSORS} or {TORCH} file: give such an --out, not {out}"
+        )
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"{out} cannot be written: {out.parent} is not a folder")
+    check_writable(out)
     _, network = load_network(checkpoint, ema=ema, damaged=lambda said: click.echo(f"mms: {said}", err=True))
     export_published(network, out)
     click.echo(out)

@@ -7,9 +7,6 @@ from typing import Self
 from meanmode.sweeps.engine.cost import unit_cost
 from meanmode.sweeps.engine.plan import Plan
 
-MOST_SHARES = 1_000_000
-"""Processes that may share a sweep; no store has more cells."""
-
 
 def largest_first(sweep: Plan) -> list[tuple[int, ...]]:
     """The units of a sweep by descending cost, so that no large one is left for the end."""
@@ -34,8 +31,6 @@ class Shard:
     def __post_init__(self) -> None:
         if not 1 <= self.index <= self.count:
             raise ValueError(f"a shard is i/n with 1 <= i <= n, such as 1/4: got '{self}'")
-        if self.count > MOST_SHARES:
-            raise ValueError(f"a sweep has at most {MOST_SHARES:,} shards, got '{self}'")
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
