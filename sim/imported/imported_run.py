@@ -3,6 +3,7 @@
 # R rows of the source
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,23 @@ from numpy.typing import NDArray
 
 from meanmode.sim.imported.import_plan import OBSERVABLES, Column, Plan
 from meanmode.sim.observe.observable_names import WRITERS
+from meanmode.sim.store.destination import check_writable
 from meanmode.sim.store.files import StoreError, StoreExistsError, Variable, file_digest, partial_path, reason
 from meanmode.sim.store.provenance import provenance
 from meanmode.sim.store.run_reader import TELEMETRY
 from meanmode.sim.store.sparse_run import write_sparse_run
+
+
+def check_new(out: Path) -> None:
+    """Refuse a path at which a run cannot be written.
+
+    Raises:
+        StoreExistsError: something is already there.
+        StoreError: nothing can be created there.
+    """
+    if os.path.lexists(out):
+        raise StoreExistsError(f"{out} already exists: pass another --out")
+    check_writable(out)
 
 
 def import_run(plan: Plan, out: str | Path, *, initial_loss: float | None = None) -> Path:
@@ -36,8 +50,7 @@ def import_run(plan: Plan, out: str | Path, *, initial_loss: float | None = None
         StoreError: the disk is full, or another error of the file system.
     """
     out = Path(out)
-    if out.exists():
-        raise StoreExistsError(f"{out} already exists: pass another --out")
+    check_new(out)
     partial = partial_path(out)
     try:
         partial.mkdir(parents=True)

@@ -130,6 +130,10 @@ class Intervention:
         return self.blocks is None or block in self.blocks
 
 
+LAST_BLOCK = 1_000_000
+"""Largest number of a block that an intervention may name."""
+
+
 def _number(kind: type[int] | type[float], word: str, text: str) -> Any:
     try:
         return kind(word)
@@ -146,6 +150,8 @@ def _parsed_blocks(words: str, text: str) -> tuple[int, ...]:
         end = _number(int, last, text) if dash else start
         if end < start:
             raise ValueError(f"blocks must be in ascending order, got {word!r} in {text!r}")
+        if end > LAST_BLOCK:
+            raise ValueError(f"no network has a block {end}: choose blocks up to {LAST_BLOCK:,} in {text!r}")
         blocks.extend(range(start, end + 1))
     return tuple(blocks)
 

@@ -99,7 +99,7 @@ def import_log(
     import numpy as np
 
     from meanmode.sim.imported.import_plan import plan_import
-    from meanmode.sim.imported.imported_run import import_run
+    from meanmode.sim.imported.imported_run import check_new, import_run
     from meanmode.sim.imported.log_files import read_log
     from meanmode.sim.imported.row_steps import Reading
 
@@ -107,6 +107,8 @@ def import_log(
         raise click.UsageError(
             "say where to write the run with --out RUN, or pass --dry-run to see what it would hold"
         )
+    if out is not None and not dry_run:
+        check_new(out)
     renamed = _renamed(names)
     step_name = next((theirs for theirs, ours in renamed.items() if ours == "step"), None)
     reading = Reading(
