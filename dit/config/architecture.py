@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
-from meanmode.dit.config.training_config import at_least, one_of
+from meanmode.dit.config.field_ranges import NOT_NEGATIVE, POSITIVE, Range, check_fields, one_of
 from meanmode.sim.trunk.constants import MERGE_EPS, QK_EPS
 from meanmode.theory.setting import Setting
 
@@ -48,18 +49,18 @@ class DiTConfig:
         ValueError: a value is out of range, or sizes are incompatible.
     """
 
-    depth: int = 16
-    width: int = 16
-    heads: int = 1
-    ffn_ratio: float = 3.0
-    channels: int = 1
-    side: int = 8
-    patch: int = 2
-    text_tokens: int = 4
-    text_width: int = 16
-    copies: int = 1
+    depth: Annotated[int, Range(0, 2**16)] = 16
+    width: Annotated[int, Range(1, 2**20)] = 16
+    heads: Annotated[int, Range(1, 2**20)] = 1
+    ffn_ratio: Annotated[float, Range(0, 1024, above=True)] = 3.0
+    channels: Annotated[int, Range(1, 2**16)] = 1
+    side: Annotated[int, Range(1, 2**13)] = 8
+    patch: Annotated[int, Range(1, 2**13)] = 2
+    text_tokens: Annotated[int, Range(0, 2**20)] = 4
+    text_width: Annotated[int, Range(1, 2**20)] = 16
+    copies: Annotated[int, Range(1, 64)] = 1
     merge: str = "plain"
-    residual_gain: float = 1.0
+    residual_gain: Annotated[float, POSITIVE] = 1.0
     alpha: float = 0.0
     beta: float = 1.0
     mixer: str = "softmax"
@@ -67,17 +68,13 @@ class DiTConfig:
     rope: bool = True
     initialisation: str = "width_matched"
     writer_std: float | None = 0.0
-    head_std: float = 0.02
-    merge_eps: float = MERGE_EPS
-    qk_eps: float = QK_EPS
-    input_eps: float = 1e-5
+    head_std: Annotated[float, NOT_NEGATIVE] = 0.02
+    merge_eps: Annotated[float, NOT_NEGATIVE] = MERGE_EPS
+    qk_eps: Annotated[float, NOT_NEGATIVE] = QK_EPS
+    input_eps: Annotated[float, NOT_NEGATIVE] = 1e-5
 
     def __post_init__(self) -> None:
-        sizes = {"channels": 1, "side": 1, "patch": 1, "text_width": 1, "copies": 1}
-        at_least(self, {**sizes, "head_std": 0, "merge_eps": 0, "qk_eps": 0, "input_eps": 0})
-        for name in ("head_std", "merge_eps", "qk_eps", "input_eps"):
-            if not getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+        check_fields(self)
         if self.side % self.patch:
             raise ValueError(f"patches of side {self.patch} do not tile a latent of side {self.side}")
         one_of("initialisation", self.initialisation, ("published", "width_matched"))

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from meanmode.dit.config.architecture import DiTConfig
-from meanmode.dit.config.training_config import TrainingConfig, one_of
+from meanmode.dit.config.field_ranges import WORDS, check_fields, one_of, shown
+from meanmode.dit.config.training_config import TrainingConfig
 
 DATA = ("data", "data_digest")
 """Fields of `RunConfig` itself, besides those of its model and training."""
@@ -37,6 +38,7 @@ class RunConfig:
     data_digest: str = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.latents is None:
             one_of("data", self.data, ("digits", "none", "latents:PATH"))
 
@@ -94,8 +96,10 @@ class RunConfig:
         """Return the run that a `document` describes.
 
         Raises:
-            ValueError: another version wrote the document, with other fields.
+            ValueError: another version wrote the document, with other fields, or a value is out of range.
         """
+        if not isinstance(document, Mapping):
+            raise ValueError("a configuration must be a JSON object")
         try:
             return cls(
                 model=DiTConfig(**document["model"]),
@@ -128,6 +132,5 @@ def _parsed(name: str, text: str, kind: Any) -> Any:
         if typing.get_origin(kind) is tuple:
             return tuple(json.loads(text))
         return kind(text)
-    except (ValueError, KeyError, TypeError):
-        words = {bool: "true or false", int: "a whole number", float: "a number"}
-        raise ValueError(f"{name} must be {words.get(kind, 'a JSON list')}, got {text!r}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{name} must be {WORDS.get(kind, 'a JSON list')}, got {shown(text)}") from None

@@ -1,37 +1,28 @@
 """Training options: data order, learning rate, optimiser, precision, telemetry, checkpoints, alarms."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
+from meanmode.dit.config.field_ranges import (
+    FAR,
+    LARGE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    STEPS,
+    Range,
+    check_fields,
+    one_of,
+    shown,
+)
 from meanmode.sim.intervene.grammar import Intervention
 from meanmode.sim.train.schedule import Schedule
 
 RAMP_DEPTH = 16
 """Depth at which the schedule `depth_ramp` has exactly the slope of its configuration."""
-
-
-def at_least(config: Any, least: Mapping[str, float]) -> None:
-    """Check lower bounds of fields; None passes, NaN does not.
-
-    Raises:
-        ValueError: a field is below its bound.
-    """
-    for name, bound in least.items():
-        value = getattr(config, name)
-        if value is not None and not value >= bound:
-            raise ValueError(f"{name} must be at least {bound}, got {value}")
-
-
-def one_of(name: str, value: str, known: Sequence[str]) -> None:
-    """Check that a value is a known one.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if value not in known:
-        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,63 +80,54 @@ class TrainingConfig:
             checkpoint, it only lowers the rates.
         alarm_factor: factor by which an alarm lowers the rates.
         interventions: pairs (step, text): the intervention that `text` describes acts from this step on
-            (grammar in `meanmode.sim.intervene.grammar`).
+            (grammar in `meanmode.sim.intervene.grammar`); its step must be one of the run.
 
     Raises:
         ValueError: a value is out of range, or options contradict each other.
     """
 
-    steps: int = 400
-    batch: int = 4
-    seed: int = 0
-    data_seed: int = 0
-    data_steps: int = 0
+    steps: Annotated[int, Range(1, STEPS)] = 400
+    batch: Annotated[int, Range(1, 2**24)] = 4
+    seed: Annotated[int, Range(0, SEED)] = 0
+    data_seed: Annotated[int, Range(0, SEED)] = 0
+    data_steps: Annotated[int, Range(0, STEPS)] = 0
     schedule: str = "warmup"
-    rate: float | None = 1e-3
-    warmup: int = 20
-    slope: float = 5e-5
-    first_rate: float = 0.0
-    first_steps: int = 0
+    rate: Annotated[float | None, POSITIVE] = 1e-3
+    warmup: Annotated[int, Range(1, STEPS)] = 20
+    slope: Annotated[float, POSITIVE] = 5e-5
+    first_rate: Annotated[float, NOT_NEGATIVE] = 0.0
+    first_steps: Annotated[int, Range(0, STEPS)] = 0
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip: float | None = 1.0
+    eps: Annotated[float, NOT_NEGATIVE] = 1e-8
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.1
+    clip: Annotated[float | None, POSITIVE] = 1.0
     optimiser: str = "adamw"
-    reader_rate: float = 1.0
-    gain_rate: float = 1.0
-    ema: float = 0.0
-    null_text: float = 0.1
-    time_shift: float = 4.0
+    reader_rate: Annotated[float, NOT_NEGATIVE] = 1.0
+    gain_rate: Annotated[float, NOT_NEGATIVE] = 1.0
+    ema: Annotated[float, SHARE] = 0.0
+    null_text: Annotated[float, SHARE] = 0.1
+    time_shift: Annotated[float, POSITIVE] = 4.0
     precision: str = "float32"
-    accumulation: int = 1
-    recompute: int = 0
-    recompute_of: int = 1
+    accumulation: Annotated[int, Range(1, 2**24)] = 1
+    recompute: Annotated[int, Range(0, 2**16)] = 0
+    recompute_of: Annotated[int, Range(1, 2**16)] = 1
     sharding: str = "replicated"
     compile: bool = False
-    telemetry_every: int = 50
-    telemetry_blocks: int = 0
-    watch_every: int = 0
-    event_window: int = 50
-    event_ratio: float = 5.0
-    interval: int = 50
-    checkpoint_every: int = 500
-    keep: int = 2
+    telemetry_every: Annotated[int, Range(0, FAR)] = 50
+    telemetry_blocks: Annotated[int, Range(0, 2**16)] = 0
+    watch_every: Annotated[int, Range(0, FAR)] = 0
+    event_window: Annotated[int, Range(1, 10_000)] = 50
+    event_ratio: Annotated[float, Range(1, LARGE)] = 5.0
+    interval: Annotated[int, Range(1, 10_000)] = 50
+    checkpoint_every: Annotated[int, Range(1, FAR)] = 500
+    keep: Annotated[int, Range(1, 10**6)] = 2
     stop_on: str = "divergence"
     on_alarm: str = "log"
-    alarm_factor: float = 0.25
+    alarm_factor: Annotated[float, SHARE] = 0.25
     interventions: tuple[tuple[int, str], ...] = ()
 
     def __post_init__(self) -> None:
-        least = {
-            **dict.fromkeys(("steps", "batch", "accumulation", "recompute_of", "event_window", "keep"), 1),
-            **dict.fromkeys(("interval", "checkpoint_every", "warmup"), 1),
-            **dict.fromkeys(("seed", "data_seed", "recompute", "telemetry_every", "telemetry_blocks"), 0),
-            **dict.fromkeys(
-                ("data_steps", "watch_every", "eps", "weight_decay", "reader_rate", "gain_rate"), 0
-            ),
-            "event_ratio": 1,
-        }
-        at_least(self, least)
+        check_fields(self)
         for name, known in (
             ("schedule", ("warmup", "ramp", "depth_ramp")),
             ("optimiser", ("adamw", "muon")),
@@ -155,23 +137,11 @@ class TrainingConfig:
             ("on_alarm", ("log", "stop", "lower_readers", "lower_all", "roll_back")),
         ):
             one_of(name, getattr(self, name), known)
-        for name in ("rate", "clip", "slope", "time_shift"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {value}")
         if self.schedule == "warmup" and self.rate is None:
             raise ValueError("a warm-up needs a final learning rate: set rate")
         pair = isinstance(self.betas, Sequence) and len(self.betas) == 2
         if not (pair and all(isinstance(beta, float | int) and 0 <= beta < 1 for beta in self.betas)):
-            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
-        for name in ("ema", "null_text"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("weight_decay", "eps", "reader_rate", "gain_rate"):
-            if not getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
-        if not 0 <= self.alarm_factor < 1:
-            raise ValueError(f"alarm_factor must be in [0, 1), got {self.alarm_factor}")
+            raise ValueError(f"betas must be two numbers in [0, 1), got {shown(self.betas)}")
         if self.optimiser == "muon" and self.sharding == "full":
             raise ValueError("muon orthogonalises whole matrices: set sharding=replicated or optimiser=adamw")
         if self.batch % self.accumulation:
@@ -185,15 +155,25 @@ class TrainingConfig:
         if self.stop_on == "collapse" and not self.telemetry_every:
             raise ValueError("stop_on=collapse reads the telemetry: set telemetry_every to at least 1")
         object.__setattr__(self, "betas", tuple(self.betas))  # JSON has lists instead
+        object.__setattr__(self, "interventions", self._checked_interventions())
+
+    def _checked_interventions(self) -> tuple[tuple[int, str], ...]:
+        """Return the interventions as tuples; JSON has lists instead."""
+        if not isinstance(self.interventions, Sequence) or isinstance(self.interventions, str):
+            raise ValueError(f"interventions must be a list of [step, text], got {shown(self.interventions)}")
         for entry in self.interventions:
             match entry:
-                case (int(step), str(text)) if step >= 1:
+                case (int(step), str(text)) if step >= 1 and not isinstance(step, bool):
                     Intervention.parse(text)
                 case _:
                     raise ValueError(
-                        f"an intervention must be [step, text] with a step of at least 1, got {entry}"
+                        f"an intervention must be [step, text] with a step of at least 1, got {shown(entry)}"
                     )
-        object.__setattr__(self, "interventions", tuple((step, text) for step, text in self.interventions))
+            if step > self.steps:
+                raise ValueError(
+                    f"the intervention {text} at step {shown(step)} never acts: the run ends at {self.steps}"
+                )
+        return tuple((step, text) for step, text in self.interventions)
 
     def data_step(self, step: int) -> int:
         """Return the step whose batch is used at this step."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: sharded, written atomically, and verified before they are read."""
+"""Checkpoints of a training run: written atomically, kept as asked, and found again once verified."""
 
 import contextlib
 import json
@@ -11,47 +11,43 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from meanmode.dit.config.run_config import DATA, RunConfig
+from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.model.network import DiT
-from meanmode.sim.store.files import StoreError, StoreExistsError, file_digest, reason
+from meanmode.dit.train.checkpoint_files import (
+    MANIFEST,
+    NOTES,
+    WATCH,
+    checkpoint_folders,
+    configuration_of,
+    damage,
+    digest_of,
+    folder_of,
+    foreign,
+    load_tensors,
+    quiet,
+    step_of,
+    why_failed,
+)
+from meanmode.dit.train.checkpoint_reader import read_table, shapes_differ
+from meanmode.dit.train.run_folder import CHECKPOINTS, CONFIGURATION, read_configuration
+from meanmode.sim.store.files import StoreError
 
-CONFIGURATION, CHECKPOINTS, TELEMETRY = "config.json", "checkpoints", "telemetry.zarr"
-"""Names in the folder of a run."""
+PARTIAL, DELETED, REPLACED = "partial", "deleted", "replaced"
+"""Suffixes of hidden folders: a checkpoint that is being written, is being deleted, or makes way for another
+of its step."""
 
-
-MANIFEST, NOTES, WATCH = "manifest.json", "run.json", "watch.npz"
-"""Files of a checkpoint besides its tensors: digests of all files; configuration, step and other notes; the
-state of the measurements that is kept in memory."""
-
-
-SCALE_FIELDS = (
-    "steps keep checkpoint_every stop_on on_alarm alarm_factor accumulation recompute recompute_of sharding "
-    "compile"
-).split()
-"""Training fields that may change when a run is resumed."""
-
-
-Damaged = Callable[[str], object]
-"""Receives a message about each damaged checkpoint that is skipped."""
-
-
-def folder_of(run: Path, step: int) -> Path:
-    """Return the path of the checkpoint of a step."""
-    return run / CHECKPOINTS / f"step-{step:08d}"
-
-
-def _everyone() -> None:
-    if dist.is_initialized():
-        dist.barrier()
+Tell = Callable[[str], object]
+"""Receives a message about each checkpoint that is skipped."""
 
 
-def _is_first() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
+def _hidden(checkpoint: Path, suffix: str) -> Path:
+    return checkpoint.with_name(f".{checkpoint.name}.{suffix}")
 
 
 def save(
@@ -62,10 +58,13 @@ def save(
     notes: Mapping[str, Any],
     watch: Mapping[str, NDArray[Any]],
     keep: int,
+    verified: set[Path] | None = None,
 ) -> Path:
-    """Write the checkpoint of a step and delete all but the last `keep`; every process calls this.
+    """Write the checkpoint of a step and delete old ones; every process calls this.
 
-    It is written to a temporary folder, with a digest of every file, and renamed once it is complete.
+    It is written to a temporary folder, with a digest of every file, and renamed once it is complete. Then
+    the run's own checkpoints before its last `keep` intact ones are deleted. Those of later steps and of
+    other runs do not count and stay.
 
     Args:
         run: folder of the run.
@@ -74,35 +73,36 @@ def save(
         notes: JSON document with the configuration and other facts about the run.
         watch: state of the measurements, as small arrays by name.
         keep: number of checkpoints to keep.
+        verified: checkpoints known to be intact, which need not be read again; those found intact are added.
 
     Raises:
         StoreError: the disk is full, or another file system error; earlier checkpoints are intact.
     """
     final = folder_of(run, step)
-    partial = final.with_name(f".{final.name}.partial")
-    failure = ""
-    try:
+    partial = _hidden(final, PARTIAL)
+    known = set() if verified is None else verified
+
+    def prepare() -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+
+    def finish() -> None:
+        own = RunConfig.of_document(notes["configuration"])
+        _complete(partial, {**notes, "step": step}, watch)
+        _put_in_place(partial, final, own)
+        known.add(final)
+        _delete_before(run, step, own, keep, known)
+
+    phases: tuple[tuple[Callable[[], None], bool], ...] = (
+        (prepare, False),
+        (lambda: _save_tensors(state, partial), True),
+        (finish, False),
+    )
+    # a phase begins only after all processes have been through the one before, or all end here
+    why = next(filter(None, (_attempted(phase, everywhere) for phase, everywhere in phases)), "")
+    if why:
         if _is_first():
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        _everyone()
-        _save_tensors(state, partial)
-        if _is_first():
-            (partial / NOTES).write_text(json.dumps({**notes, "step": step}))
-            with (partial / WATCH).open("wb") as file:
-                np.savez(file, **watch)
-            digests = {file.name: file_digest(file, "blake2b") for file in sorted(partial.iterdir())}
-            (partial / MANIFEST).write_text(json.dumps(digests))
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            for old in checkpoint_folders(run)[:-keep]:
-                shutil.rmtree(old)
-    except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
-        failure = _why(error)
-    if any(_gathered(failure)):
-        if _is_first():
-            shutil.rmtree(partial, ignore_errors=True)
-        why = next(filter(None, _gathered(failure)))
         raise StoreError(
             f"the checkpoint of step {step} could not be written to {run} ({why}); earlier checkpoints are "
             "intact: fix the problem and resume with --resume"
@@ -110,140 +110,124 @@ def save(
     return final
 
 
-def _gathered(value: str) -> list[str]:
-    if not dist.is_initialized():
-        return [value]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
+def _is_first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def _why(error: BaseException) -> str:
-    """Return the error message of the operating system, if there is one."""
-    if isinstance(error, dcp.api.CheckpointException):
-        error = next((cause for cause, _ in error.failures.values()), error)
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (
-        reason(error) if isinstance(error, OSError) else " ".join(str(error).split()) or type(error).__name__
-    )
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Suppress warnings of torch about saving and loading on a single process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.distributed is (disabled|unavailable).*")
-        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-        yield
+def _attempted(action: Callable[[], None], everywhere: bool) -> str:
+    """Do something on the first or on all processes; return why it failed on any, or nothing."""
+    failure = ""
+    if everywhere or _is_first():
+        try:
+            action()
+        except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
+            failure = why_failed(error)
+    found: list[Any] = [failure]
+    if dist.is_initialized():
+        found = [None] * dist.get_world_size()
+        dist.all_gather_object(found, failure)
+    return next(filter(None, found), "")
 
 
 def _save_tensors(state: Mapping[str, Tensor], folder: Path) -> None:
-    with _quiet():
+    with quiet():
         dcp.save(dict(state), storage_writer=dcp.FileSystemWriter(folder), no_dist=not dist.is_initialized())
 
 
-def checkpoint_folders(run: Path) -> list[Path]:
-    """Return the paths of all finished checkpoints, by step; they may have been damaged since."""
-    return sorted(path for path in (run / CHECKPOINTS).glob("step-*") if path.is_dir())
+def _complete(partial: Path, notes: Mapping[str, Any], watch: Mapping[str, NDArray[Any]]) -> None:
+    """Write the files of a checkpoint besides its tensors; the digests of all files come last."""
+    (partial / NOTES).write_text(json.dumps(notes))
+    with (partial / WATCH).open("wb") as file:
+        np.savez(file, **watch)
+    digests = {file.name: digest_of(file) for file in sorted(partial.iterdir())}
+    (partial / MANIFEST).write_text(json.dumps(digests))
 
 
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
+def _put_in_place(partial: Path, final: Path, own: RunConfig) -> None:
+    """Give a complete checkpoint its name; another run's checkpoint of that name is renamed, not deleted."""
+    replaced = _hidden(final, REPLACED)
+    if os.path.lexists(final):
+        if foreign(final, own):
+            names = (f"set-aside-{number}-{final.name}" for number in range(1, 10**6))
+            replaced = next(path for path in map(final.with_name, names) if not os.path.lexists(path))
+        final.rename(replaced)
+    partial.rename(final)
+    if replaced == _hidden(final, REPLACED):
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
-def delete_after(run: Path, step: int) -> None:
-    """Delete the checkpoints of all later steps."""
+def _delete(checkpoint: Path) -> None:
+    """Delete a checkpoint; killed in between, it leaves a hidden folder, never half a checkpoint."""
+    gone = _hidden(checkpoint, DELETED)
+    with contextlib.suppress(OSError):
+        checkpoint.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _delete_before(run: Path, step: int, own: RunConfig, keep: int, verified: set[Path]) -> None:
+    """Delete the checkpoints of a run before its last `keep` intact ones, up to the given step."""
+    intact = 0
+    for path in reversed(checkpoint_folders(run)):
+        if step_of(path) > step or (path not in verified and foreign(path, own)):
+            continue
+        if intact >= keep:
+            _delete(path)
+            verified.discard(path)
+        elif path in verified or not damage(path):
+            verified.add(path)
+            intact += 1
+
+
+def tidy(run: Path) -> None:
+    """Delete what a killed process left of writing or deleting checkpoints, and undo half a replacement."""
+    for path in (run / CHECKPOINTS).glob(".step-*"):
+        name, _, suffix = path.name[1:].rpartition(".")
+        if suffix == REPLACED and not os.path.lexists(path.with_name(name)):
+            path.rename(path.with_name(name))
+        elif suffix in (PARTIAL, DELETED, REPLACED):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def delete_after(run: Path, step: int, own: RunConfig) -> None:
+    """Delete the checkpoints of a run after a step."""
     for path in checkpoint_folders(run):
-        if _step_of(path) > step:
-            shutil.rmtree(path)
+        if step_of(path) > step and not foreign(path, own):
+            _delete(path)
 
 
-def damage(checkpoint: Path) -> str:
-    """Return what is wrong with the files of a checkpoint; empty if they are intact."""
-    try:
-        digests = json.loads((checkpoint / MANIFEST).read_text())
-        for name, digest in digests.items():
-            if file_digest(checkpoint / name, "blake2b") != digest:
-                return f"{name} is damaged"
-        if not {NOTES, WATCH, ".metadata"} <= digests.keys():
-            return f"{MANIFEST} is incomplete"
-    except (OSError, ValueError, AttributeError) as error:
-        return (
-            reason(error) + f" ({Path(error.filename).name})"
-            if isinstance(error, FileNotFoundError)
-            else (f"{MANIFEST} is unreadable")
-        )
-    return ""
-
-
-def last_checkpoint(run: Path, damaged: Damaged, before: float = math.inf) -> Path | None:
+def last_checkpoint(
+    run: Path,
+    tell: Tell,
+    before: float = math.inf,
+    *,
+    own: RunConfig | None = None,
+    verified: set[Path] | None = None,
+) -> Path | None:
     """Return the last intact checkpoint of a run; None if there is none.
 
     Args:
         run: folder of the run.
-        damaged: called with a message about each damaged checkpoint that is skipped.
+        tell: called with a message about each checkpoint that is skipped.
         before: only consider checkpoints of steps before this one.
+        own: configuration of the run; checkpoints of other runs are skipped. None accepts any.
+        verified: checkpoints known to be intact; the one that is returned is added.
     """
-    for path in reversed([path for path in checkpoint_folders(run) if _step_of(path) < before]):
-        wrong = damage(path)
-        if not wrong:
+    for path in reversed([path for path in checkpoint_folders(run) if step_of(path) < before]):
+        if verified is not None and path in verified:
             return path
-        damaged(f"skipping checkpoint {path}: {wrong}")
+        wrong = damage(path)
+        if not wrong and own is not None:
+            other = foreign(path, own)
+            wrong = f"it belongs to another run ({other})" if other else ""
+        if not wrong:
+            if verified is not None:
+                verified.add(path)
+            return path
+        tell(f"skipping checkpoint {path}: {wrong}")
     return None
 
 
-def notes_of(checkpoint: Path) -> dict[str, Any]:
-    """Return the notes of a checkpoint, including its `step`."""
-    found: dict[str, Any] = json.loads((checkpoint / NOTES).read_text())
-    return found
-
-
-def watch_of(checkpoint: Path) -> dict[str, NDArray[Any]]:
-    """Return the state of the measurements in a checkpoint."""
-    with np.load(checkpoint / WATCH, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def load_tensors(checkpoint: Path, state: Mapping[str, Tensor]) -> None:
-    """Read a checkpoint into these tensors by name, however it was sharded; every process calls this.
-
-    Raises:
-        StoreError: the checkpoint lacks a tensor or has it in another shape.
-    """
-    try:
-        with _quiet():
-            dcp.load(
-                dict(state),
-                storage_reader=dcp.FileSystemReader(checkpoint),
-                no_dist=not dist.is_initialized(),
-            )
-    except (dcp.api.CheckpointException, RuntimeError, ValueError, KeyError) as error:
-        raise StoreError(f"{checkpoint} does not match this network: {_why(error)}") from error
-
-
-def read_configuration(run: Path) -> RunConfig:
-    """Read the configuration of a run.
-
-    Raises:
-        StoreError: the folder has no configuration, or it cannot be read.
-    """
-    try:
-        return RunConfig.of_document(json.loads((run / CONFIGURATION).read_text()))
-    except FileNotFoundError as error:
-        raise StoreError(f"{run} holds no run: it has no {CONFIGURATION}") from error
-    except ValueError as error:
-        raise StoreError(f"{run / CONFIGURATION} is damaged: {error}") from error
-
-
-def write_configuration(run: Path, configuration: RunConfig) -> None:
-    """Write the configuration of a run atomically."""
-    partial = run / f".{CONFIGURATION}.partial"
-    partial.write_text(json.dumps(configuration.document(), indent=1))
-    os.replace(partial, run / CONFIGURATION)
-
-
-def find_checkpoint(path: Path, damaged: Damaged) -> Path:
+def find_checkpoint(path: Path, tell: Tell) -> Path:
     """Return the checkpoint at a path: the path itself, or the last intact checkpoint of a run's folder.
 
     Raises:
@@ -251,18 +235,22 @@ def find_checkpoint(path: Path, damaged: Damaged) -> Path:
     """
     if not path.exists():
         raise StoreError(f"{path} does not exist")
-    if (path / MANIFEST).exists():
+    if os.path.lexists(path / MANIFEST):
         wrong = damage(path)
         if wrong:
             raise StoreError(f"checkpoint {path} is damaged: {wrong}")
         return path
-    found = last_checkpoint(path, damaged)
+    own = read_configuration(path) if os.path.lexists(path / CONFIGURATION) else None
+    skipped: list[str] = []
+    found = last_checkpoint(path, skipped.append, own=own)
     if found is None:
-        raise StoreError(f"{path} holds no intact checkpoint")
+        raise StoreError(": ".join([f"{path} holds no intact checkpoint", *skipped[:1]]))
+    for sentence in skipped:
+        tell(sentence)
     return found
 
 
-def load_network(path: Path, *, ema: bool, damaged: Damaged = warnings.warn) -> tuple[RunConfig, DiT]:
+def load_network(path: Path, *, ema: bool, damaged: Tell = warnings.warn) -> tuple[RunConfig, DiT]:
     """Load the network of a checkpoint, without its optimiser.
 
     Args:
@@ -277,43 +265,27 @@ def load_network(path: Path, *, ema: bool, damaged: Damaged = warnings.warn) -> 
         StoreError: there is no checkpoint, or it is damaged.
     """
     checkpoint = find_checkpoint(path, damaged)
-    run = RunConfig.of_document(notes_of(checkpoint)["configuration"])
-    network: nn.Module = DiT(run.model)
+    run = configuration_of(checkpoint)
     entry = "ema" if ema and run.training.ema else "weight"
+    wrong = _mismatch(checkpoint, run, entry)
+    if wrong:
+        raise StoreError(f"{checkpoint} does not match its configuration: {wrong}")
+    network = DiT(run.model)
     load_tensors(
         checkpoint, {f"{entry}.{name}": weight.detach() for name, weight in network.named_parameters()}
     )
-    assert isinstance(network, DiT)
     return run, network
 
 
-def refuse_taken(out: Path) -> None:
-    """Check that a new run can be written to `out`.
-
-    Raises:
-        StoreExistsError: `out` already holds a run, or is not a folder.
-    """
-    if (out / CONFIGURATION).exists() or (out.exists() and not out.is_dir()):
-        raise StoreExistsError(f"{out} already holds a run: pass --resume to resume it, or another --out")
-
-
-def resumable(asked: RunConfig, out: Path) -> RunConfig:
-    """Return the configuration with which to resume a run: its own, with the fields that may change as asked.
-
-    Raises:
-        StoreError: there is no run, or its configuration differs; the message names the first difference.
-    """
-    before = read_configuration(out).document()
-    wanted = asked.document()
-    for name in SCALE_FIELDS:
-        before["training"][name] = wanted["training"][name]
-    for part in ("model", "training"):
-        for name, value in wanted[part].items():
-            if before[part][name] != value:
-                raise StoreError(f"{out} holds another run: its {name} is {before[part][name]}, not {value}")
-    if before["data_digest"] and before["data_digest"] == wanted["data_digest"]:
-        before["data"] = wanted["data"]  # the same store may have moved
-    for name in DATA:
-        if before[name] != wanted[name]:
-            raise StoreError(f"{out} holds another run: its {name} is {before[name]}, not {wanted[name]}")
-    return RunConfig.of_document(before)
+def _mismatch(checkpoint: Path, run: RunConfig, entry: str) -> str:
+    """Return how the tensors of a checkpoint differ from those of its network, before any memory is taken."""
+    table = read_table(checkpoint)
+    if run.model.depth > len(table.state_dict_metadata):
+        return f"it has {len(table.state_dict_metadata)} tensors for {run.model.depth} blocks"
+    try:
+        with torch.device("meta"):
+            network = DiT(run.model)
+    except RuntimeError as error:
+        return why_failed(error)
+    wanted = {f"{entry}.{name}": weight.shape for name, weight in network.named_parameters()}
+    return shapes_differ(table, wanted)

@@ -1,10 +1,12 @@
 """Estimate of the memory that a run needs, made before anything is allocated."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
 import torch
 
+from meanmode.dit.config.architecture import DiTConfig
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.model.network import DiT
 
@@ -65,13 +67,27 @@ def activation_numbers(run: RunConfig) -> tuple[int, int]:
     return tokens * ((11 + merge) * model.width + 4 * hidden), tokens * model.width
 
 
+def _parameters(model: DiTConfig) -> tuple[int, int]:
+    """Return the number of parameters outside the blocks and in each block, as all blocks are alike.
+
+    Raises:
+        ValueError: the network is too large for any machine.
+    """
+    try:
+        with torch.device("meta"):
+            network = DiT(dataclasses.replace(model, depth=1))
+    except RuntimeError as error:
+        raise ValueError(f"this network is too large ({' '.join(str(error).split())[:120]})") from error
+    total = sum(weight.numel() for weight in network.parameters())
+    block = sum(weight.numel() for weight in network.blocks[0].parameters())
+    return total - block, block
+
+
 def estimate(run: RunConfig, processes: int = 1) -> MemoryEstimate:
     """Estimate the memory that a run needs on each of its processes."""
-    with torch.device("meta"):
-        network = DiT(run.model)
     training, depth = run.training, run.model.depth
-    count = sum(weight.numel() for weight in network.parameters())
-    block = sum(weight.numel() for weight in network.blocks[0].parameters()) if depth else 0
+    ends, block = _parameters(run.model)
+    count = ends + depth * block
     sharded = training.sharding == "full"
     own = FLOAT * math.ceil(count / (processes if sharded else 1))
     samples = math.ceil(training.batch / training.accumulation / processes)

@@ -1,9 +1,11 @@
 """The processes that share a training run and what they do together (accelerate, torch.distributed)."""
 
 import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -13,9 +15,20 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from tqdm import tqdm
 
 from meanmode.dit.config.run_config import RunConfig
+from meanmode.dit.config.training_config import TrainingConfig
 from meanmode.dit.model.network import DiT, materialised
 
 Answer = TypeVar("Answer")
+
+FAREWELL = timedelta(seconds=10)
+"""How long a process that has failed waits for the others before it leaves."""
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return an error as it is sent to other processes: of a type that surely survives the way."""
+    if isinstance(error, OSError | ValueError) and not isinstance(error, UnicodeError):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 class Processes:
@@ -51,6 +64,14 @@ class Processes:
         self.device: torch.device = self._accelerator.device
         self.group = dist.group.WORLD if self.count > 1 else None
         self.sharded = training.sharding == "full"
+        try:
+            self._check(training)
+        except ValueError:
+            self.leave(failed=True)
+            raise
+
+    def _check(self, training: TrainingConfig) -> None:
+        """Check that a run can be trained by these processes."""
         if self.sharded and self.group is None:
             raise ValueError("sharding=full needs several processes: use accelerate launch or torchrun")
         if training.batch % (self.count * training.accumulation):
@@ -59,12 +80,37 @@ class Processes:
                 f"with accumulation {training.accumulation}"
             )
 
-    def leave(self) -> None:
-        """Destroy the process group once all processes are done; one that exits while in it may abort."""
-        if self.group is not None:
+    def leave(self, *, failed: bool = False) -> None:
+        """Destroy the process group once all processes are done; one that exits while in it may abort.
+
+        Args:
+            failed: an error ended this process. The others have usually failed alike, but may never come:
+                they are waited for during `FAREWELL`.
+        """
+        if self.group is None:
+            return
+        self.group = None
+        if not failed:
             self._accelerator.wait_for_everyone()
             self._accelerator.end_training()
-            self.group = None
+            return
+        with contextlib.suppress(Exception):
+            waiting = dist.barrier(async_op=True)
+            if waiting is not None:
+                waiting.wait(FAREWELL)
+        with contextlib.suppress(Exception):
+            dist.destroy_process_group()
+
+    def end(self, status: int) -> None:
+        """Exit at once if there are several processes, all of which have left.
+
+        Threads of gloo outlive the process group as long as anything refers to it, and the tensors that they
+        hold abort a process whose interpreter is being finalised.
+        """
+        if self.count > 1:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
 
     def network(self, run: RunConfig) -> DiT:
         """Build the network with fresh weights; if the run is sharded, shard it block by block (FSDP2)."""
@@ -110,15 +156,16 @@ class Processes:
     def first(self, action: Callable[[], Answer]) -> Answer:
         """Run an action on the first process only; all processes return its result or raise its error."""
         answer: list[Any] = [None, None]
+        failure: Exception | None = None
         if self.rank == 0:
             try:
                 answer[0] = action()
-            except (ValueError, OSError) as error:
-                answer[1] = error
+            except Exception as error:
+                failure, answer[1] = error, _sendable(error)
         if self.group is not None:
             dist.broadcast_object_list(answer)
         if answer[1] is not None:
-            raise answer[1]
+            raise failure or answer[1]
         found: Answer = answer[0]
         return found
 
@@ -127,12 +174,12 @@ class Processes:
         answer, failure = None, None
         try:
             answer = action()
-        except (ValueError, OSError) as error:
+        except Exception as error:
             failure = error
-        failures = self.gathered(failure)
+        failures = self.gathered(None if failure is None else _sendable(failure))
         for found in failures:
             if found is not None:
-                raise found
+                raise failure or found
         return answer  # type: ignore[return-value]
 
     def gathered(self, value: Answer) -> list[Answer]:

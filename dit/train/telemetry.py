@@ -3,6 +3,7 @@
 # L blocks, P parameters
 
 import json
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,15 @@ from meanmode.dit.train.autopsy import as_text
 from meanmode.dit.train.measurements import Row
 from meanmode.dit.train.optimiser import families
 from meanmode.sim.observe.observable_names import WRITERS, observable_dims
-from meanmode.sim.store.files import Variable
+from meanmode.sim.store.files import StoreError, Variable, reason, write_whole
 from meanmode.sim.store.observable_variables import observable_variables
 from meanmode.sim.store.provenance import provenance
+from meanmode.sim.store.run_reader import stored_rows
 from meanmode.sim.store.run_store import create_run
 from meanmode.sim.store.run_writer import RunWriter
+
+FLOAT, INTERVAL_BYTES = 4, 2**28
+"""Bytes of a stored number, and those that the telemetry of one interval may take in memory."""
 
 SCALARS = {
     "loss": Variable(definition="Loss of the batch before the update, mean over all samples"),
@@ -110,8 +115,18 @@ class Telemetry:
             run: configuration of the run.
             names: names of the parameters.
             origin: checkpoint, step and configuration that a fork started from; empty otherwise.
+
+        Raises:
+            ValueError: an interval takes too much memory.
         """
         held, sizes = variables(run, names)
+        numbers = sum(math.prod(len(sizes[dim]) for dim in of.dims) for of in held.values())
+        most = INTERVAL_BYTES // (FLOAT * numbers)
+        if run.training.interval > max(most, 1):
+            raise ValueError(
+                f"an interval of {run.training.interval} steps of telemetry takes too much memory for "
+                f"{run.model.depth} blocks: set interval to at most {most}"
+            )
         laws = ["P1", "P2", "G1", "A2", "S1", *(["R1"] if "mv_split" in run.model.setting().merges else [])]
         create_run(
             path,
@@ -143,8 +158,18 @@ class Telemetry:
         """Write a report on an event to the store and to a text file beside it, whose path is returned."""
         self._writer.annotate(document)
         text = self._folder / f"autopsy-{document['step']:08d}.txt"
-        text.write_text(as_text(document))
+        try:
+            write_whole(text, as_text(document).encode())
+        except OSError as error:
+            raise StoreError(f"{text} could not be written ({reason(error)})") from error
         return text
+
+    def last_loss(self) -> float:
+        """Return the loss of the last logged step; NaN if none is logged."""
+        last, writer = self._writer.last, self._writer
+        if last < writer.first:
+            return float("nan")
+        return float(stored_rows(writer.path, writer.arrays["loss"], last - 1, last)[0])
 
     def annotate(self, event: Mapping[str, Any]) -> None:
         """Add an event to the store."""

@@ -2,10 +2,8 @@
 
 # P parameters
 
-import math
-import shutil
+import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +16,35 @@ from meanmode.dit.data.batches import Batch, batch_of
 from meanmode.dit.data.latents import check_encoders, encoders_of
 from meanmode.dit.data.prefetch import Prefetch
 from meanmode.dit.data.sources import Source, source_of
-from meanmode.dit.train import checkpoints
 from meanmode.dit.train.alarm_answers import answer, order_seed
 from meanmode.dit.train.autopsy import examine, not_finite
+from meanmode.dit.train.checkpoint_files import WATCH, load_tensors, step_of, watch_of
+from meanmode.dit.train.checkpoints import delete_after, last_checkpoint, save, tidy
 from meanmode.dit.train.measurements import Event, Row, Watch, measured_blocks
 from meanmode.dit.train.memory import check_fits
 from meanmode.dit.train.optimiser import Optimiser
+from meanmode.dit.train.outcome import Outcome
 from meanmode.dit.train.processes import Processes
+from meanmode.dit.train.run_folder import (
+    BEGUN,
+    RunFolder,
+    clear_beginning,
+    finish_beginning,
+    read_configuration,
+    refuse_taken,
+    resumable,
+    set_aside,
+    write_configuration,
+)
 from meanmode.dit.train.scheduled_interventions import ScheduledInterventions
+from meanmode.dit.train.starting_point import StartingPoint, forked, resumed
 from meanmode.dit.train.telemetry import Telemetry, norms_by_block, norms_by_family
 from meanmode.dit.train.training_pass import TrainingPass
 from meanmode.sim.onset.detector import Alarm
 from meanmode.sim.onset.training_onset import deep_median, training_onset
 from meanmode.sim.store.files import StoreError
-from meanmode.sim.store.run_reader import open_run
+from meanmode.sim.store.run_reader import TELEMETRY, open_run
 from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """How a session of training ended.
-
-    Attributes:
-        step: last step of the session.
-        loss: loss at the last step that was computed.
-        stopped: `steps` if the run is complete, else what ended it: `divergence`, `collapse` or `alarm`.
-    """
-
-    step: int
-    loss: float
-    stopped: str
-
-    def __str__(self) -> str:
-        ends = {"steps": "complete", "divergence": "the loss is not finite", "collapse": "collapsed"}
-        ends["alarm"] = "stopped on an alarm"
-        loss = f", loss {self.loss:.4g}" if math.isfinite(self.loss) else ""
-        return f"{ends[self.stopped]} at step {self.step}{loss}"
 
 
 class Trainer:
@@ -67,11 +58,13 @@ class Trainer:
         out: folder of the run.
         resume: whether to resume the run in `out`.
         fork: checkpoint of another run to start from, with its step and optimiser moments.
+        begin_anew: whether to resume a run that has lost its checkpoints from its beginning, and to move what
+            there is into a folder beside it.
         source: source of latents and texts; None for the one in the configuration.
 
     Raises:
         ValueError: the run does not fit the memory, the processes or its data.
-        StoreError: `out` is already taken; or, to resume, it does not exist or holds another run.
+        StoreError: `out` is already taken or in use; or, to resume, it does not exist or holds another run.
     """
 
     def __init__(
@@ -81,13 +74,39 @@ class Trainer:
         *,
         resume: bool = False,
         fork: Path | None = None,
+        begin_anew: bool = False,
         source: Source | None = None,
     ) -> None:
         self.out = out
         self.processes = Processes(run)
-        self.run = self.processes.first(lambda: checkpoints.resumable(run, out)) if resume else run
-        self.source = source or source_of(self.run)
+        self._closing = contextlib.ExitStack()
+        self._verified: set[Path] = set()
+        try:
+            self.processes.first(lambda: self._take_folder(resume))
+            self.run = self.processes.first(lambda: resumable(run, out)) if resume else run
+            self._open(source)
+            start = self.processes.first(lambda: self._starting_point(resume, fork, begin_anew))
+            self._begin(start)
+            self.telemetry = self._open_telemetry(start, new=not resume or start.anew)
+        except BaseException:
+            self.close(failed=True)
+            raise
+
+    def _take_folder(self, resume: bool) -> None:
+        """Lock the folder before anything is read of a run to resume, or written of a new one."""
+        check = read_configuration if resume else refuse_taken
+        check(self.out)
+        folder = RunFolder(self.out)
+        self._closing.callback(folder.release)
+        check(self.out)  # another process may have been faster
+        if resume:
+            finish_beginning(self.out)
+            tidy(self.out)
+
+    def _open(self, source: Source | None) -> None:
+        """Open the data and build the network and all that trains and measures it."""
         self.processes.together(lambda: check_fits(self.run, self.processes.count, self.processes.device))
+        self.source = source or self.processes.together(lambda: source_of(self.run))
         self.network = self.processes.network(self.run)
         self.interventions = ScheduledInterventions(self.network, self.run.training.interventions)
         self.optimiser = Optimiser(self.network, self.run.training)
@@ -96,60 +115,73 @@ class Trainer:
         self.blocks = measured_blocks(self.run)
         self.step = self._roll_backs = 0
         self._alarm: Alarm | None = None
-        origin = self._begin(resume, fork)
+        last = self.run.training.steps
+        self._batches = Prefetch(self._batches_of, lambda of: None if of[0] == last else (of[0] + 1, of[1]))
+        self._closing.callback(self._batches.close)
+        self._closing.callback(self.interventions.close)
+
+    def close(self, *, failed: bool = False) -> None:
+        """Let go of the folder, and of the other processes; the second call does nothing.
+
+        Args:
+            failed: whether an error ended the training.
+        """
+        self._closing.close()
+        self.processes.leave(failed=failed)
+
+    def _starting_point(self, resume: bool, fork: Path | None, begin_anew: bool) -> StartingPoint:
+        """Find the checkpoint to start from, if any."""
+        tell = self.processes.tell
+        if resume:
+            return resumed(self.run, self.out, tell, begin_anew=begin_anew, verified=self._verified)
+        return StartingPoint() if fork is None else forked(self.run, fork, tell)
+
+    def _begin(self, start: StartingPoint) -> None:
+        """Load the state to start from, then make the network ready for training."""
+        if start.checkpoint is not None:
+            if start.origin:
+                check_encoders(self.source, start.notes.get("encoders", {}), start.checkpoint)
+            self._load(start.checkpoint, start.notes["step"])
+        if start.checkpoint is not None and start.resumed:
+            self._restore_watch(start.checkpoint)
+            lowered, factors = start.notes.get("factors", {}), self.optimiser.factors
+            factors |= {name: lowered[name] for name in factors.keys() & lowered}
+            self._roll_backs = start.notes.get("roll_backs", 0)
         if self.run.training.compile:
             for block in self.network.blocks:
                 block.compile()
         self.training_pass = TrainingPass(self.network, self.processes, self.blocks)
-        self.telemetry = self._open_telemetry(resume, origin)
-        last = self.run.training.steps
-        self._batches = Prefetch(self._batches_of, lambda of: None if of[0] == last else (of[0] + 1, of[1]))
 
-    def _begin(self, resume: bool, fork: Path | None) -> dict[str, Any]:
-        """Load the checkpoint that the run starts from, if any; return facts about it for the telemetry."""
-        if resume:
-            checkpoint = self.processes.first(
-                lambda: checkpoints.last_checkpoint(self.out, self.processes.tell)
-            )
-        elif fork is not None:
-            checkpoint = self.processes.first(lambda: checkpoints.find_checkpoint(fork, self.processes.tell))
-        else:
-            self.processes.first(lambda: checkpoints.refuse_taken(self.out))
-            return {}
-        if checkpoint is None:
-            self.processes.tell(f"{self.out} holds no intact checkpoint: starting from step 0")
-            return {}
-        notes = checkpoints.notes_of(checkpoint)
-        before = RunConfig.of_document(notes["configuration"])
-        if before.model != self.run.model:
-            raise StoreError(f"{checkpoint} holds a different network than the configuration: {before.model}")
-        self._load(checkpoint)
-        if resume:
-            self.watch.restore(checkpoints.watch_of(checkpoint))
-            self.optimiser.factors |= notes.get("factors", {})
-            self._roll_backs = notes.get("roll_backs", 0)
-            return {"spent": notes["wall_s"]}
-        if self.step >= self.run.training.steps:
-            raise ValueError(f"{checkpoint} is already at step {self.step}: set steps to more than that")
-        check_encoders(self.source, notes.get("encoders", {}), checkpoint)
-        return {"checkpoint": str(checkpoint), "step": self.step, "configuration": notes["configuration"]}
+    def _load(self, checkpoint: Path, step: int) -> None:
+        """Load the weights and moments of the checkpoint of a step."""
+        load_tensors(checkpoint, self.optimiser.state())
+        self.step = step
 
-    def _load(self, checkpoint: Path) -> None:
-        """Load the weights, moments and step of a checkpoint."""
-        checkpoints.load_tensors(checkpoint, self.optimiser.state())
-        self.step = checkpoints.notes_of(checkpoint)["step"]
+    def _restore_watch(self, checkpoint: Path) -> None:
+        """Load the state of the measurements."""
+        try:
+            self.watch.restore(watch_of(checkpoint))
+        except StoreError:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise StoreError(f"{checkpoint / WATCH} is damaged: {error}") from error
 
-    def _open_telemetry(self, resume: bool, origin: dict[str, Any]) -> Telemetry | None:
-        """Open the store on the first process; then write the configuration, which makes the folder a run."""
+    def _open_telemetry(self, start: StartingPoint, *, new: bool) -> Telemetry | None:
+        """Open the store on the first process; a new one, with the configuration, makes the folder a run."""
+        path, begun = self.out / TELEMETRY, self.out / BEGUN
 
         def lay_out() -> None:
-            path = self.out / checkpoints.TELEMETRY
-            if not resume:
-                self.out.mkdir(parents=True, exist_ok=True)
-                shutil.rmtree(path, ignore_errors=True)
-                Telemetry.lay_out(path, self.run, self.optimiser.names, origin)
-            found.append(Telemetry(path, after=self.step, run=self.run, spent=origin.get("spent", 0.0)))
-            checkpoints.write_configuration(self.out, self.run)
+            if new:
+                clear_beginning(self.out)
+                Telemetry.lay_out(begun, self.run, self.optimiser.names, start.origin)
+                if start.anew:
+                    self.processes.tell(f"what {self.out} held is now in {set_aside(self.out)}")
+                write_configuration(self.out, self.run)
+                begun.rename(path)
+            spent = start.notes.get("wall_s", 0.0) if start.resumed else 0.0
+            found.append(Telemetry(path, after=self.step, run=self.run, spent=spent))
+            if not new:
+                write_configuration(self.out, self.run)
 
         found: list[Telemetry] = []
         self.processes.first(lay_out)
@@ -166,6 +198,8 @@ class Trainer:
         loss, stopped = float("nan"), "steps"
         bar = self.processes.progress(self.step, training.steps, self.out.name)
         try:
+            if self.step >= training.steps:
+                loss = self.processes.first(self._last_loss)
             while stopped == "steps" and self.step < training.steps:
                 step = self.step + 1
                 loss = self._step(step)
@@ -180,9 +214,13 @@ class Trainer:
                 bar.update(self.step - bar.n)
         finally:
             bar.close()
-            self._batches.close()
-            self.interventions.close()
+            self._closing.close()
         return Outcome(step=self.step, loss=loss, stopped=stopped)
+
+    def _last_loss(self) -> float:
+        """Return the loss of the last step of an earlier session."""
+        assert self.telemetry is not None
+        return self.telemetry.last_loss()
 
     def _step(self, step: int) -> float:
         """Make one step and return the mean loss of the whole batch."""
@@ -285,7 +323,9 @@ class Trainer:
         if asked.before is not None:
             older = asked.before
             checkpoint = self.processes.first(
-                lambda: checkpoints.last_checkpoint(self.out, self.processes.tell, before=older)
+                lambda: last_checkpoint(
+                    self.out, self.processes.tell, before=older, own=self.run, verified=self._verified
+                )
             )
             if checkpoint is None:
                 document["action"] = "lower_all"
@@ -302,25 +342,25 @@ class Trainer:
     def _roll_back(self, checkpoint: Path, alarm: Mapping[str, Any]) -> None:
         """Return to a checkpoint, with the current learning rates and a new order of the data."""
         left = self.step
-        self._load(checkpoint)
+        self._load(checkpoint, step_of(checkpoint))
         self._roll_backs += 1
         self.watch = Watch(self.run)
-        self.watch.restore(checkpoints.watch_of(checkpoint))
+        self._restore_watch(checkpoint)
         if self.telemetry is not None:
             self.telemetry = Telemetry(
-                self.out / checkpoints.TELEMETRY, after=self.step, run=self.run, spent=self.telemetry.wall
+                self.out / TELEMETRY, after=self.step, run=self.run, spent=self.telemetry.wall
             )
             text = f"steps {self.step + 1} to {left} were abandoned on an alarm"
             self.telemetry.annotate({"step": self.step, "text": text, "alarm": alarm})
         self._save()
-        self.processes.first(lambda: checkpoints.delete_after(self.out, self.step))
+        self.processes.first(lambda: delete_after(self.out, self.step, self.run))
 
     def _save(self) -> None:
         """Write the telemetry to disk, then a checkpoint of the last step."""
         if self.telemetry is not None:
             self.telemetry.flush()
         wall = self.processes.first(lambda: 0.0 if self.telemetry is None else self.telemetry.wall)
-        checkpoints.save(
+        save(
             self.out,
             self.step,
             self.optimiser.state(),
@@ -333,4 +373,5 @@ class Trainer:
             },
             watch=self.watch.state(),
             keep=self.run.training.keep,
+            verified=self._verified,
         )

@@ -11,12 +11,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 
 from meanmode.dit.config.presets import PRESETS
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.data.text_encoders import _quiet
-from meanmode.dit.train.checkpoints import checkpoint_folders, load_tensors
+from meanmode.dit.train.checkpoint_files import checkpoint_folders, load_tensors
+from meanmode.dit.train.checkpoint_reader import read_table
 from meanmode.dit.train.trainer import Trainer
 from meanmode.sim.store.run_reader import open_run
 
@@ -59,7 +59,7 @@ class Runs:
     def state(self, out: Path) -> dict[str, torch.Tensor]:
         """Load all tensors of the last checkpoint."""
         last = checkpoint_folders(out)[-1]
-        metadata = dcp.FileSystemReader(last).read_metadata().state_dict_metadata
+        metadata = read_table(last).state_dict_metadata
         found = {name: torch.empty(entry.size) for name, entry in metadata.items()}
         load_tensors(last, found)
         return found
@@ -108,7 +108,12 @@ def launch() -> Callable[..., "subprocess.Popen[str]"]:
     """Start `mms train digits-16l` with the options of the tiny run, in one or several processes (gloo)."""
 
     def start(
-        out: Path, *arguments: str, processes: int = 1, before: str = "", **options: object
+        out: Path,
+        *arguments: str,
+        processes: int = 1,
+        before: str = "",
+        script: Path | None = None,
+        **options: object,
     ) -> "subprocess.Popen[str]":
         settings = TINY | {name: str(value) for name, value in options.items()}
         program = (
@@ -116,6 +121,7 @@ def launch() -> Callable[..., "subprocess.Popen[str]"]:
             if before
             else ["-m", "meanmode"]
         )
+        program = [str(script)] if script is not None else program
         command = [*program, "train", "digits-16l", "--out", str(out), *arguments]
         command += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
         runner = [sys.executable]

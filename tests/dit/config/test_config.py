@@ -131,6 +131,11 @@ def test_widths_are_matched_at_the_published_one(width: int) -> None:
         ({"head_std": math.nan}, "head_std must be at least 0, got nan"),
         ({"merge_eps": -1e-6}, "merge_eps must be at least 0, got -1e-06"),
         ({"beta": math.inf}, r"beta must be finite and at most 1e\+12, got inf"),
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"width": 10**11}, "width must be at most 1048576, got 100000000000"),
+        ({"depth": 10**10}, "depth must be at most 65536, got 10000000000"),
+        ({"depth": None}, "depth must be a whole number, got None"),
+        ({"ffn_ratio": math.nan}, "ffn_ratio must be positive and finite, got nan"),
         ({"mixer_share": 2.0}, r"mixer_share must be in \[0, 1\], got 2.0"),
     ],
 )
@@ -172,6 +177,27 @@ def test_impossible_networks_are_refused(options: dict[str, Any], message: str) 
             r"must be \[step, text\] with a step of at least 1, got \(0, .freeze:queries-keys.\)",
         ),
         ({"interventions": ((5, "thaw:queries-keys"),)}, "unknown action .thaw."),
+        (
+            {"interventions": ((401, "freeze:queries-keys"),)},
+            "freeze:queries-keys at step 401 never acts: the run ends at 400",
+        ),
+        ({"interventions": 3}, r"interventions must be a list of \[step, text\], got 3"),
+        ({"first_rate": -1.0}, "first_rate must be at least 0, got -1.0"),
+        ({"first_rate": math.nan}, "first_rate must be at least 0, got nan"),
+        ({"first_steps": -1}, "first_steps must be at least 0, got -1"),
+        ({"event_ratio": math.nan}, "event_ratio must be at least 1, got nan"),
+        ({"rate": 1e13}, r"rate must be at most 1e\+12, got 1"),
+        ({"seed": 2**63}, f"seed must be at most {2**63 - 1}, got {2**63}"),
+        ({"steps": 10**25}, "steps must be at most 10000000, got 1000"),
+        ({"interval": 10**9}, "interval must be at most 10000, got 1000000000"),
+        ({"event_window": 10**12}, "event_window must be at most 10000"),
+        ({"steps": "400"}, "steps must be a whole number, got '400'"),
+        ({"steps": True}, "steps must be a whole number, got True"),
+        ({"steps": 4.0}, "steps must be a whole number, got 4.0"),
+        ({"steps": 10**5000}, "steps must be at most 10000000, got a long int"),
+        ({"rate": [1]}, r"rate must be a number, got \[1\]"),
+        ({"compile": 1}, "compile must be true or false, got 1"),
+        ({"schedule": 7}, "schedule must be text, got 7"),
     ],
 )
 def test_impossible_trainings_are_refused(options: dict[str, Any], message: str) -> None:
@@ -258,6 +284,30 @@ def test_a_document_of_another_version_is_named(change: Any) -> None:
     document = RunConfig().document()
     change(document)
     with pytest.raises(ValueError, match="this configuration was written by another version: "):
+        RunConfig.of_document(document)
+
+
+NUMBERS = [
+    (kind, name)
+    for kind in (DiTConfig, TrainingConfig)
+    for name, value in dataclasses.asdict(kind()).items()
+    if isinstance(value, int | float) and not isinstance(value, bool)
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), NUMBERS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400, "1", None, [1]])
+def test_no_number_takes_nonsense(kind: Any, name: str, value: Any) -> None:
+    """Every numeric field has a type and bounds, also those that will be added."""
+    if (name, value) in (("rate", None), ("clip", None), ("writer_std", None)):
+        pytest.skip("None has a meaning here")
+    with pytest.raises(ValueError, match=name):
+        kind(**{name: value})
+
+
+@pytest.mark.parametrize("document", [[], None, "x", {"model": [], "training": 3, "data": 1}])
+def test_what_is_no_configuration_is_refused(document: Any) -> None:
+    with pytest.raises(ValueError, match="configuration"):
         RunConfig.of_document(document)
 
 

@@ -1,5 +1,6 @@
 """Training on two processes: DDP and FSDP2 over gloo, killed, resumed, and continued by one process."""
 
+import os
 import time
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 import torch.distributed as dist
 
 from meanmode.dit.data.encoding import EncodingConfig, encode
-from meanmode.dit.train import checkpoints
+from meanmode.dit.train import checkpoint_files
+from meanmode.dit.train.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo")
 
@@ -30,7 +32,7 @@ def test_two_processes_train_as_one_does(runs, whole, finished, tmp_path: Path, 
     out = tmp_path / "run"
     finished(out, processes=2, sharding=sharding)
     assert list(
-        checkpoints.checkpoint_folders(out)[-1].glob("__1_*.distcp")
+        checkpoint_files.checkpoint_folders(out)[-1].glob("__1_*.distcp")
     )  # a second process wrote a shard
     runs.assert_same_store(whole, out, rtol=1e-5)
     runs.assert_same_weights(whole, out, rtol=1e-4)
@@ -60,16 +62,67 @@ def test_two_killed_processes_resume_bitwise(runs, launch, kill, finished, tmp_p
     deadline = time.monotonic() + 200
     try:
         while (
-            len(checkpoints.checkpoint_folders(out)) < 2
+            len(checkpoint_files.checkpoint_folders(out)) < 2
             and process.poll() is None
             and time.monotonic() < deadline
         ):
             time.sleep(0.01)
     finally:
         kill(process)
-    reached = checkpoints.notes_of(checkpoints.checkpoint_folders(out)[-1])["step"]
+    reached = checkpoint_files.notes_of(checkpoint_files.checkpoint_folders(out)[-1])["step"]
     steps = reached + 3
     finished(out, "--resume", processes=2, steps=steps)
     finished(other, processes=2, steps=steps)
     runs.assert_same_weights(other, out)
     runs.assert_same_store(other, out)
+
+
+ABORTS = ("Aborted", "SIGABRT", "terminate called", "Signal 6 ", "Fatal Python error")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--resume",)], ids=["taken", "of another seed"])
+def test_two_processes_are_refused_together_and_leave_in_peace(
+    runs, whole: Path, launch, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """The second process never waits for the first, and no process aborts as it exits."""
+    process = launch(whole, *arguments, processes=2, seed=5)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode and ("another --out" in said or "its seed is 0, not 5" in said)
+    assert not [word for word in ABORTS if word in said], said
+
+
+def test_two_processes_resume_a_complete_run_and_leave_in_peace(runs, finished, tmp_path: Path) -> None:
+    runs.trained(tmp_path / "run", runs.tiny())
+    said = finished(tmp_path / "run", "--resume", processes=2)
+    assert "complete at step 10, loss" in said and not [word for word in ABORTS if word in said], said
+
+
+def test_two_processes_are_refused_a_folder_in_training(runs, launch, tmp_path: Path) -> None:
+    trainer = Trainer(runs.tiny(), tmp_path / "run")
+    process = launch(tmp_path / "run", "--resume", processes=2)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode and f"run is in use: process {os.getpid()} on " in said, said
+    trainer.train()
+    runs.assert_same_weights(tmp_path / "run", tmp_path / "run")
+
+
+def test_two_processes_on_a_full_disk_fail_together(runs, launch, tmp_path: Path) -> None:
+    """The first cannot make the folder of the checkpoint; the second once waited for it forever."""
+    full = """
+import os
+from pathlib import Path
+made = Path.mkdir
+def mkdir(path, *args, **options):
+    if path.name.endswith(".partial") and "step-" in path.name:
+        raise OSError(28, "No space left on device", str(path))
+    return made(path, *args, **options)
+Path.mkdir = mkdir
+from meanmode.sweeps.cli.main import main
+main()
+"""
+    script = tmp_path / "full.py"
+    script.write_text(full)
+    process = launch(tmp_path / "run", processes=2, script=script)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode and "checkpoint of step 4" in said and "No space left on device" in said, said
+    assert not [word for word in ABORTS if word in said], said

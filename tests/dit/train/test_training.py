@@ -15,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 from meanmode.dit.config.presets import PRESETS
 from meanmode.dit.data.sources import Digits
 from meanmode.dit.model.network import DiT
-from meanmode.dit.train import checkpoints, memory
+from meanmode.dit.train import checkpoint_files, memory, run_folder
 from meanmode.dit.train.trainer import Trainer
 from meanmode.sim.store.files import StoreError, StoreExistsError
 from meanmode.sim.store.run_reader import open_run
@@ -63,15 +63,15 @@ def test_a_killed_run_resumes_bitwise(runs, launch, kill, tmp_path: Path) -> Non
     try:
         deadline = time.monotonic() + 120
         while (
-            len(checkpoints.checkpoint_folders(out)) < 2
+            len(checkpoint_files.checkpoint_folders(out)) < 2
             and process.poll() is None
             and time.monotonic() < deadline
         ):
             time.sleep(0.01)
     finally:
         kill(process)
-    assert process.returncode == -signal.SIGKILL and checkpoints.checkpoint_folders(out)
-    reached = checkpoints.notes_of(checkpoints.checkpoint_folders(out)[-1])["step"]
+    assert process.returncode == -signal.SIGKILL and checkpoint_files.checkpoint_folders(out)
+    reached = checkpoint_files.notes_of(checkpoint_files.checkpoint_folders(out)[-1])["step"]
     steps = reached + 6
     runs.trained(out, runs.tiny(steps=steps), resume=True)
     runs.trained(tmp_path / "other", runs.tiny(steps=steps))
@@ -100,14 +100,14 @@ def _half_written(checkpoint: Path) -> None:
     [
         (_truncate, ".distcp is damaged"),
         (_flip, ".distcp is damaged"),
-        (lambda checkpoint: (checkpoint / checkpoints.MANIFEST).unlink(), "manifest.json"),
+        (lambda checkpoint: (checkpoint / checkpoint_files.MANIFEST).unlink(), "manifest.json"),
         (lambda checkpoint: (checkpoint / ".metadata").unlink(), ".metadata"),
         (_half_written, ""),
     ],
     ids=["truncated", "flipped bit", "no manifest", "no metadata", "half written"],
 )
 def test_a_damaged_checkpoint_is_skipped(runs, whole, stopped, capsys, harm, said: str) -> None:
-    harm(checkpoints.folder_of(stopped, 8))
+    harm(checkpoint_files.folder_of(stopped, 8))
     trainer = Trainer(runs.tiny(), stopped, resume=True)
     assert trainer.step == 4
     assert ("skipping checkpoint" in capsys.readouterr().err) == bool(said)
@@ -131,8 +131,8 @@ def test_a_full_disk_while_saving_loses_nothing(runs, whole, tmp_path: Path, mon
     monkeypatch.setattr(dcp.FileSystemWriter, "write_data", sometimes_full)
     with pytest.raises(StoreError, match=r"checkpoint of step 8 .*No space left on device.*--resume"):
         runs.trained(out, runs.tiny())
-    assert [path.name for path in checkpoints.checkpoint_folders(out)] == ["step-00000004"]
-    assert not list((out / checkpoints.CHECKPOINTS).glob(".*"))
+    assert [path.name for path in checkpoint_files.checkpoint_folders(out)] == ["step-00000004"]
+    assert not list((out / run_folder.CHECKPOINTS).glob(".*"))
     runs.trained(out, runs.tiny(), resume=True)
     runs.assert_same_weights(whole, out)
     runs.assert_same_store(whole, out)
@@ -140,7 +140,7 @@ def test_a_full_disk_while_saving_loses_nothing(runs, whole, tmp_path: Path, mon
 
 def test_the_last_checkpoints_are_kept(runs, tmp_path: Path) -> None:
     runs.trained(tmp_path, runs.tiny(checkpoint_every=2, keep=3))
-    assert [path.name for path in checkpoints.checkpoint_folders(tmp_path)] == [
+    assert [path.name for path in checkpoint_files.checkpoint_folders(tmp_path)] == [
         f"step-{step:08d}" for step in (6, 8, 10)
     ]
 
@@ -223,7 +223,7 @@ def test_training_lowers_the_loss(runs, tmp_path: Path) -> None:
 
 
 def test_a_fork_continues_like_the_run(runs, whole: Path, tmp_path: Path) -> None:
-    fork = checkpoints.folder_of(whole, 8)
+    fork = checkpoint_files.folder_of(whole, 8)
     runs.trained(tmp_path / "same", runs.tiny(), fork=fork)
     runs.assert_same_weights(whole, tmp_path / "same")
     ours, theirs = (open_run(of).sel(step=slice(9, None)) for of in (tmp_path / "same", whole))
