@@ -109,7 +109,7 @@ def detection_line(row: Mapping[str, Any]) -> list[str]:
     return [
         row["view"],
         f"{found:.1f} % ({low:.1f} to {high:.1f})",
-        f"{row['median_lead']:.0f}",
+        _number(row["median_lead"], ".0f"),
         f"{row['false_per_10000']:.1f}",
         f"{row['false_alarms']}",
         f"{row['logged']:,}",
