@@ -1,7 +1,6 @@
 """The processes that share a training run and what they do together (accelerate, torch.distributed)."""
 
 import contextlib
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -100,17 +99,6 @@ class Processes:
                 waiting.wait(FAREWELL)
         with contextlib.suppress(Exception):
             dist.destroy_process_group()
-
-    def end(self, status: int) -> None:
-        """Exit at once if there are several processes, all of which have left.
-
-        Threads of gloo outlive the process group as long as anything refers to it, and the tensors that they
-        hold abort a process whose interpreter is being finalised.
-        """
-        if self.count > 1:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
 
     def network(self, run: RunConfig) -> DiT:
         """Build the network with fresh weights; if the run is sharded, shard it block by block (FSDP2)."""

@@ -1,5 +1,6 @@
 """The command line `mms`: its commands by section, and what becomes of an error."""
 
+import os
 import sys
 import warnings
 from importlib import import_module
@@ -85,6 +86,19 @@ def main() -> None:
 
         click.echo(f"mms: {sentence(error)}", err=True)
         status = 2
+    _leave(status)
+
+
+def _leave(status: Any) -> None:
+    """Exit; one of several processes of a launcher does so at once.
+
+    Threads of gloo outlive the process group as long as anything refers to it, and the tensors that they hold
+    abort a process whose interpreter is being finalised.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(status or 0))
     sys.exit(status)
 
 

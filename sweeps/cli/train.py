@@ -118,7 +118,6 @@ def _diverged(run: "RunConfig", out: Path, **start: Any) -> bool:
     trainer.close()
     if trainer.processes.rank == 0:
         click.echo(f"{out}: {outcome}")
-    trainer.processes.end(int(outcome.diverged))
     return outcome.diverged
 
 
