@@ -25,7 +25,7 @@ class ProgressBar:
         self._bar: tqdm[Any] | None = None
 
     def reached(self, done: int, total: int | None = None) -> None:
-        """Show that so many units are done."""
+        """Show the number of finished units."""
         if self._bar is None:
             from tqdm import tqdm
 

@@ -56,7 +56,9 @@ def test_a_trainer_that_is_closed_lets_go_of_its_folder(runs, tmp_path: Path) ->
     trainer = Trainer(runs.tiny(), tmp_path / "run")
     trainer.close()
     trainer.close()
+    assert not (tmp_path / "run" / ".owner.json").exists()
     runs.trained(tmp_path / "run", runs.tiny(), resume=True)
+    assert not (tmp_path / "run" / ".owner.json").exists()
 
 
 def test_a_trainer_that_fails_lets_go_of_its_folder(runs, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ FAILING = (divergence, stuck_above, nan_to_the_end, zero_to_the_end, inf_to_the_
 def log_of(
     columns: Columns, *, every: int = 1, first: int | None = None, drop: tuple[str, ...] = ()
 ) -> xr.Dataset:
-    """The log as `open_run` returns it: rows every so many steps, NaN of a scalar logged."""
+    """The log as `open_run` returns it: evenly spaced rows, in which the NaN of a scalar was logged."""
     count = len(columns["loss"])
     steps = (every if first is None else first) + every * np.arange(count)
     values = {name: ("step", of) for name, of in columns.items() if name not in ("tcs", *drop)}
