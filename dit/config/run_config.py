@@ -78,6 +78,9 @@ class RunConfig:
     def with_options(self, options: Mapping[str, str]) -> "RunConfig":
         """Return the run with some fields replaced by values given as text, as in `--set name=value`.
 
+        A `width` without `heads` keeps the width of a head, and without `text_width` it is also the width of
+        the text if that was the width of the network.
+
         Raises:
             ValueError: there is no such field, or a value does not parse or is out of range.
         """
@@ -85,7 +88,16 @@ class RunConfig:
         for name in options:
             if name not in kinds:
                 raise ValueError(_unknown(name))
-        return self.with_fields({name: _parsed(name, text, kinds[name]) for name, text in options.items()})
+        values = {name: _parsed(name, text, kinds[name]) for name, text in options.items()}
+        return self.with_fields({**self._following(values), **values})
+
+    def _following(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields that follow a new width."""
+        width, model = values.get("width", 0), self.model
+        if width < 1:
+            return {}
+        found = {"heads": max(width * model.heads // model.width, 1)}
+        return found | ({"text_width": width} if model.text_width == model.width else {})
 
     def document(self) -> dict[str, Any]:
         """Return the configuration as a JSON document."""
@@ -129,6 +141,8 @@ def _parsed(name: str, text: str, kind: Any) -> Any:
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
+        if typing.get_args(kind) == (str, ...):
+            return tuple(word.strip() for word in text.split(",")) if text else ()
         if typing.get_origin(kind) is tuple:
             return tuple(json.loads(text))
         return kind(text)

@@ -36,9 +36,11 @@ class TrainingConfig:
         data_seed: seed of the order of the samples, their noise, their diffusion times and the dropped texts.
         data_steps: number of distinct batches, which are repeated in a cycle; 0 takes a new batch every step.
         schedule: learning rate over the steps. `warmup`: linear up to `rate` over `warmup` steps, then
-            constant; `ramp`: `slope` * step; `depth_ramp`: `slope` * sqrt(16 / depth) * step, so that runs of
-            all depths collapse after about the same number of steps.
-        rate: learning rate after the warm-up, or upper limit of a ramp; None for a ramp without limit.
+            constant; `jump`: `first_rate` for `first_steps` steps, then `rate` at once; `ramp`: `slope` *
+            step; `depth_ramp`: `slope` * sqrt(16 / depth) * step, so that runs of all depths collapse after
+            about the same number of steps.
+        rate: learning rate after the warm-up or the jump, or upper limit of a ramp; None for a ramp without
+            limit.
         warmup: steps of the linear warm-up.
         slope: learning rate gained per step of a ramp.
         first_rate, first_steps: the first `first_steps` steps use the learning rate `first_rate` instead of
@@ -129,7 +131,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         for name, known in (
-            ("schedule", ("warmup", "ramp", "depth_ramp")),
+            ("schedule", ("warmup", "jump", "ramp", "depth_ramp")),
             ("optimiser", ("adamw", "muon")),
             ("precision", ("float32", "bf16")),
             ("sharding", ("replicated", "full")),
@@ -139,6 +141,10 @@ class TrainingConfig:
             one_of(name, getattr(self, name), known)
         if self.schedule == "warmup" and self.rate is None:
             raise ValueError("a warm-up needs a final learning rate: set rate")
+        if self.schedule == "jump" and not (self.rate and self.first_rate and self.first_steps):
+            raise ValueError(
+                "a jump needs a learning rate before and after it: set first_rate, first_steps, rate"
+            )
         pair = isinstance(self.betas, Sequence) and len(self.betas) == 2
         if not (pair and all(isinstance(beta, float | int) and 0 <= beta < 1 for beta in self.betas)):
             raise ValueError(f"betas must be two numbers in [0, 1), got {shown(self.betas)}")
@@ -183,8 +189,9 @@ class TrainingConfig:
         """Return the learning-rate schedule of a network of this depth."""
         ceiling = math.inf if self.rate is None else self.rate
         scale = math.sqrt(RAMP_DEPTH / max(depth, 1)) if self.schedule == "depth_ramp" else 1.0
+        slopes = {"warmup": ceiling / self.warmup, "jump": math.inf}
         return Schedule(
-            slope=ceiling / self.warmup if self.schedule == "warmup" else self.slope * scale,
+            slope=slopes.get(self.schedule, self.slope * scale),
             peak=ceiling,
             first_rate=self.first_rate,
             first_steps=self.first_steps,

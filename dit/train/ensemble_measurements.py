@@ -55,7 +55,7 @@ class Measured:
     Attributes:
         series: at every step `loss`, `grad_norm` and `tcs_image` (median over the measured blocks) before the
             update, and `rate` of the update; `functional_step` and `SIGNALS` at steps that measure them,
-            else NaN.
+            else NaN; observables of every block over `step`, `block` (and `writer`) if these are asked for.
         onset: label of the run.
         states: state of the run after each requested step that it made.
     """
@@ -82,8 +82,10 @@ class EnsembleMeasurements:
         optimiser: optimiser of the ensemble.
         functional_every: steps between measurements of the functional step; 0 for none.
         signals_every: steps between measurements of `SIGNALS`; 0 for none.
+        observe: observables to measure in every block at every step, instead of `SIGNALS`.
         keep_states: steps after which to keep the state of every run.
         after: last step before the first measured one.
+        tail: steps that a run continues after its onset.
         initial_loss: loss level at the start of training; None takes it from the measured steps.
         source: source of latents and texts.
         device: torch device that computes.
@@ -96,8 +98,10 @@ class EnsembleMeasurements:
         *,
         functional_every: int,
         signals_every: int,
+        observe: Sequence[str],
         keep_states: Sequence[int],
         after: int,
+        tail: int,
         initial_loss: float | None,
         source: Source,
         device: torch.device,
@@ -106,8 +110,11 @@ class EnsembleMeasurements:
         self.optimiser = optimiser
         self.functional_every = functional_every
         self.signals_every = signals_every
+        self.observe = tuple(observe)
+        self.observed: dict[str, NDArray[np.float32]] = {}
+        self._dims: dict[str, tuple[str, ...]] = {}
         self.keep_states = set(keep_states)
-        self.after = after
+        self.after, self.tail = after, tail
         self.about = {} if initial_loss is None else {"initial_loss": initial_loss}
         self.source = source
         self.device = device
@@ -163,7 +170,9 @@ class EnsembleMeasurements:
         noisy, texts, clean, noise = batch
         self._cosines = []
         self._probing.close()  # left open if the forward pass is repeated because runs have ended
-        if self.signals_every and self._step % self.signals_every == 0:
+        if self.observe:
+            self._probe = self._probing.enter_context(Probe(network, names=self.observe))
+        elif self.signals_every and self._step % self.signals_every == 0:
             self._probe = self._probing.enter_context(Probe(network, blocks=self._blocks, names=SIGNALS))
         return flow_losses(network(noisy, texts), clean, noise).mean(-1)
 
@@ -178,7 +187,7 @@ class EnsembleMeasurements:
         return [run for run in running if self._has_ended(run, step)]
 
     def _has_ended(self, run: int, step: int) -> bool:
-        recent = self.rows["tcs_image"][run, max(step - TAIL, 0) : step]
+        recent = self.rows["tcs_image"][run, max(step - self.tail, 0) : step]
         losses = self.rows["loss"][run, self.after : step]
         initial = self.about.get("initial_loss", np.median(losses[:INITIAL_STEPS]))
         if np.nanmax(recent) < FRONT_COSINE and losses[-1] < DIVERGED * initial:
@@ -186,11 +195,14 @@ class EnsembleMeasurements:
         onset = training_onset(self._series(run, step, ("loss", "tcs_image")))
         if onset.step is None:
             return False
-        return step >= onset.step + TAIL + (WINDOW if onset.kind == "plain_divergence" else 0)
+        return step >= onset.step + self.tail + (WINDOW if onset.kind == "plain_divergence" else 0)
 
     def updated(self, step: int, running: Sequence[int]) -> None:
         """Record what is known only after the backward pass or the update."""
         self._probing.close()
+        if self._probe is not None and self.observe:
+            self._keep(self._probe, step, running)
+            self._probe = None
         if self._probe is not None:
             for name, values in self._probe.values().items():
                 watched = values[:, list(self._blocks)].reshape(len(running), -1)
@@ -204,6 +216,15 @@ class EnsembleMeasurements:
         if step in self.keep_states:
             for position, run in enumerate(running):
                 self.states[run][step] = self.optimiser.state(position)
+
+    def _keep(self, probe: Probe, step: int, running: Sequence[int]) -> None:
+        """Keep the observables of every block at a step."""
+        self._dims = probe.dims
+        for name, values in probe.values().items():
+            if name not in self.observed:
+                shape = (len(self.runs), self.runs[0].training.steps, *values.shape[1:])
+                self.observed[name] = np.full(shape, np.nan, np.float32)
+            self.observed[name][list(running), step - 1] = values
 
     def _series(self, run: int, last: int, names: Sequence[str]) -> xr.Dataset:
         """Measurements of a run up to the step `last`."""
@@ -222,4 +243,7 @@ class EnsembleMeasurements:
         series = self._series(run, int(self._last[run]), tuple(self.rows))
         for name, values in (("rate", rates), ("grad_norm", norms)):
             series[name] = ("step", values[self.after : int(self._last[run])])
+        for name, found in self.observed.items():
+            # an observable of every block replaces the median of the same name
+            series[name] = (("step", *self._dims[name]), found[run, self.after : int(self._last[run])])
         return Measured(series=series, onset=training_onset(series), states=self.states[run])

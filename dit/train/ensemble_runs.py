@@ -10,7 +10,7 @@ import torch
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.data.sources import Source, source_of
 from meanmode.dit.model.network import DiT, materialised
-from meanmode.dit.train.ensemble_measurements import EnsembleMeasurements, Measured, State
+from meanmode.dit.train.ensemble_measurements import TAIL, EnsembleMeasurements, Measured, State
 from meanmode.sim.train.ensemble_loop import train_ensemble
 from meanmode.sim.train.ensemble_optimiser import AdamW, EnsembleOptimiser
 from meanmode.sim.trunk.ensemble import stack_members
@@ -24,26 +24,30 @@ def train_runs(
     *,
     functional_every: int = 0,
     signals_every: int = 0,
+    observe: Sequence[str] = (),
     keep_states: Sequence[int] = (),
     begin: Sequence[State] = (),
     after: int = 0,
+    tail: int = TAIL,
     initial_loss: float | None = None,
     device: str = "cpu",
     source: Source | None = None,
 ) -> list[Measured]:
     """Train runs together; each gives what `meanmode.dit.train.trainer.Trainer` gives, up to rounding.
 
-    A run ends `meanmode.dit.train.ensemble_measurements.TAIL` steps after a collapse, another `WINDOW` steps
-    later after a divergence, or at once if its loss is not finite.
+    A run ends `tail` steps after a collapse, another `WINDOW` steps later after a divergence, or at once if
+    its loss is not finite.
 
     Args:
         runs: configurations that differ in `OWN_FIELDS` only. Their precision, sharding, accumulation,
             telemetry and checkpoints are ignored.
         functional_every: steps between measurements of the functional step; 0 for none.
         signals_every: steps between measurements of `meanmode.dit.config.signals.SIGNALS`; 0 for none.
+        observe: observables to measure in every block at every step, instead of those signals.
         keep_states: steps after which to keep the state of every run.
         begin: states to start from, one per run; none starts from fresh weights.
         after: number of steps that the states in `begin` have made.
+        tail: steps that a run continues after its onset.
         initial_loss: loss level at the start of training, needed if the runs start later.
         device: torch device that computes.
         source: source of latents and texts; None for the one in the configuration.
@@ -59,8 +63,10 @@ def train_runs(
         optimiser,
         functional_every=functional_every,
         signals_every=signals_every,
+        observe=observe,
         keep_states=keep_states,
         after=after,
+        tail=tail,
         initial_loss=initial_loss,
         source=source or source_of(base),
         device=where,

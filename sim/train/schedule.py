@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a linear ramp, or a linear warm-up to a constant rate."""
+"""Learning-rate schedules: a linear ramp, a linear warm-up to a constant rate, or a jump of the rate."""
 
 import math
 from dataclasses import dataclass

@@ -12,6 +12,7 @@ import xarray as xr
 from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.sweep_store import open_cells
 from meanmode.sweeps.engine.committor_study import Committor, stored_committor
+from meanmode.sweeps.engine.event_study import EventStudy
 from meanmode.sweeps.engine.spectrum_study import SCORES, SpectrumStudy
 from meanmode.sweeps.engine.study import Study, stored_study
 from meanmode.sweeps.engine.sweep import Sweep, stored_stacks
@@ -45,6 +46,11 @@ STORE_KINDS: Mapping[str, Kind] = {
         title="spectral scores of networks",
         plan=partial(stored_study, of=SpectrumStudy),
         recognises=lambda _, variables: set(SCORES) <= set(variables),
+    ),
+    EventStudy.kind: Kind(
+        title="jumps of the learning rate from a healthy state",
+        plan=partial(stored_study, of=EventStudy),
+        recognises=lambda _configuration, _variables: False,
     ),
     Study.kind: Kind(
         title="a study of training runs",

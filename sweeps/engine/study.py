@@ -267,6 +267,8 @@ def stored_study(attributes: Mapping[str, Any], of: type[Study] = Study) -> Stud
     """
     try:
         configuration = json.loads(attributes["configuration"])
+        common = {entry.name for entry in dataclasses.fields(Study)}
+        own = {entry.name for entry in dataclasses.fields(of)} - common
         return of(
             name=configuration["name"],
             claim=attributes["claim"],
@@ -277,6 +279,7 @@ def stored_study(attributes: Mapping[str, Any], of: type[Study] = Study) -> Stud
             **{name: configuration[name] for name in ("functional_every", "signals_every")},
             device=configuration.get("device", "cpu"),
             **{name: configuration[name] for name in STATEMENT if name in configuration},
+            **{name: configuration[name] for name in own},
         )
     except (ValueError, TypeError, KeyError) as error:
         raise StoreError(f"the store holds no study of training runs of this version: {error}") from error

@@ -14,6 +14,13 @@ from meanmode.sweeps.named.critical_rate import (
 from meanmode.sweeps.named.critical_rate_settings import CRITICAL_RATE_PILOTS, CRITICAL_RATE_SETTINGS
 from meanmode.sweeps.named.depth_profiles import DEPTH_PROFILES
 from meanmode.sweeps.named.detector_unseen import DETECTOR_UNSEEN
+from meanmode.sweeps.named.event import (
+    EVENT_BATCHES,
+    EVENT_CAUSES,
+    EVENT_CAUSES_RATES,
+    EVENT_DISTANCES,
+    EVENT_REPLICATES,
+)
 from meanmode.sweeps.named.front_settings import FRONT_SETTINGS, FRONT_SETTINGS_LARGE
 from meanmode.sweeps.named.interventions import INTERVENTION_TABLE, LADDER, LADDER_TOP
 from meanmode.sweeps.named.mixers_and_merges import MIXERS_AND_MERGES
@@ -61,6 +68,11 @@ SWEEPS: dict[str, Sweep | Study | Committor] = {
         WAITING_TIME_LOW_SPECTRUM,
         COMMITTOR,
         DETECTOR_UNSEEN,
+        EVENT_REPLICATES,
+        EVENT_BATCHES,
+        EVENT_DISTANCES,
+        EVENT_CAUSES,
+        EVENT_CAUSES_RATES,
     )
 }
 """Name -> sweep."""
