@@ -59,6 +59,10 @@ DIMENSIONS = {
     "block": Variable(definition="block; 0 is the input, l the state after block l", units="block"),
     "writer": Variable(definition="residual writer whose branch is measured: attention or SwiGLU"),
     "step": Variable(definition="optimiser step, counted from 1", units="step"),
+    "since_jump": Variable(
+        definition="steps since the jump of the rate; 0 is the last before it", units="step"
+    ),
+    "since_onset": Variable(definition="steps since the onset; 0 is its first step", units="step"),
 }
 """Coordinates that all kinds of store share."""
 

@@ -41,11 +41,11 @@ OBSERVED = ("tcs_image", "rho_image", "g_mean", "g_ctr", "amplification", "kappa
 
 WINDOW = {
     "tcs_image": Variable(
-        dims=("offset", "block"), definition="TCS of the image tokens; mean over the batch"
+        dims=("since_onset", "block"), definition="TCS of the image tokens; mean over the batch"
     ),
     **{
         name: Variable(
-            dims=("offset", *BACKWARD_OBSERVABLES[name][0]), definition=BACKWARD_OBSERVABLES[name][1]
+            dims=("since_onset", *BACKWARD_OBSERVABLES[name][0]), definition=BACKWARD_OBSERVABLES[name][1]
         )
         for name in ("g_mean", "g_ctr", "amplification", "kappa", "kappa_abs")
     },
@@ -54,7 +54,7 @@ WINDOW = {
 
 
 def _of_writers(mode: str, symbol: str) -> dict[str, Variable]:
-    dims = ("step", "writer")
+    dims = ("since_jump", "writer")
     return {
         f"{mode}_all": Variable(
             dims=dims, definition=f"{symbol}, root of the sum of squares over all blocks"
@@ -66,15 +66,21 @@ def _of_writers(mode: str, symbol: str) -> dict[str, Variable]:
 
 
 BY_STEP = {
-    "loss": SERIES["loss"],
-    "grad_norm": SERIES["grad_norm"],
-    "tcs_deep": Variable(dims=("step",), definition="TCS of the image tokens, median over the deeper half"),
-    "rho_deep": Variable(dims=("step",), definition="rho of the image tokens, median over the deeper half"),
+    **{
+        name: Variable(dims=("since_jump",), definition=SERIES[name].definition)
+        for name in ("loss", "grad_norm")
+    },
+    "tcs_deep": Variable(
+        dims=("since_jump",), definition="TCS of the image tokens, median over the deeper half"
+    ),
+    "rho_deep": Variable(
+        dims=("since_jump",), definition="rho of the image tokens, median over the deeper half"
+    ),
     "front": Variable(
-        dims=("step",), definition="first block whose TCS of the image tokens exceeds 0.9, L + 1: none"
+        dims=("since_jump",), definition="first block whose TCS of the image tokens exceeds 0.9, L + 1: none"
     ),
     **{
-        f"{name}_deep": Variable(dims=("step",), definition=f"{name}, median over the deeper half")
+        f"{name}_deep": Variable(dims=("since_jump",), definition=f"{name}, median over the deeper half")
         for name in READERS
     },
     **_of_writers("g_mean", "G_mean"),
@@ -140,8 +146,8 @@ class EventStudy(Study):
         depth = max(run.model.depth for run in self.runs)
         return Layout(
             sizes={
-                "step": range(1 - HELD, self.follow + 1),
-                "offset": AROUND,
+                "since_jump": range(1 - HELD, self.follow + 1),
+                "since_onset": AROUND,
                 "block": range(depth + 1),
                 "writer": WRITERS,
             },
@@ -221,7 +227,7 @@ def events(
             "initial_loss": np.array(level),
         }
         if measured is not shared:
-            values |= _by_step(measured.series, sizes["step"])
+            values |= _by_step(measured.series, sizes["since_jump"])
             values |= _around(measured.series, onset, sizes["block"])
         found.append((values, DONE))
     return found

@@ -78,21 +78,22 @@ def event_rows(data: xr.Dataset) -> pd.DataFrame:
 
 def before(run: xr.Dataset, name: str) -> xr.DataArray:
     """Median of a variable over the last `HELD` steps at the healthy rate."""
-    return run[name].sel(step=slice(1 - HELD, 0)).median("step")
+    return run[name].sel(since_jump=slice(1 - HELD, 0)).median("since_jump")
 
 
 def event_step(run: xr.Dataset) -> int:
     """The event of a run that collapsed, in steps after the jump."""
     onset = int(run["onset_step"])
-    near = run["g_mean_all"].sel(step=slice(onset - EVENT_WITHIN, onset + EVENT_WITHIN))
-    return int(np.square(near).sum("writer").idxmax("step"))
+    near = run["g_mean_all"].sel(since_jump=slice(onset - EVENT_WITHIN, onset + EVENT_WITHIN))
+    return int(np.square(near).sum("writer").idxmax("since_jump"))
 
 
 def factors(run: xr.Dataset, step: int) -> dict[str, float]:
     """Factors of G_mean and G_ctr of both writers over all blocks at a step, by `g_mean_attn` and so on."""
     return {
         f"{mode}_{writer}": float(
-            run[f"{mode}_all"].sel(step=step, writer=writer) / before(run, f"{mode}_all").sel(writer=writer)
+            run[f"{mode}_all"].sel(since_jump=step, writer=writer)
+            / before(run, f"{mode}_all").sel(writer=writer)
         )
         for mode in ("g_mean", "g_ctr")
         for writer in WRITERS
@@ -116,7 +117,7 @@ def regressions_at(run: xr.Dataset, step: int, tokens: int) -> dict[str, Regress
     offset = step - int(run["onset_step"])
     if offset not in AROUND:
         return dict.fromkeys(WRITERS)
-    here = run.sel(offset=offset)
+    here = run.sel(since_onset=offset)
     found = {}
     for writer in WRITERS:
         excess = here["amplification"].sel(writer=writer).values - 1
@@ -143,7 +144,7 @@ def _event(run: xr.Dataset, tokens: int) -> dict[str, Any]:
     shown = (regular or lines)[0]
     return {
         "event": step,
-        "loss_event": float(run["loss"].sel(step=step)),
+        "loss_event": float(run["loss"].sel(since_jump=step)),
         **(selective or tried)[-1],
         "selective": bool(selective),
         "regular": bool(regular),
