@@ -66,10 +66,10 @@ def _geometric(first: float, ratio: float, count: int) -> tuple[float, ...]:
 
 
 BATCH_RATES: Mapping[int, tuple[float, ...]] = {
-    4: _geometric(0.006, 1.2, 6),
-    16: _geometric(0.010, 1.2, 6),
-    64: _geometric(0.014, 1.2, 6),
-    256: _geometric(0.0168, 1.2, 6),
+    4: _geometric(0.006, 1.25, 5),
+    16: _geometric(0.010, 1.25, 5),
+    64: _geometric(0.016, 1.25, 5),
+    256: _geometric(0.018, 1.25, 5),
 }
 """Batch -> rates around its half rate."""
 
@@ -82,7 +82,7 @@ EVENT_BATCHES = EventStudy(
         for batch, rates in BATCH_RATES.items()
         for rate in rates
     ),
-    seeds=6,
+    seeds=5,
     first_seed=1100,
     forked=("rate", "batch"),
     expectation="the factor of G_mean over all blocks, interpolated at 1.3 times the half rate of its batch, "
@@ -94,7 +94,7 @@ EVENT_DISTANCES = EventStudy(
     name="event_distances",
     claim="steps to the onset and growth of G_mean against the distance above the half rate, 64 tokens",
     base=BASE.with_fields({**LONG, **_jump(0.010, 200, 0.033, 80)}),
-    cases=tuple(Case(label=f"rate {rate:g}", options={"rate": rate}) for rate in _geometric(0.018, 1.15, 7)),
+    cases=tuple(Case(label=f"rate {rate:g}", options={"rate": rate}) for rate in _geometric(0.018, 1.2, 6)),
     seeds=6,
     first_seed=1200,
     forked=("rate",),
@@ -146,9 +146,9 @@ EVENT_CAUSES_RATES = EventStudy(
         Case(label=f"{label}, rate {rate:g}", options={**options, "rate": rate})
         for label, options in _acting(201).items()
         if "writer" in label or "control" in label
-        for rate in BATCH_RATES[64][1:]
+        for rate in BATCH_RATES[64]
     ),
-    seeds=6,
+    seeds=5,
     first_seed=1100,
     forked=("rate",),
     expectation="with the mean part of the writer gradients deleted the half rate within 60 steps rises by "
