@@ -18,6 +18,8 @@ from meanmode.sweeps.named.event import (
     EVENT_BATCHES,
     EVENT_CAUSES,
     EVENT_CAUSES_RATES,
+    EVENT_DEPTH,
+    EVENT_DEPTH_400,
     EVENT_DISTANCES,
     EVENT_REPLICATES,
 )
@@ -73,6 +75,8 @@ SWEEPS: dict[str, Sweep | Study | Committor] = {
         EVENT_DISTANCES,
         EVENT_CAUSES,
         EVENT_CAUSES_RATES,
+        EVENT_DEPTH,
+        EVENT_DEPTH_400,
     )
 }
 """Name -> sweep."""

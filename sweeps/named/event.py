@@ -155,3 +155,43 @@ EVENT_CAUSES_RATES = EventStudy(
     "more than 10 %; under its control and with the centered part deleted it moves by less (compared with "
     "batch 64 of event_batches, the same seeds and states)",
 )
+
+
+def _same_state(label: str, fields: Mapping[str, Any]) -> tuple[Case, ...]:
+    """A depth with the plain merge, and with MV-Split merges put around the same healthy weights."""
+    return (
+        Case(label=label, options=fields),
+        Case(label=f"{label}, MV-Split", options={**fields, **MV_SPLIT, "beta": 1.0}),
+    )
+
+
+MERGE = ("rate", "merge", "alpha", "beta")
+"""Fields that differ only after the fork where a merge is exchanged."""
+
+EVENT_DEPTH = EventStudy(
+    name="event_depth",
+    claim="the event at 16, 64 and 128 blocks, and MV-Split from the same healthy state",
+    base=BASE.with_fields(NARROW),
+    cases=(
+        *_same_state("16 blocks", {"depth": 16}),
+        *_same_state("64 blocks", {"depth": 64, **_jump(0.003, 100, 0.018, 45)}),
+        *_same_state("128 blocks", {"depth": 128, **_jump(0.002, 100, 0.014, 45)}),
+    ),
+    seeds=4,
+    first_seed=1400,
+    forked=MERGE,
+    expectation="all runs with the plain merge collapse, none with MV-Split; the factor of G_mean does not "
+    "fall with depth",
+)
+
+
+EVENT_DEPTH_400 = EventStudy(
+    name="event_depth_400",
+    claim="the event at 400 blocks of width 64, and MV-Split from the same healthy state",
+    base=BASE.with_fields({"depth": 400, **_width(64), "batch": 32, **_jump(0.001, 150, 0.006, 40)}),
+    cases=_same_state("400 blocks", {}),
+    seeds=1,
+    first_seed=1400,
+    forked=MERGE,
+    expectation="the plain merge collapses, MV-Split does not; G_mean grows at least 30-fold",
+)

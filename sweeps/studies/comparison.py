@@ -11,13 +11,17 @@ import xarray as xr
 from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.sweep_store import open_cells
 from meanmode.sweeps.engine.committor_study import Committor
+from meanmode.sweeps.engine.event_study import EventStudy
 from meanmode.sweeps.engine.spectrum_study import SpectrumStudy
+from meanmode.sweeps.engine.splitting.splitting_study import SplittingStudy
 from meanmode.sweeps.engine.store_kinds import STORE_KINDS, kind_of
 from meanmode.sweeps.engine.study import Study
 from meanmode.sweeps.engine.sweep import Sweep
 from meanmode.sweeps.studies.committor import committor_rows
 from meanmode.sweeps.studies.critical_rates import effects, study_onsets, study_rows
 from meanmode.sweeps.studies.event_order import first_moves
+from meanmode.sweeps.studies.events.event_summaries import compared_events
+from meanmode.sweeps.studies.events.silence import compared_silence
 from meanmode.sweeps.studies.fronts import front_cells, sweep_rows
 from meanmode.sweeps.studies.markdown import front_table, study_tables
 from meanmode.sweeps.studies.rows import Row
@@ -50,6 +54,8 @@ READINGS: Mapping[str, Reading] = {
     Study.kind: Reading(onsets=study_onsets, rows=compared_study, tables=study_tables),
     SpectrumStudy.kind: Reading(),
     Committor.kind: Reading(rows=committor_rows),
+    EventStudy.kind: Reading(rows=compared_events),
+    SplittingStudy.kind: Reading(rows=compared_silence),
 }
 """Kind of store (`meanmode.sweeps.engine.store_kinds`) -> what is read out of it."""
 

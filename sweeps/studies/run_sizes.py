@@ -9,6 +9,7 @@ import xarray as xr
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.config.training_config import RAMP_DEPTH
 from meanmode.sweeps.engine.committor_study import stored_committor
+from meanmode.sweeps.engine.splitting.splitting_study import stored_splitting
 from meanmode.sweeps.engine.study import stored_study
 
 Sizes = dict[str, list[Any]]
@@ -37,13 +38,21 @@ def committor_sizes(data: xr.Dataset) -> Sizes:
     return _sizes([stored.base]) | counts
 
 
+def splitting_sizes(data: xr.Dataset) -> Sizes:
+    """Sizes and schedule of the parents of a splitting study, and their seeds."""
+    stored = stored_splitting(data.attrs)
+    return _sizes([stored.base]) | {"seed": sorted(stored.parents)}
+
+
 def _sizes(runs: Iterable[RunConfig]) -> Sizes:
     runs = list(runs)
     values = {
         **{name: [run.field(name) for run in runs] for name in ("depth", "width", "heads", "text_tokens")},
         "image_tokens": [run.model.image_tokens for run in runs],
         **{name: [run.field(name) for run in runs] for name in ("batch", "steps", "schedule", "warmup")},
-        **{name: [run.field(name) for run in runs] for name in ("slope", "rate")},
+        **{
+            name: [run.field(name) for run in runs] for name in ("slope", "rate", "first_rate", "first_steps")
+        },
     }
     return {name: sorted({value for value in found if value is not None}) for name, found in values.items()}
 
@@ -58,6 +67,8 @@ def schedule_of(run: RunConfig) -> str:
     training = run.training
     if training.schedule == "warmup":
         return f"rate {training.rate:g} after a warm-up of {training.warmup} steps"
+    if training.schedule == "jump":
+        return f"rate {training.first_rate:g} for {training.first_steps} steps, then {training.rate:g}"
     return f"rate {training.slope:g}{ramp_scale(training.schedule)} times the step"
 
 
@@ -77,6 +88,9 @@ def rate_of(sizes: Sizes) -> str:
     """The schedule of the learning rate of a study."""
     if sizes["schedule"] == ["warmup"]:
         return f"rate {span(sizes['rate'])} after step {span(sizes['warmup'])}"
+    if sizes["schedule"] == ["jump"]:
+        held = f"rate {span(sizes['first_rate'])} for {span(sizes['first_steps'])} steps"
+        return f"{held}, then {span(sizes['rate'])}"
     return f"rate {span(sizes['slope'])}{ramp_scale(sizes['schedule'][0])} times the step"
 
 

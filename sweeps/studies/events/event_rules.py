@@ -21,6 +21,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from meanmode.sim.store.files import StoreError
+from meanmode.sim.store.sweep_store import DONE
 from meanmode.sweeps.engine.event_study import AROUND, HELD, EventStudy
 from meanmode.sweeps.engine.study import stored_study
 from meanmode.sweeps.engine.study_variables import KINDS
@@ -41,14 +43,22 @@ WRITERS = ("attn", "ffn")
 def event_rows(data: xr.Dataset) -> pd.DataFrame:
     """One row per run of an event study: its outcome, and its event if it collapsed.
 
-    `case`, `seed`, `kind`, `onset` (steps after the jump), `loss_before`, `loss_event`; the factors
-    `g_mean_attn`, `g_mean_ffn`, `g_ctr_attn`, `g_ctr_ffn` at the event, or at the most selective of the steps
-    before it; `selective`, `regular` (whether it has the published regression) with `slope_*` and
-    `r_squared_*` at the better of the two steps, and the fields in which the cases differ.
+    `case`, `seed`, `kind`, `onset` and `last` step (after the jump), `loss_before`, `loss_event`; the factors
+    `g_mean_attn`, `g_mean_ffn`, `g_ctr_attn`, `g_ctr_ffn` at the event; `selective`; `regular`, whether it
+    has the published regression, with `slope_*` and `r_squared_*` at the step that has it, or at the event;
+    and the fields in which cases differ.
 
     Args:
         data: a store of `meanmode.sweeps.engine.event_study`, opened.
+
+    Raises:
+        StoreError: an unfinished study.
     """
+    unfinished = int((data["status"] != DONE).sum())
+    if unfinished:
+        raise StoreError(
+            f"{data.attrs['name']} has {unfinished} cells to do or failed: continue it with --resume"
+        )
     study = stored_study(data.attrs, of=EventStudy)
     rows = []
     for cell, planned in enumerate(study.cells):
@@ -62,6 +72,7 @@ def event_rows(data: xr.Dataset) -> pd.DataFrame:
             "tokens": tokens,
             "kind": KINDS[int(of["onset_kind"])],
             "onset": float(of["onset_step"]),
+            "last": float(of["last_step"]),
             "loss_before": float(before(of, "loss")),
             "initial_loss": float(of["initial_loss"]),
         }
@@ -138,15 +149,14 @@ def is_regular(lines: Iterable[Regression | None]) -> bool:
 def _event(run: xr.Dataset, tokens: int) -> dict[str, Any]:
     step = event_step(run)
     tried = [factors(run, at) for at in range(step - EARLIER, step + 1) if at > 0]
-    selective = [found for found in tried if is_selective(found)]
     lines = [regressions_at(run, at, tokens) for at in (step, step + 1)]
     regular = [found for found in lines if is_regular(found.values())]
     shown = (regular or lines)[0]
     return {
         "event": step,
         "loss_event": float(run["loss"].sel(since_jump=step)),
-        **(selective or tried)[-1],
-        "selective": bool(selective),
+        **tried[-1],
+        "selective": any(map(is_selective, tried)),
         "regular": bool(regular),
         **{f"slope_{writer}": line.slope for writer, line in shown.items() if line is not None},
         **{f"r_squared_{writer}": line.r_squared for writer, line in shown.items() if line is not None},

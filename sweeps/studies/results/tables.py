@@ -1,5 +1,12 @@
 """The registry of generated tables, each with its caption, by the name that a page uses."""
 
+from meanmode.sweeps.studies.results.event_tables import (
+    event_batches,
+    event_causes,
+    event_distances,
+    event_half_rates,
+    events,
+)
 from meanmode.sweeps.studies.results.run_tables import (
     event_factors,
     event_moves,
@@ -9,6 +16,7 @@ from meanmode.sweeps.studies.results.run_tables import (
     sample_metrics,
     timestep_scores,
 )
+from meanmode.sweeps.studies.results.splitting_table import silence
 from meanmode.sweeps.studies.results.stack_tables import exponents, fronts, profiles
 from meanmode.sweeps.studies.results.training_tables import (
     critical_rates,
@@ -45,6 +53,12 @@ TABLES = {
     "event_moves": event_moves,
     "event_factors": event_factors,
     "regressions": regression_lines,
+    "events": events,
+    "event_batches": event_batches,
+    "event_distances": event_distances,
+    "event_causes": event_causes,
+    "event_half_rates": event_half_rates,
+    "silence": silence,
     "mode_ratios": mode_ratios,
     "samples": sample_metrics,
     "timestep_probe": timestep_scores,
