@@ -10,6 +10,11 @@ They were fixed before the runs of `meanmode.sweeps.named.event`:
   grown at least `GROWN`-fold and G_ctr of both at most `KEPT`-fold, over all blocks;
 * it has the published *regression* if, at the event or one step after it, A - 1 on (T - 1) kappa_abs over the
   blocks with A - 1 > 0.5 has a slope within `SLOPES` and an R^2 of at least `EXPLAINED` for both writers.
+
+A second statistic was chosen after `event_replicates`, whose front had often passed half of the blocks at
+the event: an event is *selective in deep blocks* by the same two factors of the medians over the deeper half,
+at the event alone. It is judged on the unchanged runs of `event_causes`, which had not been looked at with it
+(at least 5 of 8 expected).
 """
 
 # N steps, L blocks, W writers
@@ -44,9 +49,9 @@ def event_rows(data: xr.Dataset) -> pd.DataFrame:
     """One row per run of an event study: its outcome, and its event if it collapsed.
 
     `case`, `seed`, `kind`, `onset` and `last` step (after the jump), `loss_before`, `loss_event`; the factors
-    `g_mean_attn`, `g_mean_ffn`, `g_ctr_attn`, `g_ctr_ffn` at the event; `selective`; `regular`, whether it
-    has the published regression, with `slope_*` and `r_squared_*` at the step that has it, or at the event;
-    and the fields in which cases differ.
+    `g_mean_attn`, `g_mean_ffn`, `g_ctr_attn`, `g_ctr_ffn` at the event; `selective`, `selective_deep`;
+    `regular`, whether it has the published regression, with `slope_*` and `r_squared_*` at the step that has
+    it, or at the event; and the fields in which cases differ.
 
     Args:
         data: a store of `meanmode.sweeps.engine.event_study`, opened.
@@ -80,7 +85,7 @@ def event_rows(data: xr.Dataset) -> pd.DataFrame:
             row |= _event(of, tokens)
         rows.append(row)
     found = pd.DataFrame(rows)
-    for name in ("selective", "regular"):
+    for name in ("selective", "selective_deep", "regular"):
         if name not in found:
             found[name] = False
         found[name] = found[name].fillna(False).astype(bool)
@@ -99,12 +104,18 @@ def event_step(run: xr.Dataset) -> int:
     return int(np.square(near).sum("writer").idxmax("since_jump"))
 
 
-def factors(run: xr.Dataset, step: int) -> dict[str, float]:
-    """Factors of G_mean and G_ctr of both writers over all blocks at a step, by `g_mean_attn` and so on."""
+def factors(run: xr.Dataset, step: int, over: str = "all") -> dict[str, float]:
+    """Factors of G_mean and G_ctr of both writers at a step, by `g_mean_attn` and so on.
+
+    Args:
+        run: a run of an event study.
+        step: the step after the jump.
+        over: `all` blocks (root of the sum of squares) or the median of `deep` ones.
+    """
     return {
         f"{mode}_{writer}": float(
-            run[f"{mode}_all"].sel(since_jump=step, writer=writer)
-            / before(run, f"{mode}_all").sel(writer=writer)
+            run[f"{mode}_{over}"].sel(since_jump=step, writer=writer)
+            / before(run, f"{mode}_{over}").sel(writer=writer)
         )
         for mode in ("g_mean", "g_ctr")
         for writer in WRITERS
@@ -157,6 +168,7 @@ def _event(run: xr.Dataset, tokens: int) -> dict[str, Any]:
         "loss_event": float(run["loss"].sel(since_jump=step)),
         **tried[-1],
         "selective": any(map(is_selective, tried)),
+        "selective_deep": is_selective(factors(run, step, "deep")),
         "regular": bool(regular),
         **{f"slope_{writer}": line.slope for writer, line in shown.items() if line is not None},
         **{f"r_squared_{writer}": line.r_squared for writer, line in shown.items() if line is not None},

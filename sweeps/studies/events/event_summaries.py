@@ -67,7 +67,7 @@ def collapsed(rows: pd.DataFrame) -> pd.Series:
 
 def compared_events(data: xr.Dataset) -> list[Row]:
     """The summaries of an event study as rows of a comparison; nothing in them was forecast."""
-    shares = ("collapsed", "selective", "regular")
+    shares = ("collapsed", "selective", "selective_deep", "regular")
     return [
         finite(
             {
@@ -104,6 +104,7 @@ def summaries(rows: pd.DataFrame) -> list[dict[str, Any]]:
                 "loss_before": float(of["loss_before"].median()),
                 "collapsed": Share.counted(len(fallen), len(of)),
                 "selective": Share.counted(int(of["selective"].sum()), len(of)),
+                "selective_deep": Share.counted(int(of["selective_deep"].sum()), len(of)),
                 "regular": Share.counted(int(of["regular"].sum()), len(of)),
                 **medians,
             }
@@ -209,6 +210,20 @@ def _ratio(below: float, above: float, resampled: NDArray[np.float64], over: NDA
         return _estimate(np.concatenate([[above / below], over / resampled]))
 
 
+def half_rate_groups(changed: pd.DataFrame, unchanged: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Change -> runs at several rates, with `nothing` for those without one at the same batch and rates.
+
+    Args:
+        changed: rows of a study of changes; the rate is the last word of a case's label.
+        unchanged: rows of a study without a change, with the same seeds and states.
+    """
+    alike = unchanged["batch"].isin(changed["batch"]) & unchanged["rate"].isin(changed["rate"])
+    labels = changed["case"].str.rsplit(",", n=1).str[0]
+    return {"nothing": unchanged[alike]} | {
+        str(label): of for label, of in changed.groupby(labels, sort=False)
+    }
+
+
 def delays(rows: pd.DataFrame, baseline: str) -> Mapping[str, tuple[Share, Estimate, Estimate]]:
     """Case -> how many collapsed, median steps to the onset, and its ratio to the baseline, paired by seed.
 
@@ -219,7 +234,7 @@ def delays(rows: pd.DataFrame, baseline: str) -> Mapping[str, tuple[Share, Estim
         baseline: label of the case that the others are compared with.
     """
     samples = {}
-    for case, of in rows.sort_values("seed").groupby("case", sort=False):
+    for case, of in rows.sort_values("seed", kind="stable").groupby("case", sort=False):
         onset = of["onset"].where(collapsed(of))
         samples[str(case)] = Samples.of(onset, of["last"])
     shares = {
@@ -234,7 +249,7 @@ def delays(rows: pd.DataFrame, baseline: str) -> Mapping[str, tuple[Share, Estim
 
 EVENT_COLUMNS = (
     *("case", "loss before", "collapsed", "steps to the onset", "loss at the event"),
-    *("G_mean x, W_O; W_2", "G_ctr x, W_O; W_2", "selective", "regression"),
+    *("G_mean x, W_O; W_2", "G_ctr x, W_O; W_2", "selective", "deep medians", "regression"),
 )
 
 
@@ -250,6 +265,7 @@ def event_table(found: list[dict[str, Any]]) -> str:
             f"{_shown(row['g_mean_attn'], '.3g')}; {_shown(row['g_mean_ffn'], '.3g')}",
             f"{_shown(row['g_ctr_attn'], '.2g')}; {_shown(row['g_ctr_ffn'], '.2g')}",
             str(row["selective"]),
+            str(row["selective_deep"]),
             str(row["regular"]),
         ]
         for row in found

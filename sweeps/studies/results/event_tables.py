@@ -23,6 +23,7 @@ from meanmode.sweeps.studies.events.event_summaries import (
     delays,
     event_table,
     growth_ratio,
+    half_rate_groups,
     half_rate_ratio,
     summaries,
 )
@@ -33,7 +34,8 @@ RULES = (
     f"Event: the largest G_mean over all blocks within {EVENT_WITHIN} steps of the onset; factors are over "
     "the median of the last 10 steps at the healthy rate. Selective: at the event or up to "
     f"{EARLIER} steps before it, G_mean of both writers at least x{GROWN:g} and G_ctr of both at most "
-    f"x{KEPT:g}. Regression: A - 1 on (T - 1) kappa_abs with slope {SLOPES[0]:g} to {SLOPES[1]:g} and R^2 of "
+    f"x{KEPT:g}; deep medians: the same of the medians over the deeper half, at the event. Regression: "
+    f"A - 1 on (T - 1) kappa_abs with slope {SLOPES[0]:g} to {SLOPES[1]:g} and R^2 of "
     f"at least {EXPLAINED:g} for both writers, at the event or one step after it. Medians over the runs that "
     "collapsed; shares with 90 % Clopper-Pearson intervals."
 )
@@ -108,21 +110,15 @@ def event_causes(data: Path, name: str, baseline: str = "nothing") -> str:
     )
 
 
-def event_half_rates(data: Path, name: str, unchanged: str, batch: str = "64") -> str:
+def event_half_rates(data: Path, name: str, unchanged: str) -> str:
     """Half rate of a jump with parts of the writer gradients deleted, over that without a change.
 
     Args:
         data: folder of the stores.
         name: study of the changes; the rate is the last word of a case's label.
-        unchanged: study with the same seeds and states without a change.
-        batch: batch of that study that is compared.
+        unchanged: study with the same seeds and states without a change; its runs at the same batch count.
     """
-    changed, whole = _rows(data, name), _rows(data, unchanged)
-    whole = whole[(whole["batch"] == int(batch)) & whole["rate"].isin(changed["rate"])]
-    groups = {"nothing": whole}
-    groups |= dict(
-        list(changed.assign(label=changed["case"].str.rsplit(",", n=1).str[0]).groupby("label", sort=False))
-    )
+    groups = half_rate_groups(_rows(data, name), _rows(data, unchanged))
     found = {label: at_distance(of) for label, of in groups.items()}
     lines = [
         [

@@ -162,7 +162,7 @@ def test_impossible_networks_are_refused(options: dict[str, Any], message: str) 
         ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\), got \(0.9, 1.0\)"),
         ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
         ({"event_ratio": 0.5}, "event_ratio must be at least 1, got 0.5"),
-        ({"schedule": "cosine"}, "unknown schedule 'cosine': choose one of warmup, ramp, depth_ramp"),
+        ({"schedule": "cosine"}, "unknown schedule 'cosine': choose one of warmup, jump, ramp, depth_ramp"),
         ({"precision": "fp8"}, "unknown precision 'fp8': choose one of float32, bf16"),
         ({"sharding": "half"}, "unknown sharding 'half': choose one of replicated, full"),
         ({"stop_on": "success"}, "unknown stop_on 'success': choose one of never, divergence, collapse"),
@@ -182,6 +182,8 @@ def test_impossible_networks_are_refused(options: dict[str, Any], message: str) 
             "freeze:queries-keys at step 401 never acts: the run ends at 400",
         ),
         ({"interventions": 3}, r"interventions must be a list of \[step, text\], got 3"),
+        ({"schedule": "jump"}, "a jump needs a learning rate before and after it: set first_rate"),
+        ({"schedule": "jump", "first_rate": 1e-3, "first_steps": 2, "rate": None}, "before and after it"),
         ({"first_rate": -1.0}, "first_rate must be at least 0, got -1.0"),
         ({"first_rate": math.nan}, "first_rate must be at least 0, got nan"),
         ({"first_steps": -1}, "first_steps must be at least 0, got -1"),
@@ -203,6 +205,30 @@ def test_impossible_networks_are_refused(options: dict[str, Any], message: str) 
 def test_impossible_trainings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainingConfig(**options)
+
+
+def test_a_jump_is_one_step_between_two_rates() -> None:
+    held = TrainingConfig(schedule="jump", first_rate=1e-3, first_steps=3, rate=0.02).learning_rate(64)
+    assert [held.rate(step) for step in (1, 3, 4, 100)] == [1e-3, 1e-3, 0.02, 0.02]
+
+
+@pytest.mark.parametrize(
+    ("preset", "options", "sizes"),
+    [
+        ("digits-16l", {"width": "64"}, (64, 4, 64)),
+        ("digits-16l", {"width": "64", "heads": "2"}, (64, 2, 64)),
+        ("digits-16l", {"width": "64", "text_width": "16"}, (64, 4, 16)),
+        ("digits-16l", {"width": "8"}, (8, 1, 8)),
+        ("dit-400l-baseline", {"width": "512"}, (512, 4, 512)),
+        ("latents-samples", {"width": "192"}, (192, 12, 16)),
+        ("digits-event", {}, (64, 4, 64)),
+    ],
+)
+def test_heads_and_text_follow_a_width(
+    preset: str, options: dict[str, str], sizes: tuple[int, int, int]
+) -> None:
+    model = PRESETS[preset].with_options(options).model
+    assert (model.width, model.heads, model.text_width) == sizes
 
 
 def test_unknown_data_are_refused() -> None:
