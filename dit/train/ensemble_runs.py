@@ -71,13 +71,19 @@ def train_runs(
         source=source or source_of(base),
         device=where,
     )
+    return _measured(optimiser, measurements, after)
+
+
+def _measured(optimiser: EnsembleOptimiser, measurements: EnsembleMeasurements, after: int) -> list[Measured]:
+    """Train the runs of the measurements from the step `after` on, and return what was measured of each."""
+    runs = measurements.runs
     with measurements:
         training = train_ensemble(
             optimiser,
             measurements.losses,
             measurements.batches,
             [run.training.learning_rate(run.model.depth) for run in runs],
-            steps=base.training.steps,
+            steps=runs[0].training.steps,
             first=after + 1,
             ended=measurements.ended,
             updated=measurements.updated,

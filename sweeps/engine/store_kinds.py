@@ -14,10 +14,11 @@ from meanmode.sim.store.sweep_store import open_cells
 from meanmode.sweeps.engine.committor_study import Committor, stored_committor
 from meanmode.sweeps.engine.event_study import EventStudy
 from meanmode.sweeps.engine.spectrum_study import SCORES, SpectrumStudy
+from meanmode.sweeps.engine.splitting.splitting_study import SplittingStudy, stored_splitting
 from meanmode.sweeps.engine.study import Study, stored_study
 from meanmode.sweeps.engine.sweep import Sweep, stored_stacks
 
-StoredPlan = Sweep | Study | Committor
+StoredPlan = Sweep | Study | Committor | SplittingStudy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +51,11 @@ STORE_KINDS: Mapping[str, Kind] = {
     EventStudy.kind: Kind(
         title="jumps of the learning rate from a healthy state",
         plan=partial(stored_study, of=EventStudy),
+        recognises=lambda _configuration, _variables: False,
+    ),
+    SplittingStudy.kind: Kind(
+        title="trajectories split over levels of the mean mode",
+        plan=stored_splitting,
         recognises=lambda _configuration, _variables: False,
     ),
     Study.kind: Kind(

@@ -1,6 +1,7 @@
 """The named sweeps and studies, one per claim."""
 
 from meanmode.sweeps.engine.committor_study import Committor
+from meanmode.sweeps.engine.splitting.splitting_study import SplittingStudy
 from meanmode.sweeps.engine.study import Study
 from meanmode.sweeps.engine.sweep import Sweep
 from meanmode.sweeps.named.collapse_front import COLLAPSE_FRONT
@@ -14,7 +15,7 @@ from meanmode.sweeps.named.critical_rate import (
 from meanmode.sweeps.named.critical_rate_settings import CRITICAL_RATE_PILOTS, CRITICAL_RATE_SETTINGS
 from meanmode.sweeps.named.depth_profiles import DEPTH_PROFILES
 from meanmode.sweeps.named.detector_unseen import DETECTOR_UNSEEN
-from meanmode.sweeps.named.event import (
+from meanmode.sweeps.named.event_jumps import (
     EVENT_BATCHES,
     EVENT_CAUSES,
     EVENT_CAUSES_RATES,
@@ -23,6 +24,7 @@ from meanmode.sweeps.named.event import (
     EVENT_DISTANCES,
     EVENT_REPLICATES,
 )
+from meanmode.sweeps.named.event_silence import EVENT_SILENCE
 from meanmode.sweeps.named.front_settings import FRONT_SETTINGS, FRONT_SETTINGS_LARGE
 from meanmode.sweeps.named.interventions import INTERVENTION_TABLE, LADDER, LADDER_TOP
 from meanmode.sweeps.named.mixers_and_merges import MIXERS_AND_MERGES
@@ -39,7 +41,7 @@ from meanmode.sweeps.named.waiting_time import (
 )
 from meanmode.sweeps.named.waiting_time_spectrum import WAITING_TIME_LOW_SPECTRUM, WAITING_TIME_SPECTRUM
 
-SWEEPS: dict[str, Sweep | Study | Committor] = {
+SWEEPS: dict[str, Sweep | Study | Committor | SplittingStudy] = {
     sweep.name: sweep
     for sweep in (
         COLLAPSE_FRONT,
@@ -77,12 +79,13 @@ SWEEPS: dict[str, Sweep | Study | Committor] = {
         EVENT_CAUSES_RATES,
         EVENT_DEPTH,
         EVENT_DEPTH_400,
+        EVENT_SILENCE,
     )
 }
 """Name -> sweep."""
 
 
-def named_sweep(name: str) -> Sweep | Study | Committor:
+def named_sweep(name: str) -> Sweep | Study | Committor | SplittingStudy:
     """The sweep or study with this name.
 
     Raises:

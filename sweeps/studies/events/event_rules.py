@@ -1,6 +1,6 @@
 """The rules by which a jump of the learning rate is read: event, factors, selectivity, regression.
 
-They were fixed before the runs of `meanmode.sweeps.named.event`:
+They were fixed before the runs of `meanmode.sweeps.named.event_jumps`:
 
 * the *event* is the step of the largest G_mean, as the root of the sum of squares over all blocks and both
   writers, within `EVENT_WITHIN` steps of the onset;

@@ -34,16 +34,16 @@ def silence(data: Path, name: str) -> str:
         f"`{name}`: {span(sizes['depth'])} blocks, width {span(sizes['width'])}, "
         f"{span(sizes['image_tokens'])} image + {span(sizes['text_tokens'])} text tokens, batch "
         f"{span(sizes['batch'])}, {rate_of(sizes)}; {len(study.parents)} seeds, {study.trajectories} "
-        f"trajectories per stage, split where G_mean reaches {levels} times its healthy level, collapse within "
-        f"{study.horizon} steps: P {_shown(found.probability)}."
+        f"trajectories per stage, split where G_mean reaches {levels} times its healthy level; collapse "
+        f"within {study.horizon} steps: P {_shown(found.probability)}."
     )
     statistics = (
-        f"Silent: the loss (median of three steps) is within {BAND:.0%} of its level {EARLIER} steps before the "
-        f"onset, and leaves the band at most {SOON} steps before it. Level before the exit: median of the steps "
-        f"{RECENT[-1]} to {RECENT[0]} before the onset, for exits that have them. Shares are weighted by the "
-        "probability of the exits, with 90 % bootstrap intervals over seeds; independent exits descend from "
-        "different trajectories of the first stage. The last column is the share of the steps before the first "
-        "level at which an exit would count as silent."
+        f"Silent: the loss (median of three steps) is within {BAND:.0%} of its level {EARLIER} steps before "
+        f"the onset, and leaves the band at most {SOON} steps before it. Level before the exit: median of "
+        f"the steps {RECENT[-1]} to {RECENT[0]} before the onset, for exits that have them. Shares are "
+        "weighted by the probability of the exits, with 90 % bootstrap intervals over seeds; independent "
+        "exits descend from different trajectories of the first stage. The last column is the share of the "
+        "steps before the first level at which an exit would count as silent."
     )
     return captioned(by_parent, by_level, caption, statistics)
 

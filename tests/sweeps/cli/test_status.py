@@ -23,6 +23,7 @@ from meanmode.sweeps.named.all_sweeps import SWEEPS
 DATA = Path(__file__).parents[3] / "paper_figs" / "data"
 KINDS_OF = {
     "committor": "committor_study",
+    "event_silence": "splitting_study",
     **{f"waiting_time{which}_spectrum": "spectrum_study" for which in ("", "_low")},
 }
 STACKS = {name for name, sweep in SWEEPS.items() if isinstance(sweep, Sweep)} | {"collapse_front_alpha_one"}

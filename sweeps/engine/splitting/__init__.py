@@ -1,0 +1,1 @@
+"""How rare is a collapse near the threshold, and how does it come about? Splitting over levels."""
