@@ -21,6 +21,7 @@ from meanmode.sweeps.named.event_jumps import (
     EVENT_CAUSES_RATES,
     EVENT_DEPTH,
     EVENT_DEPTH_400,
+    EVENT_DEPTH_400_SLOWER,
     EVENT_DISTANCES,
     EVENT_REPLICATES,
 )
@@ -79,6 +80,7 @@ SWEEPS: dict[str, Sweep | Study | Committor | SplittingStudy] = {
         EVENT_CAUSES_RATES,
         EVENT_DEPTH,
         EVENT_DEPTH_400,
+        EVENT_DEPTH_400_SLOWER,
         EVENT_SILENCE,
     )
 }

@@ -3,6 +3,7 @@
 How a run is read is fixed in `meanmode.sweeps.studies.events.event_rules`.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -194,4 +195,13 @@ EVENT_DEPTH_400 = EventStudy(
     first_seed=1400,
     forked=MERGE,
     expectation="the plain merge collapses, MV-Split does not; G_mean grows at least 30-fold",
+)
+
+
+EVENT_DEPTH_400_SLOWER = dataclasses.replace(
+    EVENT_DEPTH_400,
+    name="event_depth_400_slower",
+    claim="the event at 400 blocks from a healthy rate of a third: that of event_depth_400 was none",
+    base=EVENT_DEPTH_400.base.with_fields(_jump(0.0003, 150, 0.003, 40)),
+    first_seed=1401,
 )
