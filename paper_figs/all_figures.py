@@ -9,12 +9,16 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from meanmode.paper_figs.figures import (
-    amplification_event,
     collapse_front,
     committor,
     critical_rate,
     depth_profiles,
     event,
+    event_causes,
+    event_depth,
+    event_factor,
+    event_regression,
+    event_run,
     half_rate,
     interventions,
     margin,
@@ -26,7 +30,7 @@ from meanmode.paper_figs.figures import (
 )
 from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.regular_files import read_json
-from meanmode.sim.store.run_reader import open_run
+from meanmode.sim.store.run_reader import is_run, open_run
 from meanmode.sim.store.sweep_store import DONE, open_cells
 
 FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure]]] = {
@@ -39,8 +43,7 @@ FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure]]] = {
 
 
 RUN_FIGURES: dict[str, tuple[str, Callable[..., Figure]]] = {
-    "event": ("event.zarr", event.draw),
-    "amplification_event": ("amplification_event.zarr", amplification_event.draw),
+    "event_run": ("event.zarr", event_run.draw),
     "merge_modes": ("merge_modes", merge_modes.draw),
 }
 """Name -> the run, or the folder of runs, that is drawn, and the function that draws it or all of them."""
@@ -52,8 +55,20 @@ STUDY_FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, xr.Datase
     "margin": (margin.STUDIES, margin.draw),
     "interventions": (interventions.STUDIES, interventions.draw),
     "committor": (committor.STUDIES, committor.draw),
+    **{
+        module.__name__.rpartition(".")[2]: (module.STUDIES, module.draw)
+        for module in (event, event_regression, event_factor, event_causes, event_depth)
+    },
 }
 """Name -> the studies that are drawn, those of them whose store exists, and the function that draws them."""
+
+
+BESIDE: dict[str, tuple[str, ...]] = {"event_causes": event_causes.BESIDE}
+"""Name -> studies that are drawn as well where they exist, but only beside those of `STUDY_FIGURES`."""
+
+
+SINGLE_RUN = "event_run"
+"""The figure that is drawn of any run, if a run is given in place of a folder of stores."""
 
 
 DOCUMENT_FIGURES: dict[str, tuple[str, Callable[[Mapping[str, Any]], Figure]]] = {
@@ -75,18 +90,21 @@ def draw_figures(names: Sequence[str], data: Path, out: Path) -> list[Path]:
 
     Args:
         names: which figures; if empty, all whose stores are in the folder.
-        data: folder of the stores.
+        data: folder of the stores; or a run, which `SINGLE_RUN` draws.
         out: folder of the PNG files, created if missing.
 
     Raises:
-        ValueError: an unknown figure, or a folder that holds no store of any figure.
+        ValueError: an unknown figure, a folder that holds no store of any figure, or another figure of a run.
         StoreError: a missing, damaged or unfinished store.
     """
     known = [*FIGURES, *RUN_FIGURES, *STUDY_FIGURES, *DOCUMENT_FIGURES]
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ValueError(f"unknown figure {unknown[0]!r}: choose from {', '.join(known)}")
-    present = [name for name in known if any((data / store).exists() for store in _stores(name))]
+    single = is_run(data)
+    present = [SINGLE_RUN] if single else [name for name in known if _is_present(name, data)]
+    if single and set(names) - {SINGLE_RUN}:
+        raise ValueError(f"{data} is one run, of which only {SINGLE_RUN} is drawn: give a folder of stores")
     if not present:
         state = "holds no store of a figure" if data.is_dir() else "does not exist"
         raise ValueError(
@@ -95,11 +113,16 @@ def draw_figures(names: Sequence[str], data: Path, out: Path) -> list[Path]:
         )
     paths = []
     for name in names or present:
-        figure = _drawn(name, data)
+        figure = event_run.draw(open_run(data)) if single else _drawn(name, data)
         out.mkdir(parents=True, exist_ok=True)
         figure.savefig(out / f"{name}.png", dpi=150)
         paths.append(out / f"{name}.png")
     return paths
+
+
+def _is_present(name: str, data: Path) -> bool:
+    """Whether a folder holds a store that a figure is drawn from."""
+    return any((data / store).exists() for store in _stores(name))
 
 
 def _stores(name: str) -> tuple[str, ...]:
@@ -116,7 +139,7 @@ def _drawn(name: str, data: Path) -> Figure:
         raise StoreError(_missing(name, stores))
     if name in STUDY_FIGURES:
         studies, draw = STUDY_FIGURES[name]
-        return draw(_studies(data, studies))
+        return draw(_studies(data, (*studies, *BESIDE.get(name, ()))))
     if name in DOCUMENT_FIGURES:
         return DOCUMENT_FIGURES[name][1](_document(*stores))
     if name in RUN_FIGURES:

@@ -1,22 +1,56 @@
 """Shapes are checked by beartype in the test run; one thread, since the tensors are small."""
 
+import contextlib
 import dataclasses
+import json
+import os
+import signal
+import subprocess
 import sys
+import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import FunctionType
+from typing import Any, get_args, get_type_hints
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
-from jaxtyping import install_import_hook
 from PIL import Image
 
 torch.set_num_threads(1)
 # all but configurations, which take JSON's lists for tuples; an int is a float, as to every type checker
 CHECKED = ["meanmode.sim", *(f"meanmode.dit.{storey}" for storey in ("model", "data", "train", "evaluate"))]
-install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+with_shapes = jaxtyping.jaxtyped
+
+
+def _is_shaped(hint: Any) -> bool:
+    """Whether an annotation is an array of a shape, or contains one."""
+    own = isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray)
+    return own or any(map(_is_shaped, get_args(hint)))
+
+
+def jaxtyped(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Check calls as jaxtyping does, but those of functions without shapes by the type checker alone.
+
+    jaxtyping binds the arguments of each call to collect sizes, which doubles the time of a training step.
+    """
+
+    def decorate(checked: Any) -> Any:
+        with contextlib.suppress(NameError):  # of a name that only type checkers import
+            if isinstance(checked, FunctionType):
+                hints = get_type_hints(checked, include_extras=True)
+                if not any(map(_is_shaped, hints.values())):
+                    return typechecker(checked)
+        return with_shapes(checked, typechecker=typechecker)
+
+    return decorate
+
+
+jaxtyping.jaxtyped = jaxtyped
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from meanmode.sim.store.sweep_store import DONE  # noqa: E402 (after the import hook)
 from meanmode.sim.store.sweep_writer import SweepWriter  # noqa: E402
@@ -46,6 +80,110 @@ def mms(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return int(stopped.value.code or 0), out, err
 
     return run
+
+
+class Forks:
+    """A process that has imported everything, and runs commands in forks of itself (`zygote.py`)."""
+
+    def __init__(self) -> None:
+        program = Path(__file__).with_name("zygote.py")
+        self._process = subprocess.Popen(
+            [sys.executable, program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert self._process.stdout is not None and self._process.stdin is not None
+        self._answers, self._requests = self._process.stdout, self._process.stdin
+        assert json.loads(self._answers.readline()) == "ready"
+
+    def ask(self, function: str, **arguments: object) -> Any:
+        """Call a function of the process and return its answer."""
+        self._requests.write(json.dumps([function, arguments]) + "\n")
+        self._requests.flush()
+        return json.loads(self._answers.readline())
+
+    def close(self) -> None:
+        """Let the process end."""
+        self._requests.close()
+        self._process.wait()
+        self._answers.close()
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Started once per test process, since it imports for some seconds what a command then need not."""
+    found = Forks()
+    yield found
+    found.close()
+
+
+class Started:
+    """A command that runs in a process of its own, or in several.
+
+    Attributes:
+        pids: numbers of the processes.
+    """
+
+    def __init__(
+        self, forks: Forks, arguments: Sequence[object], printed: Path, environments: Any, before: str
+    ) -> None:
+        self._forks, self._printed = forks, printed
+        self.pids: list[int] = forks.ask(
+            "start",
+            arguments=[str(word) for word in arguments],
+            folder=str(printed.parent),
+            printed=str(printed),
+            environments=environments,
+            before=before,
+        )
+        self._codes: dict[int, int] = {}
+
+    def codes(self, seconds: float = 120.0) -> list[int | None]:
+        """Exit codes of the processes, None of those that still run after some seconds."""
+        until = time.monotonic() + seconds
+        for pid in self.pids:
+            if pid not in self._codes:
+                code = self._forks.ask("end", process=pid, seconds=max(0.0, until - time.monotonic()))
+                self._codes |= {} if code is None else {pid: code}
+        return [self._codes.get(pid) for pid in self.pids]
+
+    @property
+    def running(self) -> bool:
+        """Whether any of the processes runs."""
+        return None in self.codes(0.0)
+
+    @property
+    def said(self) -> str:
+        """What they have printed."""
+        return self._printed.read_text(errors="replace")
+
+    def kill(self) -> list[int | None]:
+        """Kill all processes that still run, and return the exit codes."""
+        for pid in self.pids:
+            if pid not in self._codes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+        return self.codes()
+
+
+@pytest.fixture
+def start(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Started]]:
+    """Start `mms` with some arguments in an empty folder, after some code; killed at the end of the test.
+
+    It runs once per environment, all at the same time.
+    """
+    begun: list[Started] = []
+
+    def run(*arguments: object, environments: Sequence[dict[str, str]] = ({},), before: str = "") -> Started:
+        printed = tmp_path_factory.mktemp("started") / "printed.txt"
+        begun.append(Started(forks, arguments, printed, environments, before))
+        return begun[-1]
+
+    yield run
+    for started in begun:
+        started.kill()
 
 
 @pytest.fixture

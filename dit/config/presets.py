@@ -42,6 +42,27 @@ MV_SPLIT = {"merge": "mv_split", "alpha": 0.0}
 """Fields of a network with MV-Split merges, whose mean gain starts at 0 as published."""
 
 
+def _event() -> RunConfig:
+    """A healthy network on digits at low noise, whose learning rate jumps above its threshold."""
+    shown = (
+        "tcs",
+        "rho",
+        "g_mean",
+        "g_ctr",
+        "amplification",
+        "kappa",
+        "kappa_abs",
+        "grad_rms_q",
+        "grad_rms_k",
+    )
+    jump: dict[str, Any] = {"schedule": "jump", "first_rate": 0.005, "first_steps": 150, "rate": 0.018}
+    watch: dict[str, Any] = {"telemetry_every": 1, "observables": shown, "interval": 10, "event_window": 40}
+    return RunConfig(
+        model=DiTConfig(width=64, heads=4, text_width=64),
+        training=TrainingConfig(batch=64, steps=250, time_shift=1.0, stop_on="collapse", **jump, **watch),
+    )
+
+
 def _samples(patch: int) -> RunConfig:
     """A small network for generating samples; the latent store it is trained on sets its input sizes."""
     return RunConfig(
@@ -60,6 +81,7 @@ PRESETS: dict[str, RunConfig] = {
     **{f"digits-{depth}l": _ramp(depth) for depth in (16, 64, 128, 400, 1000)},
     **{f"digits-{depth}l-mvsplit": _ramp(depth, **MV_SPLIT, beta=1.0) for depth in (16, 64, 128, 400)},
     "digits-1000l-mvsplit": _ramp(1000, **MV_SPLIT, beta=0.03),
+    "digits-event": _event(),
     "digits-samples": RunConfig(
         model=DiTConfig(depth=6, width=96, heads=6, side=16, patch=4, text_width=96, **MV_SPLIT),
         training=TrainingConfig(
@@ -68,5 +90,5 @@ PRESETS: dict[str, RunConfig] = {
     ),
     **{f"{kind}-samples": _samples(patch) for kind, patch in (("pixels", 4), ("latents", 1))},
 }
-"""By name: the runs of arXiv:2605.06169 Table 3; learning-rate ramps on digits with 16 to 1000 blocks; three
-small networks for generating samples."""
+"""By name: the runs of arXiv:2605.06169 Table 3; learning-rate ramps on digits with 16 to 1000 blocks; a
+jump of the rate that shows the event in minutes; three small networks for generating samples."""

@@ -1,6 +1,7 @@
 """The configuration of a run: its network, training and data, read from options and JSON documents."""
 
 import dataclasses
+import functools
 import json
 import types
 import typing
@@ -67,11 +68,12 @@ class RunConfig:
         """
         for name in values:
             self.field(name)
-        changed = {}
+        changed: dict[str, Any] = {}
         for part in ("model", "training"):
             known = _types(type(getattr(self, part)))
             of = {name: value for name, value in values.items() if name in known}
-            changed[part] = dataclasses.replace(getattr(self, part), **of)
+            if of:
+                changed[part] = dataclasses.replace(getattr(self, part), **of)
         rest = {name: value for name, value in values.items() if name in DATA}
         return dataclasses.replace(self, **changed, **rest)
 
@@ -128,8 +130,9 @@ def _unknown(name: str) -> str:
     return f"unknown option {name!r}: choose from {', '.join(known)}"
 
 
-def _types(of: type) -> dict[str, Any]:
-    return typing.get_type_hints(of)
+@functools.cache
+def _types(of: type) -> Mapping[str, Any]:
+    return types.MappingProxyType(typing.get_type_hints(of))
 
 
 def _parsed(name: str, text: str, kind: Any) -> Any:

@@ -19,7 +19,15 @@ from meanmode.dit.config.field_ranges import (
     shown,
 )
 from meanmode.sim.intervene.grammar import Intervention
+from meanmode.sim.observe.observable_names import OBSERVABLES as BLOCK_OBSERVABLES
 from meanmode.sim.train.schedule import Schedule
+
+LABEL, FUNCTIONAL_STEP = "tcs", "functional_step"
+"""The observable that labels a collapse and is therefore always measured, and the one that is measured after
+the update."""
+
+OBSERVABLES = (*BLOCK_OBSERVABLES, FUNCTIONAL_STEP)
+"""Observables that telemetry can measure."""
 
 RAMP_DEPTH = 16
 """Depth at which the schedule `depth_ramp` has exactly the slope of its configuration."""
@@ -61,8 +69,11 @@ class TrainingConfig:
             the backward pass instead of storing them (activation checkpointing).
         sharding: `replicated` weights (DDP on several processes); or `full`, sharded weights (FSDP2).
         compile: whether to compile every block with torch.compile; measured steps run the blocks eagerly.
-        telemetry_every: steps between measurements of all observables; 0 measures none.
+        telemetry_every: steps between measurements of the observables; 0 measures none.
         telemetry_blocks: number of measured blocks, evenly spaced up to and including the last; 0 for all.
+        observables: names of the observables that are measured and stored, from `OBSERVABLES`; empty for all.
+            A name stands for its forms `_image` and `_text` as well. `tcs` is always among them, since it
+            labels a collapse. `functional_step` costs a forward pass at every regular measurement.
         watch_every: steps between extra measurements that stay in a ring buffer and are stored only if an
             event follows; 0 for none.
         event_window: length of the ring buffer in steps, and number of steps after an event that are all
@@ -71,6 +82,9 @@ class TrainingConfig:
         interval: steps per chunk of the telemetry store.
         checkpoint_every: steps between checkpoints; the last step always writes one.
         keep: number of most recent checkpoints to keep.
+        weights_ring: number of most recent steps whose weights, without moments, are kept on disk; 0 for
+            none. This stops half as many steps after the first event, an alarm or a measured token cosine
+            that rises above 0.9, so that the kept weights surround it.
         stop_on: when to end early: `never`; `divergence` (the loss is not finite); or `collapse`, which
             includes divergence. A run ends at once if its loss is not finite, and `event_window` steps after
             a collapse.
@@ -117,12 +131,14 @@ class TrainingConfig:
     compile: bool = False
     telemetry_every: Annotated[int, Range(0, FAR)] = 50
     telemetry_blocks: Annotated[int, Range(0, 2**16)] = 0
+    observables: tuple[str, ...] = ()
     watch_every: Annotated[int, Range(0, FAR)] = 0
     event_window: Annotated[int, Range(1, 10_000)] = 50
     event_ratio: Annotated[float, Range(1, LARGE)] = 5.0
     interval: Annotated[int, Range(1, 10_000)] = 50
     checkpoint_every: Annotated[int, Range(1, FAR)] = 500
     keep: Annotated[int, Range(1, 10**6)] = 2
+    weights_ring: Annotated[int, Range(0, 10_000)] = 0
     stop_on: str = "divergence"
     on_alarm: str = "log"
     alarm_factor: Annotated[float, SHARE] = 0.25
@@ -162,6 +178,7 @@ class TrainingConfig:
             raise ValueError("stop_on=collapse reads the telemetry: set telemetry_every to at least 1")
         object.__setattr__(self, "betas", tuple(self.betas))  # JSON has lists instead
         object.__setattr__(self, "interventions", self._checked_interventions())
+        object.__setattr__(self, "observables", self._checked_observables())
 
     def _checked_interventions(self) -> tuple[tuple[int, str], ...]:
         """Return the interventions as tuples; JSON has lists instead."""
@@ -180,6 +197,19 @@ class TrainingConfig:
                     f"the intervention {text} at step {shown(step)} never acts: the run ends at {self.steps}"
                 )
         return tuple((step, text) for step, text in self.interventions)
+
+    def _checked_observables(self) -> tuple[str, ...]:
+        """Return the chosen observables, with TCS, in the order of `OBSERVABLES`."""
+        chosen = self.observables
+        if not isinstance(chosen, Sequence) or isinstance(chosen, str):
+            raise ValueError(f"observables must be a list of names, got {shown(chosen)}")
+        for name in chosen:
+            one_of("observable", name, OBSERVABLES)
+        return tuple(name for name in OBSERVABLES if name in (LABEL, *chosen)) if chosen else ()
+
+    def observes(self, name: str) -> bool:
+        """Whether telemetry measures an observable, given by its name without the suffix of a segment."""
+        return name in (self.observables or OBSERVABLES)
 
     def data_step(self, step: int) -> int:
         """Return the step whose batch is used at this step."""

@@ -20,7 +20,7 @@ from meanmode.dit.data.sources import CLASSES, Digits, Source, source_of
 from meanmode.dit.data.text_encoders import text_encoder
 from meanmode.dit.model.network import DiT
 from meanmode.dit.model.published import load_published
-from meanmode.dit.train.checkpoint_files import notes_of
+from meanmode.dit.train.checkpoint_files import has_average, notes_of
 from meanmode.dit.train.checkpoints import find_checkpoint, load_network
 
 DECODED_AT_ONCE = 64
@@ -79,7 +79,7 @@ def open_subject(
 
     Args:
         path: folder of a run or of a checkpoint, or a weight file.
-        ema: load the moving average of the weights if the run kept one.
+        ema: load the moving average of the weights if the checkpoint has one.
         text: text encoder as in `meanmode.dit.data.text_encoders`; required for a weight file, refused
             otherwise.
         codec: codec of the latents, `flux2:PATH`; required for a weight file, refused otherwise.
@@ -100,7 +100,7 @@ def open_subject(
         raise ValueError(f"{path} is not a weight file: its data determine --text and --codec, omit these")
     checkpoint = find_checkpoint(path, damaged)
     run, network = load_network(checkpoint, ema=ema)
-    step, averaged = notes_of(checkpoint)["step"], bool(ema and run.training.ema)
+    step, averaged = notes_of(checkpoint)["step"], ema and has_average(checkpoint)
     said = {
         "name": f"{path}, step {step}{', averaged weights' if averaged else ''}",
         "document": {"checkpoint": str(checkpoint), "step": step, "ema": averaged, "run": run.document()},

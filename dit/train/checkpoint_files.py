@@ -28,14 +28,23 @@ MANIFEST, NOTES, WATCH = "manifest.json", "run.json", "watch.npz"
 state of the measurements that is kept in memory."""
 
 
-def folder_of(run: Path, step: int) -> Path:
+WEIGHTS_ONLY = "weights_only"
+"""Note of a checkpoint that holds no moments and no average of the weights, as those of a `WeightsRing`."""
+
+
+def folder_of(run: Path, step: int, within: str = CHECKPOINTS) -> Path:
     """Return the path of the checkpoint of a step."""
-    return run / CHECKPOINTS / f"step-{step:08d}"
+    return run / within / f"step-{step:08d}"
 
 
-def checkpoint_folders(run: Path) -> list[Path]:
-    """Return the paths of all finished checkpoints, by step; they may have been damaged since."""
-    found = (path for path in (run / CHECKPOINTS).glob("step-*") if path.is_dir())
+def checkpoint_folders(run: Path, within: str = CHECKPOINTS) -> list[Path]:
+    """Return the paths of all finished checkpoints, by step; they may have been damaged since.
+
+    Args:
+        run: folder of the run.
+        within: its folder that holds them: `CHECKPOINTS`, or `WEIGHTS` for those without moments.
+    """
+    found = (path for path in (run / within).glob("step-*") if path.is_dir())
     return sorted((path for path in found if re.fullmatch(r"step-[0-9]{8,18}", path.name)), key=step_of)
 
 
@@ -105,6 +114,8 @@ def notes_of(checkpoint: Path) -> dict[str, Any]:
         ("configuration", lambda value: isinstance(value, dict)),
         ("factors", lambda value: isinstance(value, dict) and all(map(_is_amount, value.values()))),
         ("encoders", lambda value: isinstance(value, dict)),
+        ("weights_until", _is_count),
+        (WEIGHTS_ONLY, lambda value: isinstance(value, bool)),
     ):
         if (name in found or name in required) and not kind(found.get(name)):
             raise StoreError(f"{file} is damaged: its {name} is {shown(found.get(name))}")
@@ -130,6 +141,15 @@ def configuration_of(checkpoint: Path) -> RunConfig:
         return RunConfig.of_document(notes["configuration"])
     except ValueError as error:
         raise StoreError(f"{checkpoint / NOTES} cannot be used: {error}") from error
+
+
+def has_average(checkpoint: Path) -> bool:
+    """Return whether a checkpoint holds a moving average of the weights beside the weights.
+
+    Raises:
+        StoreError: its notes are unreadable.
+    """
+    return configuration_of(checkpoint).training.ema > 0 and not notes_of(checkpoint).get(WEIGHTS_ONLY)
 
 
 def watch_of(checkpoint: Path) -> dict[str, NDArray[Any]]:

@@ -29,18 +29,22 @@ from meanmode.dit.train.checkpoint_files import (
     digest_of,
     folder_of,
     foreign,
+    has_average,
     load_tensors,
     quiet,
     step_of,
     why_failed,
 )
 from meanmode.dit.train.checkpoint_reader import read_table, shapes_differ
-from meanmode.dit.train.run_folder import CHECKPOINTS, CONFIGURATION, read_configuration
+from meanmode.dit.train.run_folder import CHECKPOINTS, CONFIGURATION, WEIGHTS, read_configuration
 from meanmode.sim.store.files import StoreError
 
 PARTIAL, DELETED, REPLACED = "partial", "deleted", "replaced"
 """Suffixes of hidden folders: a checkpoint that is being written, is being deleted, or makes way for another
 of its step."""
+
+SAID = {CHECKPOINTS: "checkpoint", WEIGHTS: "weights"}
+"""Folder of checkpoints -> what an error message calls one of them."""
 
 Tell = Callable[[str], object]
 """Receives a message about each checkpoint that is skipped."""
@@ -59,6 +63,7 @@ def save(
     watch: Mapping[str, NDArray[Any]],
     keep: int,
     verified: set[Path] | None = None,
+    within: str = CHECKPOINTS,
 ) -> Path:
     """Write the checkpoint of a step and delete old ones; every process calls this.
 
@@ -74,11 +79,12 @@ def save(
         watch: state of the measurements, as small arrays by name.
         keep: number of checkpoints to keep.
         verified: checkpoints known to be intact, which need not be read again; those found intact are added.
+        within: folder of the run that holds them: `CHECKPOINTS` or `WEIGHTS`.
 
     Raises:
         StoreError: the disk is full, or another file system error; earlier checkpoints are intact.
     """
-    final = folder_of(run, step)
+    final = folder_of(run, step, within)
     partial = _hidden(final, PARTIAL)
     known = set() if verified is None else verified
 
@@ -91,7 +97,7 @@ def save(
         _complete(partial, {**notes, "step": step}, watch)
         _put_in_place(partial, final, own)
         known.add(final)
-        _delete_before(run, step, own, keep, known)
+        delete_before(run, step, own, keep, known, within)
 
     phases: tuple[tuple[Callable[[], None], bool], ...] = (
         (prepare, False),
@@ -104,8 +110,8 @@ def save(
         if _is_first():
             shutil.rmtree(partial, ignore_errors=True)
         raise StoreError(
-            f"the checkpoint of step {step} could not be written to {run} ({why}); earlier checkpoints are "
-            "intact: fix the problem and resume with --resume"
+            f"the {SAID[within]} of step {step} could not be written to {run} ({why}); earlier checkpoints "
+            "are intact: fix the problem and resume with --resume"
         )
     return final
 
@@ -164,10 +170,15 @@ def _delete(checkpoint: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def _delete_before(run: Path, step: int, own: RunConfig, keep: int, verified: set[Path]) -> None:
-    """Delete the checkpoints of a run before its last `keep` intact ones, up to the given step."""
+def delete_before(
+    run: Path, step: int, own: RunConfig, keep: int, verified: set[Path], within: str = CHECKPOINTS
+) -> None:
+    """Delete the checkpoints of a run before its last `keep` intact ones, up to the given step.
+
+    Args as for `save`; `own` is the configuration of the run, whose checkpoints alone count.
+    """
     intact = 0
-    for path in reversed(checkpoint_folders(run)):
+    for path in reversed(checkpoint_folders(run, within)):
         if step_of(path) > step or (path not in verified and foreign(path, own)):
             continue
         if intact >= keep:
@@ -180,7 +191,7 @@ def _delete_before(run: Path, step: int, own: RunConfig, keep: int, verified: se
 
 def tidy(run: Path) -> None:
     """Delete what a killed process left of writing or deleting checkpoints, and undo half a replacement."""
-    for path in (run / CHECKPOINTS).glob(".step-*"):
+    for path in (path for within in SAID for path in (run / within).glob(".step-*")):
         name, _, suffix = path.name[1:].rpartition(".")
         if suffix == REPLACED and not os.path.lexists(path.with_name(name)):
             path.rename(path.with_name(name))
@@ -188,9 +199,9 @@ def tidy(run: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def delete_after(run: Path, step: int, own: RunConfig) -> None:
+def delete_after(run: Path, step: int, own: RunConfig, within: str = CHECKPOINTS) -> None:
     """Delete the checkpoints of a run after a step."""
-    for path in checkpoint_folders(run):
+    for path in checkpoint_folders(run, within):
         if step_of(path) > step and not foreign(path, own):
             _delete(path)
 
@@ -255,7 +266,7 @@ def load_network(path: Path, *, ema: bool, damaged: Tell = warnings.warn) -> tup
 
     Args:
         path: folder of a checkpoint, or of a run, whose last intact checkpoint is used.
-        ema: whether to load the moving average of the weights, if the run kept one.
+        ema: whether to load the moving average of the weights, if the checkpoint has one.
         damaged: called with a message about each damaged checkpoint that is skipped.
 
     Returns:
@@ -266,7 +277,7 @@ def load_network(path: Path, *, ema: bool, damaged: Tell = warnings.warn) -> tup
     """
     checkpoint = find_checkpoint(path, damaged)
     run = configuration_of(checkpoint)
-    entry = "ema" if ema and run.training.ema else "weight"
+    entry = "ema" if ema and has_average(checkpoint) else "weight"
     wrong = _mismatch(checkpoint, run, entry)
     if wrong:
         raise StoreError(f"{checkpoint} does not match its configuration: {wrong}")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meanmode.dit.config.run_config import RunConfig
+from meanmode.sim.observe.observable_names import observable_dims, without_suffix
 from meanmode.sim.onset.detector import Alarm, Detector
 from meanmode.sim.onset.training_onset import SIGNALS, deep_median
 from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
@@ -28,6 +29,12 @@ def measured_blocks(run: RunConfig) -> tuple[int, ...]:
     if not 0 < count < depth:
         return tuple(range(1, depth + 1))
     return tuple(-(-depth * number // count) for number in range(1, count + 1))
+
+
+def measured_observables(run: RunConfig) -> dict[str, tuple[str, ...]]:
+    """Return the observables of blocks to measure, with the suffixes of segments, and their dimensions."""
+    dims = observable_dims(run.model.setting(run.training.batch), backward=True)
+    return {name: of for name, of in dims.items() if run.training.observes(without_suffix(name))}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +71,7 @@ class Watch:
     Attributes:
         until: last step to be measured because of an event.
         before: step and observables of the last measurement.
+        crossed: whether the token cosine rose above that of the front at the last step that was noticed.
         detector: detector that raises the alarms.
     """
 
@@ -74,6 +82,7 @@ class Watch:
         self._quiet: dict[str, int] = {}
         self._norms: deque[float] = deque(maxlen=run.training.event_window)
         self.before: tuple[int, Row] | None = None
+        self.crossed = False
         self._tcs = 0.0
         self._ring: deque[tuple[int, Row]] = deque()
 
@@ -112,7 +121,8 @@ class Watch:
             found.append(Event(step=step, signal="loss", value=loss, reference=usual))
         if norm > self.training.event_ratio * usual:
             found.append(Event(step=step, signal="grad_norm", value=norm, reference=usual))
-        if before < FRONT_COSINE <= self._tcs:
+        self.crossed = before < FRONT_COSINE <= self._tcs
+        if self.crossed:
             found.append(Event(step=step, signal="tcs", value=self._tcs, reference=FRONT_COSINE))
         alarm = self.detector.update(step, {"loss": loss, "grad_norm": norm, **_signals(row)})
         if alarm is not None:

@@ -25,7 +25,8 @@ from meanmode.sim.store.regular_files import read_json
 from meanmode.sim.store.run_reader import TELEMETRY
 
 CONFIGURATION, CHECKPOINTS, AUTOPSIES = "config.json", "checkpoints", "autopsy-*.txt"
-"""Names in the folder of a run, besides its telemetry."""
+WEIGHTS = "weights"
+"""Names in the folder of a run, besides its telemetry; `WEIGHTS` holds checkpoints without moments."""
 
 LOCK, OWNER, BEGUN = ".lock", ".owner.json", ".telemetry.begun"
 """Hidden names: the lock of a folder, a note on who holds it, and the telemetry of a beginning run."""
@@ -160,7 +161,7 @@ def refuse_taken(out: Path) -> None:
         raise StoreExistsError(f"{out} already holds a run: pass --resume to resume it, or another --out")
     if (out / METADATA).exists():
         raise StoreExistsError(f"{out} is a Zarr store, not the folder of a run: choose another --out")
-    names = [name for name in (TELEMETRY, CHECKPOINTS) if os.path.lexists(out / name)]
+    names = [name for name in (TELEMETRY, CHECKPOINTS, WEIGHTS) if os.path.lexists(out / name)]
     names += sorted(path.name for path in out.glob(AUTOPSIES)) if out.is_dir() else []
     if names:
         raise StoreExistsError(
@@ -196,7 +197,7 @@ def set_aside(out: Path) -> Path:
     try:
         folder.mkdir()
         write_whole(folder / CONFIGURATION, (out / CONFIGURATION).read_bytes())
-        for path in (out / TELEMETRY, *sorted(out.glob(AUTOPSIES)), out / CHECKPOINTS):
+        for path in (out / TELEMETRY, *sorted(out.glob(AUTOPSIES)), out / WEIGHTS, out / CHECKPOINTS):
             if os.path.lexists(path):
                 path.rename(folder / path.name)
     except OSError as error:

@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from meanmode.dit.config.run_config import RunConfig
-from meanmode.dit.train.checkpoint_files import checkpoint_folders, configuration_of, damage, notes_of
+from meanmode.dit.train.checkpoint_files import (
+    WEIGHTS_ONLY,
+    checkpoint_folders,
+    configuration_of,
+    damage,
+    notes_of,
+)
 from meanmode.dit.train.checkpoints import find_checkpoint, last_checkpoint
 from meanmode.dit.train.run_folder import read_configuration
 from meanmode.sim.store.files import StoreError
@@ -45,11 +51,16 @@ def forked(run: RunConfig, fork: Path, tell: Tell, *, anew: bool = False) -> Sta
         anew: as in `StartingPoint`.
 
     Raises:
-        StoreError: there is no intact checkpoint, or it holds a different network.
+        StoreError: there is no intact checkpoint, it holds a different network, or it holds no moments.
         ValueError: the checkpoint is at the last step of the new run, or after it.
     """
     checkpoint = find_checkpoint(fork, tell)
     notes, before = notes_of(checkpoint), configuration_of(checkpoint)
+    if notes.get(WEIGHTS_ONLY):
+        raise StoreError(
+            f"{checkpoint} holds weights without the moments of the optimiser, so no run can start from it: "
+            "fork from one of the checkpoints of its run"
+        )
     if before.model != run.model:
         raise StoreError(f"{checkpoint} holds a different network than the configuration: {before.model}")
     if notes["step"] >= run.training.steps:

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meanmode.dit.config.run_config import RunConfig
+from meanmode.dit.config.training_config import FUNCTIONAL_STEP
 from meanmode.dit.train.autopsy import as_text
-from meanmode.dit.train.measurements import Row
+from meanmode.dit.train.measurements import Row, measured_observables
 from meanmode.dit.train.optimiser import families
-from meanmode.sim.observe.observable_names import WRITERS, observable_dims
+from meanmode.sim.observe.observable_names import GRADIENT_MODES, GRADIENT_SIZES, WRITERS
 from meanmode.sim.store.files import StoreError, Variable, reason, write_whole
 from meanmode.sim.store.observable_variables import observable_variables
 from meanmode.sim.store.provenance import provenance
@@ -26,6 +27,15 @@ from meanmode.sim.store.run_writer import RunWriter
 
 FLOAT, INTERVAL_BYTES = 4, 2**28
 """Bytes of a stored number, and those that the telemetry of one interval may take in memory."""
+
+LAWS = {
+    "P1": ("retention", "leakage"),
+    "P2": ("mu_eff",),
+    "G1": GRADIENT_MODES,
+    "A2": ("amplification",),
+    "S1": tuple(GRADIENT_SIZES),
+}
+"""Laws about observables of telemetry -> these observables."""
 
 SCALARS = {
     "loss": Variable(definition="Loss of the batch before the update, mean over all samples"),
@@ -48,7 +58,8 @@ def variables(run: RunConfig, names: tuple[str, ...]) -> tuple[dict[str, Variabl
         run: configuration of the run.
         names: names of the parameters.
     """
-    dims = observable_dims(run.model.setting(run.training.batch), backward=True)
+    left_out = set() if run.training.observes(FUNCTIONAL_STEP) else {FUNCTIONAL_STEP}
+    scalars = {name: of for name, of in SCALARS.items() if name not in left_out}
     kinds = families(names)
     in_blocks = [kind for kind in kinds if "." in kind]
     norms = {
@@ -65,7 +76,7 @@ def variables(run: RunConfig, names: tuple[str, ...]) -> tuple[dict[str, Variabl
         "family": list(kinds),
         "matrix": in_blocks,
     }
-    return {**SCALARS, **norms, **observable_variables(dims)}, sizes
+    return {**scalars, **norms, **observable_variables(measured_observables(run))}, sizes
 
 
 def norms_by_family(names: tuple[str, ...], norms: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -127,7 +138,8 @@ class Telemetry:
                 f"an interval of {run.training.interval} steps of telemetry takes too much memory for "
                 f"{run.model.depth} blocks: set interval to at most {most}"
             )
-        laws = ["P1", "P2", "G1", "A2", "S1", *(["R1"] if "mv_split" in run.model.setting().merges else [])]
+        laws = [tag for tag, names in LAWS.items() if any(map(run.training.observes, names))]
+        laws += ["R1"] if "mv_split" in run.model.setting().merges else []
         create_run(
             path,
             steps=run.training.steps,

@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from meanmode.dit.config.run_config import RunConfig
+from meanmode.dit.config.training_config import FUNCTIONAL_STEP
 from meanmode.dit.data.batches import Batch, batch_of
 from meanmode.dit.data.latents import check_encoders, encoders_of
 from meanmode.dit.data.prefetch import Prefetch
 from meanmode.dit.data.sources import Source, source_of
 from meanmode.dit.train.alarm_answers import answer, order_seed
 from meanmode.dit.train.autopsy import examine, not_finite
-from meanmode.dit.train.checkpoint_files import WATCH, load_tensors, step_of, watch_of
+from meanmode.dit.train.checkpoint_files import WATCH, load_tensors, notes_of, step_of, watch_of
 from meanmode.dit.train.checkpoints import delete_after, last_checkpoint, save, tidy
-from meanmode.dit.train.measurements import Event, Row, Watch, measured_blocks
+from meanmode.dit.train.measurements import Event, Row, Watch, measured_blocks, measured_observables
 from meanmode.dit.train.memory import check_fits
 from meanmode.dit.train.optimiser import Optimiser
 from meanmode.dit.train.outcome import Outcome
@@ -40,6 +41,7 @@ from meanmode.dit.train.scheduled_interventions import ScheduledInterventions
 from meanmode.dit.train.starting_point import StartingPoint, forked, resumed
 from meanmode.dit.train.telemetry import Telemetry, norms_by_block, norms_by_family
 from meanmode.dit.train.training_pass import TrainingPass
+from meanmode.dit.train.weights_ring import WeightsRing
 from meanmode.sim.onset.detector import Alarm
 from meanmode.sim.onset.training_onset import deep_median, training_onset
 from meanmode.sim.store.files import StoreError
@@ -88,6 +90,8 @@ class Trainer:
             start = self.processes.first(lambda: self._starting_point(resume, fork, begin_anew))
             self._begin(start)
             self.telemetry = self._open_telemetry(start, new=not resume or start.anew)
+            self.ring = WeightsRing(self.run, out, self.processes, self._verified)
+            self.ring.begin(self.step, start.notes if start.resumed else {})
         except BaseException:
             self.close(failed=True)
             raise
@@ -150,7 +154,8 @@ class Trainer:
         if self.run.training.compile:
             for block in self.network.blocks:
                 block.compile()
-        self.training_pass = TrainingPass(self.network, self.processes, self.blocks)
+        names = tuple(measured_observables(self.run))
+        self.training_pass = TrainingPass(self.network, self.processes, self.blocks, names)
 
     def _load(self, checkpoint: Path, step: int) -> None:
         """Load the weights and moments of the checkpoint of a step."""
@@ -203,6 +208,8 @@ class Trainer:
             while stopped == "steps" and self.step < training.steps:
                 step = self.step + 1
                 loss = self._step(step)
+                event = self._alarm is not None or self.watch.crossed
+                self.ring.turn(step, self.optimiser.parameters, event=event)
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 stopped = self._stopped(step, loss)
                 if self._alarm is not None and stopped == "steps":
@@ -249,7 +256,7 @@ class Trainer:
         scalars["lr"] = self.optimiser.step(self.schedule.rate(step))
         self.optimiser.update_average()
         self.optimiser.zero_grad()
-        if event is not None or watch.regular(step):
+        if training.observes(FUNCTIONAL_STEP) and (event is not None or watch.regular(step)):
             row["functional_step"] = self.training_pass.functional_step(micro_batches, trunks)
         self.step = step
         watch.measured(step, row, stored=stored)
@@ -346,6 +353,7 @@ class Trainer:
         self._roll_backs += 1
         self.watch = Watch(self.run)
         self._restore_watch(checkpoint)
+        self.ring.begin(self.step, notes_of(checkpoint))
         if self.telemetry is not None:
             self.telemetry = Telemetry(
                 self.out / TELEMETRY, after=self.step, run=self.run, spent=self.telemetry.wall
@@ -370,6 +378,7 @@ class Trainer:
                 "factors": self.optimiser.factors,
                 "roll_backs": self._roll_backs,
                 "encoders": encoders_of(self.source),
+                **self.ring.notes(),
             },
             watch=self.watch.state(),
             keep=self.run.training.keep,

@@ -2,6 +2,7 @@
 
 # B batch of this process, T tokens, D width
 
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 
 import torch
@@ -25,13 +26,16 @@ class TrainingPass:
         network: network to train.
         processes: processes that share the run.
         blocks: numbers of the blocks to measure, from 1.
+        names: observables to measure, from `meanmode.sim.observe.observable_names.observable_dims`.
 
     Attributes:
         model: the network as it is called in training (wrapped by DDP on several processes).
     """
 
-    def __init__(self, network: DiT, processes: Processes, blocks: tuple[int, ...]) -> None:
-        self.network, self.processes, self.blocks = network, processes, blocks
+    def __init__(
+        self, network: DiT, processes: Processes, blocks: tuple[int, ...], names: Sequence[str]
+    ) -> None:
+        self.network, self.processes, self.blocks, self.names = network, processes, blocks, names
         self.model: nn.Module = processes.wrapped(network)
 
     def backward(self, micro_batches: list[Batch], *, measured: bool) -> tuple[Tensor, Row, list[Tensor]]:
@@ -44,7 +48,8 @@ class TrainingPass:
         count, losses, row, trunks = len(micro_batches), [], {}, []
         with ExitStack() as stack:
             if measured:
-                probe = Probe(self.network, blocks=self.blocks, passes=count, group=self.processes.group)
+                group = self.processes.group
+                probe = Probe(self.network, blocks=self.blocks, names=self.names, passes=count, group=group)
                 stack.enter_context(probe)
                 if self.blocks:
                     hook = self.network.blocks[-1].register_forward_hook(

@@ -1,226 +1,258 @@
-"""A collapse in training, step by step (Fig. 3, a to f): what moved, how far, and in which order."""
+"""The event after a jump from a healthy state (Fig. 3, a to f): low noise beside a small batch."""
 
-# N steps, L blocks, W writers
+# N steps, W writers
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from meanmode.paper_figs.shared.runs import WRITERS, caption, needs
-from meanmode.paper_figs.shared.style import COLOURS
-from meanmode.sweeps.studies.around_onset import (
-    FAR,
-    NEAR,
-    deep_quartiles,
-    deep_series,
-    event_step,
-    factors,
-    lasting_moves,
-    onset_of,
+from meanmode.paper_figs.shared.runs import WRITERS, caption
+from meanmode.paper_figs.shared.style import COLOURS, plain_ticks
+from meanmode.sweeps.studies.events.event_curves import (
+    image_tokens,
+    noisy_twins,
+    outcomes,
+    quartiles,
+    since_onset,
 )
-from meanmode.sweeps.studies.run_sizes import run_config, run_sizes, schedule_of
+from meanmode.sweeps.studies.events.event_rules import event_rows
+from meanmode.sweeps.studies.events.event_summaries import collapsed
+from meanmode.sweeps.studies.run_sizes import sizes_of
 from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
 from meanmode.theory.meanfield.profile import energy_ratio
 
-OBSERVABLES = (
-    *("loss", "grad_norm", "functional_step", "g_mean", "g_ctr", "grad_rms_q", "grad_rms_k"),
-    *("tcs", "tcs_image", "rho", "amplification", "kappa", "kappa_abs"),
-)
-"""What the store holds: what is drawn, what the label and its evidence are read from, and the coherence."""
+STUDY = "event_replicates"
 
 
-SHOWN = 40
+STUDIES = (STUDY,)
+
+
+SHOWN = 20
 """Steps on either side of the onset that are drawn."""
 
 
-MODES = {"g_mean": ("G_mean", COLOURS[1]), "g_ctr": ("G_ctr", COLOURS[0])}
+LOW_NOISE, NOISY = (COLOURS[0], COLOURS[5]), (COLOURS[1], COLOURS[4])
+"""Colours of cases at low noise, whose markers are filled, and of their twins at a small batch."""
 
 
 MARKS = {"attn": "o", "ffn": "^"}
 
 
-WORDS = {
-    "loss": "loss",
-    "grad_norm": "gradient norm",
-    "tcs": "TCS",
-    "rho": "rho",
-    "mode_ratio": "G_mean/G_ctr",
-    "g_mean": "G_mean",
-    "g_ctr": "G_ctr",
-    "grad_rms_q": "G(Q)",
-    "grad_rms_k": "G(K)",
-    "amplification": "A",
-}
-"""Signal of the evidence -> its name in a figure."""
+READERS = {"grad_rms_q_deep": "o", "grad_rms_k_deep": "^"}
 
 
-PANEL_SIGNALS = (
-    *(("loss",), ("g_mean", "g_ctr"), ("grad_rms_q", "grad_rms_k")),
-    *(("tcs",), ("rho",), ("grad_norm",)),
-)
-"""Signals whose lasting moves are marked, by panel."""
+PAPER_LOSS, PAPER_READERS = (0.79, 1.94), 1e-4
+"""Loss of the paper's run before the event and at it, and the factor of its query and key gradients."""
 
 
-PAPER = (
-    "The paper's (400 blocks, width 1024, T = 256 + text, batch 1024): G_mean x155 (W_O) and x61 (W_2), "
-    "G_ctr x1 and x3, gradients of queries and keys down by four orders of magnitude, loss 0.79 to 1.94."
-)
+PAPER_FACTORS = {"g_mean_all": {"attn": 155.0, "ffn": 61.0}, "g_ctr_all": {"attn": 1.0, "ffn": 3.0}}
+"""Factors of the paper's event, by mode and writer (400 blocks, Fig. 3)."""
 
 
-def draw(run: xr.Dataset) -> Figure:
-    """Loss, writer modes, query and key gradients, TCS in depth, rho, and step sizes around an onset.
+@dataclass(frozen=True, kw_only=True)
+class Regime:
+    """Runs of one case that collapsed.
 
-    Observables of blocks are medians over the blocks of the deeper half.
+    Attributes:
+        label: the case, and how many of its runs collapsed.
+        curves: quartiles over these runs, by steps after the onset.
+        events: these runs at their events, as rows of `event_rows`.
+        tokens: image tokens of a sample.
+        colour, filled: style of its markers.
+    """
+
+    label: str
+    curves: xr.Dataset
+    events: pd.DataFrame
+    tokens: int
+    colour: str
+    filled: bool
+
+    @property
+    def face(self) -> str:
+        """Colour inside its markers."""
+        return self.colour if self.filled else "none"
+
+
+def draw(studies: Mapping[str, xr.Dataset]) -> Figure:
+    """Loss, writer modes, reader gradients, TCS and rho around the onset, of a case and its noisy twin.
 
     Args:
-        run: an excerpt of `OBSERVABLES` with every step measured around an onset.
+        studies: with the study `STUDY`.
 
     Raises:
-        ValueError: a run without an onset, with too few steps around it, or with other observables.
+        ValueError: no run collapsed after its jump.
     """
-    needs(run, *OBSERVABLES)
-    onset, moves = onset_of(run)["step"], lasting_moves(run)
-    shown = run.sel(step=slice(onset - SHOWN, onset + SHOWN))
-    figure = Figure(figsize=(13.5, 8.6), layout="constrained")
+    data = studies[STUDY]
+    rows = event_rows(data)
+    regimes = _regimes(data, rows)
+    figure = Figure(figsize=(14, 8.4), layout="constrained")
     panels = figure.subplots(2, 3, sharex=True)
-    drawings = (_draw_loss, _draw_modes, _draw_readers, _draw_cosines, _draw_ratio, _draw_sizes)
-    delays = {row["signal"]: row["delay"] for row in moves if row["delay"] is not None}
-    for panel, draw_panel in zip(panels.flat, drawings, strict=True):
-        draw_panel(panel, shown)
-    for panel, letter, signals in zip(panels.flat, "abcdef", PANEL_SIGNALS, strict=True):
-        panel.set_title(f"({letter}) {panel.get_title()}", fontsize=9.5)
-        panel.axvline(onset, color="0.35", ls="--", lw=1)
-        for line, signal in enumerate(signals):
-            if abs(delays.get(signal, SHOWN + 1)) <= SHOWN:
-                _mark(panel, onset, signal, delays[signal], line)
+    drawings = (_draw_loss, _draw_mean, _draw_centered, _draw_readers, _draw_cosine, _draw_ratio)
+    for panel, letter, draw_panel in zip(panels.flat, "abcdef", drawings, strict=True):
+        draw_panel(panel, regimes)
+        panel.set_title(f"({letter}) {panel.get_title()}", fontsize=10)
+        panel.axvline(0, color="0.35", ls="--", lw=1)
+        panel.grid(alpha=0.25)
+        panel.set_xlim(-SHOWN - 0.7, SHOWN + 0.7)
     for panel in panels[1]:
-        panel.set_xlabel("optimiser step")
-    config = run_config(run)
-    figure.suptitle(
-        f"A collapse in training, onset at step {onset} (dashed); merge {config.model.merge}; "
-        f"{schedule_of(config)}\n({run_sizes([run])})",
-        fontsize=10,
+        panel.set_xlabel("steps after the onset")
+    _legend(figure, regimes, outcomes(rows))
+    caption(
+        figure,
+        "Points: median over the runs that collapsed; bands: quartiles. G_mean and G_ctr are root sums of "
+        "squares over all blocks; factors are over the last healthy steps. Dotted: the paper's run.",
+        f"{STUDY}: {sizes_of(data)}.",
     )
-    caption(figure, _order(moves), _factors(run), PAPER)
     return figure
 
 
-def _draw_loss(panel: Axes, run: xr.Dataset) -> None:
-    panel.plot(run["step"], run["loss"], "o", ms=3, color=COLOURS[0], label="measured, every step")
-    panel.axhline(run.attrs["initial_loss"], color="0.35", lw=1, label="initial level")
+def _regimes(data: xr.Dataset, rows: pd.DataFrame) -> list[Regime]:
+    """The cases of which runs collapsed after the jump."""
+    found, noisy = [], noisy_twins(rows)
+    colours = {True: list(NOISY), False: list(LOW_NOISE)}
+    for case, (fallen, _, count) in outcomes(rows).items():
+        if fallen:
+            of = rows[(rows["case"] == case) & collapsed(rows)]
+            found.append(
+                Regime(
+                    label=f"{case}: {fallen} of {count} collapsed",
+                    curves=since_onset(data, of.index.tolist(), SHOWN).map(quartiles),
+                    events=of,
+                    tokens=image_tokens(data, case),
+                    colour=colours[case in noisy].pop(0),
+                    filled=case not in noisy,
+                )
+            )
+    if not found:
+        raise ValueError(f"this figure shows the steps around an onset; no run of {STUDY} has one")
+    return found
+
+
+def _draw(panel: Axes, regime: Regime, values: xr.DataArray, marker: str) -> None:
+    """Median and quartiles [3, N]."""
+    low, middle, high = values.values
+    x = values["since_onset"].values
+    panel.fill_between(x, low, high, color=regime.colour, alpha=0.2, lw=0)
+    style = {"color": regime.colour, "mfc": regime.face, "mew": 0.9, "ms": 4}
+    panel.plot(x, middle, marker, **style)
+
+
+def _draw_loss(panel: Axes, regimes: list[Regime]) -> None:
+    for regime in regimes:
+        _draw(panel, regime, regime.curves["loss"], "o")
+    for value, ends in zip(PAPER_LOSS, ((-SHOWN, 0), (0, SHOWN)), strict=True):
+        _draw_paper(panel, value, ends, gap=7)
     panel.set_title("loss")
     panel.set_ylabel("loss (mean square of a velocity)")
     panel.set_ylim(bottom=0)
-    _finish(panel, "lower right")
 
 
-def _draw_modes(panel: Axes, run: xr.Dataset) -> None:
-    for name, (label, colour) in MODES.items():
+def _draw_mean(panel: Axes, regimes: list[Regime]) -> None:
+    _draw_mode(panel, regimes, "g_mean_all")
+    _draw_events(panel, regimes, "g_mean")
+    panel.set_title("G_mean of the writer gradients")
+
+
+def _draw_centered(panel: Axes, regimes: list[Regime]) -> None:
+    _draw_mode(panel, regimes, "g_ctr_all")
+    _draw_events(panel, regimes, "g_ctr")
+    panel.set_title("G_ctr of the writer gradients")
+
+
+def _draw_mode(panel: Axes, regimes: list[Regime], name: str) -> None:
+    for regime in regimes:
         for writer, marker in MARKS.items():
-            values, words = deep_series(run, name, writer), f"{label}, {WRITERS[writer]}"
-            panel.plot(values["step"], values, marker, ms=3, color=colour, label=words, mew=0)
-    panel.set_title("modes of the writer gradients, deep median")
-    panel.set_ylabel("Frobenius norm")
+            _draw(panel, regime, regime.curves[name].sel(writer=writer), marker)
+    for writer, factor in PAPER_FACTORS[name].items():
+        above = factor == max(PAPER_FACTORS[name].values())
+        _draw_paper(panel, factor, (0, SHOWN), WRITERS[writer].split()[-1], above=above)
+    panel.set_ylabel("factor over before the jump")
     panel.set_yscale("log")
-    _finish(panel, "lower left")
 
 
-def _draw_readers(panel: Axes, run: xr.Dataset) -> None:
-    for name, colour, marker in (("grad_rms_q", COLOURS[0], "o"), ("grad_rms_k", COLOURS[1], "^")):
-        values = deep_series(run, name)
-        panel.plot(values["step"], values, marker, ms=3, color=colour, label=WORDS[name], mew=0)
+def _draw_readers(panel: Axes, regimes: list[Regime]) -> None:
+    for regime in regimes:
+        for name, marker in READERS.items():
+            _draw(panel, regime, regime.curves[name], marker)
+    _draw_paper(panel, PAPER_READERS, (0, SHOWN), "about 1e-4", above=True)
     panel.set_title("gradients of queries and keys, deep median")
-    panel.set_ylabel("root mean square")
+    panel.set_ylabel("factor over before the jump")
     panel.set_yscale("log")
-    _finish(panel, "lower left")
 
 
-def _draw_cosines(panel: Axes, run: xr.Dataset) -> None:
-    tcs = run["tcs"].transpose("block", "step")
-    mesh = panel.pcolormesh(
-        run["step"], run["block"], tcs, vmin=0, vmax=1, cmap="cividis", shading="nearest", rasterized=True
-    )
-    panel.contour(run["step"], run["block"], tcs, levels=[FRONT_COSINE], colors="white", linewidths=0.9)
-    panel.figure.colorbar(mesh, ax=panel, label="TCS", pad=0.02)
-    panel.set_title(f"token cosine; white: TCS = {FRONT_COSINE:g}, the front")
-    panel.set_ylabel("block")
+def _draw_cosine(panel: Axes, regimes: list[Regime]) -> None:
+    for regime in regimes:
+        _draw(panel, regime, regime.curves["tcs_deep"], "o")
+    panel.axhline(FRONT_COSINE, color="0.35", lw=0.8)
+    panel.set_title(f"TCS, deep median; line: {FRONT_COSINE:g}, the front")
+    panel.set_ylabel("token cosine")
 
 
-def _draw_ratio(panel: Axes, run: xr.Dataset) -> None:
-    low, middle, high = deep_quartiles(run, "rho")
-    cosine, model = deep_series(run, "tcs"), run_config(run).model
-    tokens = model.image_tokens + model.text_tokens
-    predicted = energy_ratio(tokens, cosine.where(cosine < 1).values)
-    panel.plot(cosine["step"], predicted, color="0.2", lw=1, label="law E1 of median TCS")
-    panel.fill_between(run["step"], low, high, color=COLOURS[0], alpha=0.25, lw=0, label="quartiles")
-    panel.plot(run["step"], middle, "o", ms=3, color=COLOURS[0], label="measured, median", mew=0)
-    panel.set_title("rho = |mean| / |centered| of deep blocks")
-    panel.set_ylabel("ratio of norms")
+def _draw_ratio(panel: Axes, regimes: list[Regime]) -> None:
+    for regime in regimes:
+        cosine = regime.curves["tcs_deep"].isel(quantile=1)
+        law = energy_ratio(regime.tokens, cosine.where(cosine < 1).values)
+        panel.plot(cosine["since_onset"], law, color=regime.colour, lw=1)
+        _draw(panel, regime, regime.curves["rho_deep"], "o")
+    panel.set_title("rho, deep median; lines: law E1 of the median TCS")
+    panel.set_ylabel("|mean| / |centered|")
     panel.set_yscale("log")
-    _finish(panel, "center left")
 
 
-def _draw_sizes(panel: Axes, run: xr.Dataset) -> None:
-    for name, label, colour, marker in (
-        ("grad_norm", "gradient norm, before clipping", COLOURS[1], "^"),
-        ("functional_step", "functional step Delta (rms)", COLOURS[2], "o"),
-    ):
-        panel.plot(run["step"], run[name], marker, ms=3, color=colour, label=label, mew=0)
-    panel.set_title("sizes of gradient and step")
-    panel.set_ylabel("norm; rms of features")
-    panel.set_yscale("log")
-    _finish(panel, "lower left")
+def _draw_events(panel: Axes, regimes: list[Regime], mode: str) -> None:
+    """An inset: median and quartiles of the factors of a mode at the events of the runs."""
+    inset = panel.inset_axes((0.12, 0.04, 0.36, 0.32))
+    for place, regime in enumerate(regimes):
+        for shift, (writer, marker) in zip((-0.16, 0.16), MARKS.items(), strict=True):
+            low, middle, high = np.quantile(regime.events[f"{mode}_{writer}"], [0.25, 0.5, 0.75])
+            style = {"color": regime.colour, "mfc": regime.face, "ms": 6, "capsize": 2}
+            inset.errorbar(place + shift, middle, yerr=[[middle - low], [high - middle]], fmt=marker, **style)
+    for factor in PAPER_FACTORS[f"{mode}_all"].values():
+        inset.axhline(factor, color="black", ls=":", lw=1.3)
+    inset.set_yscale("log")
+    plain_ticks(inset.yaxis)
+    inset.set_xticks([])
+    inset.set_xlim(-0.6, len(regimes) - 0.4)
+    inset.tick_params(labelsize=7.5)
+    inset.set_title("at the event of each run", fontsize=8)
 
 
-def _finish(panel: Axes, corner: str) -> None:
-    """Grid and legend, and room at the top for the marks."""
-    transform = panel.yaxis.get_transform()
-    low, high = transform.transform(panel.get_ylim())
-    panel.set_ylim(top=float(transform.inverted().transform(high + 0.16 * (high - low))))
-    panel.grid(alpha=0.25)
-    panel.legend(fontsize=7.5, framealpha=0.85, edgecolor="none", loc=corner)
-
-
-def _mark(panel: Axes, onset: int, signal: str, delay: int, line: int) -> None:
-    """A triangle at the top of a panel where a signal first moved, with its delay."""
+def _draw_paper(
+    panel: Axes, value: float, ends: tuple[float, float], word: str = "", *, above: bool = False, gap: int = 2
+) -> None:
+    """A dotted mark of a number of the paper, labelled at its outer end."""
+    panel.plot(ends, [value, value], color="black", ls=":", lw=1.3)
+    side = "left" if ends[0] < 0 else "right"
     panel.annotate(
-        f"{WORDS[signal]} {delay:+d}",
-        xy=(onset + delay, 1 - 0.075 * line),
-        xytext=(8 if delay >= 0 else -8, -7),
-        xycoords=("data", "axes fraction"),
+        f"paper, 400 blocks{f': {word}' if word else ''}",
+        (ends[0 if side == "left" else 1], value),
+        xytext=(0, gap if above else -gap),
         textcoords="offset points",
-        ha="left" if delay >= 0 else "right",
-        fontsize=8,
-        bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8},
-    )
-    height, transform = 0.985 - 0.075 * line, panel.get_xaxis_transform()
-    panel.plot(onset + delay, height, "v", ms=6, color="black", transform=transform)
-
-
-def _order(moves: list[Mapping[str, Any]]) -> str:
-    """The delays of the lasting moves, in steps after the onset."""
-    lasting = [row for row in moves if row["delay"] is not None]
-    rest = ", ".join(WORDS[row["signal"]] for row in moves if row["delay"] is None)
-    needed = {row["threshold"] for row in moves if row["signal"] != "loss"}
-    loss = next((f"; loss {row['threshold']:g}" for row in moves if row["signal"] == "loss"), "")
-    return (
-        f"Points: measured. Lasting moves by a factor ({', '.join(f'{one:g}' for one in needed)}{loss}) in "
-        "their order, in steps after the onset, triangles: "
-        + ", ".join(f"{WORDS[row['signal']]} {row['delay']:+d}" for row in lasting)
-        + (f"; no lasting move: {rest}." if rest else ".")
+        ha=side,
+        va="bottom" if above else "top",
+        fontsize=7.5,
     )
 
 
-def _factors(run: xr.Dataset) -> str:
-    said = ", ".join(
-        f"{WORDS[row['signal']]} {row['writer'] or ''}".rstrip()
-        + f" x{row['at_event']:.3g} (x{row['after']:.1e})"
-        for row in factors(run)
-    )
-    return (
-        f"Deep medians at the event (step {event_step(run)}, the largest gradient norm near the onset) and, "
-        f"in brackets, {NEAR} to {FAR} steps after it, over those {NEAR} to {FAR} steps before: {said}."
-    )
+def _legend(figure: Figure, regimes: list[Regime], counts: Mapping[str, tuple[int, int, int]]) -> None:
+    """Regimes, cases without an event, and markers, above the panels."""
+    handles = [
+        Line2D([], [], ls="", marker="o", color=regime.colour, mfc=regime.face, label=regime.label)
+        for regime in regimes
+    ]
+    handles += [
+        Line2D([], [], ls="", label=f"{case}: none of {count} collapsed after the jump, {early} before it")
+        for case, (fallen, early, count) in counts.items()
+        if not fallen
+    ]
+    for marker, label in (("o", "W_O; queries"), ("^", "W_2; keys")):
+        handles.append(Line2D([], [], ls="", marker=marker, color="0.35", label=label))
+    handles.append(Line2D([], [], ls="--", color="0.35", lw=1, label="onset"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=9, frameon=False)

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from meanmode.sweeps.studies.critical_rates import study_onsets
+from meanmode.sweeps.studies.run_sizes import span, study_sizes
 
 DOT = {"marker": "o", "ms": 2.5, "alpha": 0.35, "ls": "none", "mew": 0}
 """Style of the dot of a single run."""
@@ -37,6 +38,20 @@ def forecast_of(studies: Studies) -> dict[str, Any]:
 def fitted_to(forecast: Mapping[str, Any]) -> str:
     """The studies that a forecast was fitted to."""
     return ", ".join(Path(path).stem for path in forecast["made_from"])
+
+
+def short_sizes(studies: Studies) -> str:
+    """Width, depth, tokens, batch and seeds of studies, in one line."""
+    said = []
+    for name, data in studies.items():
+        sizes = study_sizes(data)
+        seeds = len(sizes["seed"])
+        said.append(
+            f"{name}: width {span(sizes['width'])}, {span(sizes['depth'])} blocks, "
+            f"{span(sizes['image_tokens'])} + {span(sizes['text_tokens'])} tokens, batch "
+            f"{span(sizes['batch'])}, {seeds} seed{'s' * (seeds > 1)}"
+        )
+    return "; ".join(said) + "."
 
 
 def rates_of_runs(data: xr.Dataset) -> dict[str, list[float]]:

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.axis import Axis
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from meanmode.theory.setting import Setting
 
@@ -17,6 +19,14 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 FRONT_AXES = ("depth", "tokens", "weight_std", "input_cosine", "merge", "seed")
 """The axes of the `collapse_front` sweep."""
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Label a logarithmic axis with plain numbers: powers of ten, and 2, 3, 5 times them if it is short."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if high < 50 * low else (1,)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def base_setting(data: xr.Dataset, **fields: Any) -> Setting:

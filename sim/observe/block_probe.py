@@ -15,10 +15,12 @@ from meanmode.sim.observe import observables
 from meanmode.sim.observe.attention_statistics import attention_statistics
 from meanmode.sim.observe.layer_hooks import recomputing, watch_writer
 from meanmode.sim.observe.observable_names import (
+    BRANCH_OBSERVABLES,
     COHERENCE_OBSERVABLES,
     GRADIENT_MODES,
     GRADIENT_SIZES,
     OPERATOR_OBSERVABLES,
+    STATE_OBSERVABLES,
 )
 from meanmode.sim.observe.record import Record
 from meanmode.sim.observe.step_record import StepRecord
@@ -178,7 +180,8 @@ class BlockProbe:
             block.operator.seen = self._keep_operands
             handles.append(block.operator.register_forward_hook(self._operator))
         for writer, (layer, merge) in enumerate(zip(writers, merges, strict=True)):
-            handles.append(merge.register_forward_pre_hook(functools.partial(self._branch, writer)))
+            if self.record.wants_segments(*BRANCH_OBSERVABLES):
+                handles.append(merge.register_forward_pre_hook(functools.partial(self._branch, writer)))
             if self.record.wants(*GRADIENT_MODES, *COHERENCE_OBSERVABLES):
                 handles.append(watch_writer(layer, functools.partial(self._writer, writer)))
             if self.step is None and self.record.wants(*GRADIENT_MODES) and layer.weight.requires_grad:
@@ -237,15 +240,21 @@ class BlockProbe:
 
     def state(self, index: int, x: Tensor, segments: Segments) -> None:
         """Record the trunk after block `index`, 0 for the input."""
+        if not self.record.wants_segments(*STATE_OBSERVABLES, *BRANCH_OBSERVABLES):
+            return
         with measuring(x.device):
             self._measure_state(index, x, segments)
 
     def _measure_state(self, index: int, x: Tensor, segments: Segments) -> None:
-        found, cosines = observables.segment_state(x, segments)
-        self._trunk.remember(x, found)
-        for suffix, parts in found.items():
-            self.record.put(f"rho{suffix}", (index,), observables.parts_rho(parts))
-            self.record.put(f"tcs{suffix}", (index,), cosines[suffix])
+        if self.record.wants_segments("rho", *BRANCH_OBSERVABLES):
+            found, cosines = observables.segment_state(x, segments)
+            self._trunk.remember(x, found)
+            for suffix, parts in found.items():
+                self.record.put(f"rho{suffix}", (index,), observables.parts_rho(parts))
+        else:
+            cosines = observables.segment_cosines(x, segments)
+        for suffix, values in cosines.items():
+            self.record.put(f"tcs{suffix}", (index,), values)
 
     def _input(self, _: nn.Module, given: tuple[Any, ...]) -> None:
         if not recomputing():

@@ -37,13 +37,26 @@ BACKWARD_OBSERVABLES: dict[str, tuple[tuple[str, ...], str]] = {
 }
 """Observable -> dimensions and definition; gradients are summed over the batch as an optimiser sees them."""
 
+SUFFIXES = ("_image", "_text")
+"""Suffixes of the state and branch observables of one segment, in settings with text."""
+
+
+OBSERVABLES = (*STATE_OBSERVABLES, *BRANCH_OBSERVABLES, *OPERATOR_OBSERVABLES, *BACKWARD_OBSERVABLES)
+"""All observables of blocks, without suffixes."""
+
+
+def without_suffix(name: str) -> str:
+    """The observable that a name with or without the suffix of a segment stands for."""
+    base, _, segment = name.rpartition("_")
+    return base if f"_{segment}" in SUFFIXES else name
+
 
 def observable_dims(setting: Setting, *, backward: bool = False) -> dict[str, tuple[str, ...]]:
     """Observables recorded for a setting and their dimensions.
 
     Settings with text add the suffixes `_image` and `_text` to state and branch observables.
     """
-    suffixes = ("", "_image", "_text") if setting.text_tokens else ("",)
+    suffixes = ("", *SUFFIXES) if setting.text_tokens else ("",)
     dims: dict[str, tuple[str, ...]] = {}
     for suffix in suffixes:
         dims |= {f"{name}{suffix}": ("block",) for name in STATE_OBSERVABLES}

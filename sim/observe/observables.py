@@ -30,6 +30,7 @@ __all__ = [
     "retention",
     "rho",
     "row_div",
+    "segment_cosines",
     "segment_parts",
     "segment_state",
     "tcs",
@@ -151,19 +152,29 @@ def segment_parts(x: Float[Tensor, "*B T D"], segments: tuple[int, ...]) -> dict
     return {suffix: token_parts(x[..., place, :]) for suffix, place in _sets(segments).items()}
 
 
+def segment_cosines(x: Float[Tensor, "*B T D"], segments: tuple[int, ...]) -> dict[str, Tensor]:
+    """TCS of the sets of tokens of `segment_parts`."""
+    spread_out = spread_out_parts(x, _lengths(segments), plain=False)
+    units = _joined(segments, spread_out[1]) if spread_out else _unit_parts(x, segments)
+    return {suffix: 1 - _deficit(part) for suffix, part in units.items()}
+
+
+def _unit_parts(x: Tensor, segments: tuple[int, ...]) -> dict[str, TokenParts]:
+    unit, directed = directions(x)
+    return {
+        suffix: unit_parts(unit[..., place, :], None if directed is None else directed[..., place, :])
+        for suffix, place in _sets(segments).items()
+    }
+
+
 def segment_state(
     x: Float[Tensor, "*B T D"], segments: tuple[int, ...]
 ) -> tuple[dict[str, TokenParts], dict[str, Tensor]]:
     """`segment_parts` and the TCS of the same sets of tokens, from as few passes over them as can be."""
-    spread_out = spread_out_parts(x, _lengths(segments), unit=True)
+    spread_out = spread_out_parts(x, _lengths(segments))
     if spread_out:
         parts, units = (_joined(segments, measured) for measured in spread_out)
     else:
-        unit, directed = directions(x)
-        sets = _sets(segments).items()
-        parts = {suffix: token_parts(x[..., place, :]) for suffix, place in sets}
-        units = {
-            suffix: unit_parts(unit[..., place, :], None if directed is None else directed[..., place, :])
-            for suffix, place in sets
-        }
+        parts = {suffix: token_parts(x[..., place, :]) for suffix, place in _sets(segments).items()}
+        units = _unit_parts(x, segments)
     return parts, {suffix: 1 - _deficit(part) for suffix, part in units.items()}

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from meanmode.sim.observe.observable_names import WRITERS
+from meanmode.sim.observe.observable_names import WRITERS, without_suffix
 
 Array = NDArray[np.float32]
 
@@ -29,6 +29,7 @@ class Record:
 
     def __init__(self, dims: Mapping[str, tuple[str, ...]], depth: int, *, runs: int | None = None) -> None:
         self.dims = dict(dims)
+        self._without_suffixes = set(map(without_suffix, dims))
         self.lead = () if runs is None else (runs,)
         sizes = {"block": depth + 1, "writer": len(WRITERS)}
         self._taken = {
@@ -40,6 +41,10 @@ class Record:
     def wants(self, *names: str) -> bool:
         """Whether any of these observables is recorded."""
         return any(name in self.dims for name in names)
+
+    def wants_segments(self, *names: str) -> bool:
+        """Whether any of these observables is recorded, for all tokens or for a segment."""
+        return not self._without_suffixes.isdisjoint(names)
 
     def put(self, name: str, place: tuple[int, ...], values: Tensor, counted: Tensor | None = None) -> None:
         """Record values per sample, or one for the whole batch, replacing earlier ones.

@@ -153,7 +153,7 @@ def _membership(
 
 
 def spread_out_parts(
-    x: Float[Tensor, "*B T D"], segments: tuple[int, ...], *, unit: bool
+    x: Float[Tensor, "*B T D"], segments: tuple[int, ...], *, plain: bool = True, unit: bool = True
 ) -> tuple[list[TokenParts], list[TokenParts]] | None:
     """Fast path: parts of the tokens of every segment, and of their unit tokens, in two passes over them.
 
@@ -163,30 +163,30 @@ def spread_out_parts(
     Args:
         x: tokens.
         segments: lengths, none of them zero.
-        unit: whether to compute the parts of the unit tokens too; if not, their list is empty.
+        plain: whether to compute the parts of the tokens; if not, their list is empty.
+        unit: whether to compute the parts of the unit tokens; if not, their list is empty.
     """
     x = single(x)
     length = torch.linalg.vector_norm(x, dim=-1)
     counts, members = _membership(segments, x.dtype, x.device)
-    rows = (members / counts[:, None]).expand(*x.shape[:-2], *members.shape)
+    shares = (members / counts[:, None]).expand(*x.shape[:-2], *members.shape)
+    rows = [*([shares] if plain else []), *([shares / length[..., None, :]] if unit else [])]
+    means = ((torch.cat(rows, dim=-2) if plain and unit else rows[0]) @ x).split(len(segments), dim=-2)
+    spreads, trusted = [], []
+    if plain:
+        energy = length.square() @ members.mT
+        spreads.append(energy - counts * means[0].square().sum(-1))
+        trusted.append((spreads[0] > TRUSTED_SHARE * energy).all())
     if unit:
-        rows = torch.cat([rows, rows / length[..., None, :]], dim=-2)
-    means = rows @ x
-    squares = means.square().sum(-1)
-    energy = length.square() @ members.mT
-    spread = energy - counts * squares[..., : len(segments)]
-    trusted = (spread > TRUSTED_SHARE * energy).all()
-    if unit:
-        unit_spread = counts * (1 - squares[..., len(segments) :])
-        trusted &= (unit_spread > TRUSTED_SHARE * counts).all()
-    if not (bool(trusted) and within(length)):
+        spreads.append(counts * (1 - means[-1].square().sum(-1)))
+        trusted.append((spreads[-1] > TRUSTED_SHARE * counts).all())
+    if not (bool(trusted[0] & trusted[-1]) and within(length)):
         return None
-    found = [TokenParts(n, means[..., s, :], spread[..., s]) for s, n in enumerate(segments)]
-    if not unit:
-        return found, []
-    return found, [
-        TokenParts(n, means[..., len(segments) + s, :], unit_spread[..., s]) for s, n in enumerate(segments)
-    ]
+    found = iter(
+        [TokenParts(n, mean[..., s, :], spread[..., s]) for s, n in enumerate(segments)]
+        for mean, spread in zip(means, spreads, strict=True)
+    )
+    return next(found) if plain else [], next(found) if unit else []
 
 
 def within(lengths: Tensor) -> bool:

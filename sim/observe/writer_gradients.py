@@ -14,7 +14,11 @@ from meanmode.sim.trunk.linear import dot_products, matrix_times
 from meanmode.sim.trunk.precision import single
 
 MATRIX_ENTRIES = {"cpu": 3 * 2**14, "cuda": 2**27}
-"""Entries of token-pair matrices formed at a time: few enough for a CPU's cache, enough to fill a GPU."""
+"""Entries of a token-pair matrix formed at a time: few enough for a CPU's cache, enough to fill a GPU."""
+
+
+BATCH_ENTRIES = {"cpu": 2**18, "cuda": 2**27}
+"""Entries of several whole matrices formed at a time: more, since every call costs time."""
 
 
 TRUSTED_SHARE = 0.01
@@ -151,21 +155,22 @@ def coherence(
         absolute: whether to compute khat; NaN otherwise.
     """
     lead, tokens = y.shape[:-2], y.shape[-2]
-    read, written = (_scaled(single(x).reshape(-1, tokens, x.shape[-1])) for x in (y, delta))
+    read, written = (_measured(single(x).reshape(-1, tokens, x.shape[-1])) for x in (y, delta))
     weights, inverses = read.size * written.size, read.inverse * written.inverse
     weights = weights / weights.amax(-1, keepdim=True)  # short tokens can be paired with long cotangents
-    entries = MATRIX_ENTRIES.get(y.device.type, MATRIX_ENTRIES["cuda"])
-    at_once = max(1, entries // tokens**2)
+    unit = written.x * inverses[..., None]  # a product of the Gram matrices of this and of `read.x` is M
+    entries, of_batch = (of.get(y.device.type, of["cuda"]) for of in (MATRIX_ENTRIES, BATCH_ENTRIES))
+    at_once = of_batch // tokens**2 if tokens**2 <= entries else 1
     sums = [
         _pair_sums(
-            *(part[start : start + at_once] for part in (read.x, written.x, weights, inverses)),
+            *(part[start : start + at_once] for part in (read.x, unit, weights)),
             band=max(LEAST_BAND, -(-tokens // -(-(tokens**2) // entries))),
             absolute=absolute,
         )
         for start in range(0, len(weights), at_once)
     ]
     weighted, plain, magnitudes = (torch.cat(parts) for parts in zip(*sums, strict=True))
-    own = (weights * read.length * written.length).square().sum(-1)
+    own = weights.square().sum(-1)
     count = (inverses > 0).sum(-1)
     pairs = torch.where(count > 1, count * (count - 1), torch.nan)
     return Coherence(
@@ -173,64 +178,56 @@ def coherence(
     )
 
 
-class _Scaled(NamedTuple):
-    """Tokens rescaled so that fourth powers neither overflow nor underflow.
+class _Measured(NamedTuple):
+    """Tokens and their lengths, in a form in which no square overflows or underflows.
 
     Attributes:
-        x: the rescaled tokens.
-        size: true length of each token relative to its length in `x`, up to a common factor.
-        length: length of each token in `x`.
-        inverse: inverse of `length`, 0 for a token without a direction.
+        x: the tokens, or unit tokens.
+        size: true length of each token, up to a common factor.
+        inverse: inverse length of each token in `x`, 0 for a token without a direction.
     """
 
     x: Tensor
     size: Tensor
-    length: Tensor
     inverse: Tensor
 
 
-def _scaled(x: Float[Tensor, "B T D"]) -> _Scaled:
-    """Keep tokens if that is safe, else divide by the longest; use unit tokens if some are much shorter."""
+def _measured(x: Float[Tensor, "B T D"]) -> _Measured:
+    """Keep tokens if that is safe; use unit tokens if some are much shorter than the longest."""
     length = torch.linalg.vector_norm(x, dim=-1)
     least, most = (float(bound.detach()) for bound in torch.aminmax(length))
     if most * SHORTEST < least and SAFE_NORMS[0] < least and most < SAFE_NORMS[1]:
-        if least < 1e-4 or most > 1e4:
-            x, length = x / most, length / most
-        return _Scaled(x, torch.ones_like(length), length, 1 / length)
+        return _Measured(x, length, 1 / length)
     unit, directed = directions(x)
     largest = x.abs().amax(-1, keepdim=True)  # per token, since squares of short ones would underflow
     apart = torch.where(largest > 0, x / largest, 0.0)
     size = largest[..., 0] / largest.amax((-2, -1))[..., None] * torch.linalg.vector_norm(apart, dim=-1)
-    alive = torch.ones_like(size) if directed is None else directed[..., 0].to(x)
-    return _Scaled(unit, size, alive, alive)
+    return _Measured(unit, size, torch.ones_like(size) if directed is None else directed[..., 0].to(x))
 
 
 def _pair_sums(
     y: Float[Tensor, "S T N"],
     delta: Float[Tensor, "S T M"],
     weights: Float[Tensor, "S T"],
-    inverses: Float[Tensor, "S T"],
     *,
     band: int,
     absolute: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over s != t of w_t w_s K_ts, r_t r_s K_ts, r_t r_s |K_ts|, K the product of the Gram matrices."""
-    rows_of: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    """Sums over s != t of w_t w_s M_ts, M_ts and |M_ts|, M the product of the Gram matrices."""
+    found = []
     for start in range(0, y.shape[1], band):
         rows, rest = slice(start, start + band), slice(start, None)
-        products = dot_products(y[:, rows], y[:, rest]) * dot_products(delta[:, rows], delta[:, rest])
-        products[..., :band].triu_(1)  # count every pair once
-        rows_of[0].append(matrix_times(products, weights[:, rest]))
-        rows_of[1].append(matrix_times(products, inverses[:, rest]))
-        if absolute:
-            rows_of[2].append(matrix_times(products.abs_(), inverses[:, rest]))
-    weighted, plain = (
-        2 * (vector * torch.cat(found, -1)).sum(-1)
-        for vector, found in zip((weights, inverses), rows_of[:2], strict=True)
-    )
-    if not absolute:
-        return weighted, plain, plain * torch.nan
-    return weighted, plain, 2 * (inverses * torch.cat(rows_of[2], -1)).sum(-1)
+        products = dot_products(y[:, rows], y[:, rest]).mul_(dot_products(delta[:, rows], delta[:, rest]))
+        if band < y.shape[1]:
+            products[..., :band].triu_(1)  # every pair once
+        else:
+            products.diagonal(dim1=-2, dim2=-1).zero_()
+        weighted = (weights[:, rows] * matrix_times(products, weights[:, rest])).sum(-1)
+        plain = products.sum((-2, -1))
+        found.append((weighted, plain, products.abs().sum((-2, -1)) if absolute else plain * torch.nan))
+    times = 2 if band < y.shape[1] else 1
+    weighted, plain, magnitudes = (times * torch.stack(sums).sum(0) for sums in zip(*found, strict=True))
+    return weighted, plain, magnitudes
 
 
 def writer_amplification(y: Float[Tensor, "*B T N"], delta: Float[Tensor, "*B T M"]) -> Float[Tensor, "*B"]:

@@ -34,19 +34,33 @@ def excerpt(run: str | Path, out: str | Path, *, names: Sequence[str], around: i
         StoreExistsError: something exists at `out`.
         ValueError: the run cannot be labelled.
     """
-    whole = open_run(run)
-    onset = training_onset(whole)
+    whole = labelled(open_run(run))
     for name in names:
         if name not in whole:
             raise StoreError(f"{run} has no {name}: choose from {', '.join(map(str, whole))}")
     kept = whole[list(names)]
     if around is not None:
-        if onset.step is None:
+        onset = json.loads(whole.attrs["onset"])["step"]
+        if onset is None:
             raise StoreError(f"{run} has no onset, so no {around} steps around it: copy all steps instead")
-        kept = kept.sel(step=slice(onset.step - around, onset.step + around))
-    added = {"onset": json.dumps(dataclasses.asdict(onset)), "initial_loss": initial_level(whole)}
-    _write(kept, Path(out), {**whole.attrs, **added})
+        kept = kept.sel(step=slice(onset - around, onset + around))
+    _write(kept, Path(out), dict(whole.attrs))
     compact(out)
+
+
+def labelled(run: xr.Dataset) -> xr.Dataset:
+    """Return a run with the attributes that `excerpt` adds; an excerpt, which has them, is returned as it is.
+
+    Args:
+        run: a run from `meanmode.sim.store.run_reader.open_run`.
+
+    Raises:
+        ValueError: the run cannot be labelled.
+    """
+    if "onset" in run.attrs:
+        return run
+    onset = json.dumps(dataclasses.asdict(training_onset(run)))
+    return run.assign_attrs(onset=onset, initial_loss=initial_level(run))
 
 
 def _write(kept: xr.Dataset, out: Path, attributes: dict[str, Any]) -> None:

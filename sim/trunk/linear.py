@@ -60,9 +60,11 @@ def dot_products(a: Float[Tensor, "*N T F"], b: Float[Tensor, "*N S F"]) -> Floa
 
 
 def matrix_times(matrix: Float[Tensor, "N T S"], vector: Float[Tensor, "N S"]) -> Float[Tensor, "N T"]:
-    """Each matrix times its vector; a batch of one skips the batched product, which is slow for it."""
+    """Each matrix times its vector; no batched product on a CPU or for one matrix, where it is slow."""
     if matrix.shape[0] == 1:
         return matrix[0].mv(vector[0])[None]
+    if matrix.device.type == "cpu":
+        return (matrix * vector[:, None]).sum(-1)
     return (matrix @ vector[..., None])[..., 0]
 
 

@@ -15,7 +15,7 @@ from meanmode.theory.laws.all_laws import LAWS
     type=click.Path(path_type=Path),
     default=Path("paper_figs/data"),
     show_default=True,
-    help="Folder of the stores and forecasts to draw.",
+    help="Folder of the stores and forecasts to draw, or a run (its folder or store), which event_run draws.",
 )
 @click.option(
     "--out",

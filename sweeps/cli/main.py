@@ -27,6 +27,7 @@ SECTIONS = {
     },
     "Measure": {
         "import": ("import_log:import_log", "Read telemetry logged elsewhere."),
+        "measure": ("measure:measure", "Measure states with more samples."),
         "onset": ("compare:onset", "Measure when and where it collapsed."),
         "detect": ("detect:detect", "Score the detector on labelled runs."),
         "margin": ("detect:margin", "Follow the stability margin of runs."),

@@ -94,6 +94,14 @@ def predict_profile_command(as_json: bool, **options: Any) -> None:
     type=click.Path(path_type=Path),
     help="Store of the first steps of every case, from which the law then takes its gains.",
 )
+@click.option(
+    "--law",
+    type=click.Choice(["O2", "hazard"]),
+    default="O2",
+    show_default=True,
+    help="Law that makes the forecast: the threshold of law O2, or a hazard (law O3) fitted to runs at "
+    "constant rates.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="File to write the forecast to, once.")
 @click.option("--note", default="", help="What was known when the forecast was written.")
 @json_option
@@ -101,6 +109,7 @@ def predict_onset_command(
     study: str,
     sources: tuple[Path, ...],
     pilots: Path | None,
+    law: str,
     out: Path | None,
     note: str,
     as_json: bool,
@@ -111,6 +120,9 @@ def predict_onset_command(
     mms sweep run STUDY --forecast FILE. For a study of waiting times, forecast the share of runs that
     collapse and the half rates, from measured ramps and waiting times; mms waiting reads such a forecast as
     STUDY.forecast.json in its --forecasts folder.
+
+    With --law hazard, --from names measured ramps and waiting times, and the forecast of any schedule has the
+    median, the interval of a single run and the chance of a collapse by the last step, beside the other laws.
     """
     import datetime
 
@@ -119,6 +131,7 @@ def predict_onset_command(
     from meanmode.sweeps.studies.critical_rate_forecast import forecast_document
     from meanmode.sweeps.studies.forecast_files import write_forecast
     from meanmode.sweeps.studies.half_rate_forecast import half_rate_document
+    from meanmode.sweeps.studies.hazards.hazard_forecast import hazard_document
 
     today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     written = f"{today}; {note}".rstrip("; ")
@@ -126,8 +139,12 @@ def predict_onset_command(
     asked = open_stated(Path(study)).study if own else named_study(study)
     if asked.constant_rate and pilots is not None:
         raise ValueError(f"{study} is of runs at constant rates: its forecast takes no --pilots")
+    if law == "hazard" and pilots is not None:
+        raise ValueError("a hazard takes no --pilots: it speaks of the setting that it was fitted to")
     measured = [open_stated(source) for source in sources]
-    if asked.constant_rate:
+    if law == "hazard":
+        document = hazard_document(asked, measured, written=written)
+    elif asked.constant_rate:
         document = half_rate_document(asked, measured, written=written)
     else:
         first_steps = None if pilots is None else open_stated(pilots)

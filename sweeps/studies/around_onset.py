@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from meanmode.sim.onset.excerpt import labelled
 from meanmode.sim.onset.training_onset import MOVED, MOVED_LOSS, deep_medians
 from meanmode.sweeps.studies.rows import Row
 from meanmode.sweeps.studies.run_sizes import run_config
@@ -37,8 +38,23 @@ def onset_of(run: xr.Dataset) -> dict[str, Any]:
     """
     found = json.loads(run.attrs.get("onset", "{}"))
     if found.get("step") is None:
-        raise ValueError("this figure shows the steps around an onset; the store names none")
+        raise ValueError("this figure shows the steps around an onset; the run has none")
     return found
+
+
+def near_onset(run: xr.Dataset, within: int) -> xr.Dataset:
+    """The steps of a run at most `within` from its onset, with the label of an excerpt as attributes.
+
+    Args:
+        run: an excerpt, or a whole run, which is labelled by `meanmode.sim.onset.training_onset`.
+        within: steps on either side of the onset.
+
+    Raises:
+        ValueError: a run without an onset, or one that cannot be labelled.
+    """
+    run = labelled(run)
+    onset = onset_of(run)["step"]
+    return run.sel(step=slice(onset - within, onset + within))
 
 
 def event_step(run: xr.Dataset) -> int:

@@ -83,7 +83,9 @@ def _half_rates(
     for depth in sorted({run.model.depth for run in study.runs}):
         rates = np.array([run.training.rate for run in study.runs if run.model.depth == depth])
         halves = np.array([drawn.constant_rate(depth) for drawn in again])
-        low, high = _measurable(rates, halves, spread, study.seeds, random)
+        rates.sort()
+        chances = probabilities(rates[:, None], halves, spread)
+        low, high = measurable(rates, chances, study.seeds, random)
         rows.append(
             {
                 "depth": depth,
@@ -111,22 +113,20 @@ def _shares(study: Study, half_rates: Sequence[Mapping[str, Any]], spread: float
     return rows
 
 
-def _measurable(
-    rates: Array, halves: Array, spread: float, seeds: int, random: np.random.Generator
+def measurable(
+    rates: Array, chances: Array, seeds: int, random: np.random.Generator
 ) -> tuple[float | None, float | None]:
     """Interval of the half rate that runs at these rates would show; an end outside of the rates is None.
 
     Args:
-        rates: the rates tried [N].
-        halves: samples of the true half rate [K].
-        spread: spread of ln rate in the share that collapses.
+        rates: the rates tried, increasing [N].
+        chances: samples of the probability of a collapse at each rate [N, K].
         seeds: runs per rate.
         random: generator of the outcomes.
     """
-    rates = np.sort(rates)
     if len(rates) < 2:
         return None, None
-    hits = random.binomial(seeds, probabilities(rates[:, None], halves, spread))
+    hits = random.binomial(seeds, chances)
     found, _ = most_likely(rates, np.full(hits.shape, seeds), hits)
     low, high = np.quantile(found, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2], method="inverted_cdf")
     return tuple(float(end) if 0 < end < np.inf else None for end in (low, high))

@@ -1,27 +1,35 @@
-"""A training step of the diffusion transformer against a plain eager implementation. Run with `make bench`.
+"""A training step of the diffusion transformer, against a plain one and with telemetry; part of `make bench`.
 
-Both have the same weights, and their outputs are compared before anything is timed. `--json FILE` also writes
-the ratios to a file.
+The plain eager implementation has the same weights, and outputs are compared before anything is timed. The
+cost of telemetry is measured on the trainer's own steps, each of them observed and stored. `--json FILE` also
+writes the ratios to a file.
 """
 
 import argparse
+import contextlib
 import datetime
+import io
 import json
 import math
 import platform
+import statistics
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from simulator import ratios
+from simulator import REPEATS, ratios
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from meanmode.dit.config.architecture import DiTConfig
+from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.config.training_config import TrainingConfig
 from meanmode.dit.model.flow import flow_losses
 from meanmode.dit.model.network import DiT
 from meanmode.dit.train.optimiser import Optimiser
+from meanmode.dit.train.trainer import Trainer
 
 BATCH = 4
 MODELS = {
@@ -42,6 +50,22 @@ MODELS = {
     for merge in ("plain", "mv_split")
 }
 TRAINING = TrainingConfig()
+
+MEASURED = [
+    RunConfig(
+        model=DiTConfig(depth=16, width=width, heads=heads, text_width=width, side=side),
+        training=TrainingConfig(batch=batch, stop_on="never", telemetry_every=1, interval=16),
+    )
+    for width, heads, batch, side in ((64, 4, 64, 8), (32, 2, 32, 16))
+]
+CHOSEN = ("tcs", "g_mean", "g_ctr", "amplification", "kappa_abs", "grad_rms_q", "grad_rms_k")
+TELEMETRY: dict[str, dict[str, object]] = {
+    "none": {"telemetry_every": 0},
+    ", ".join(CHOSEN): {"observables": CHOSEN},
+    "all observables": {},
+}
+FIRST, TIMED = 4, 16
+"""Number of first steps of a run that do not count, and of those that do."""
 
 
 class PlainBlock(nn.Module):
@@ -184,6 +208,28 @@ def times(config: DiTConfig) -> dict[str, float]:
     return ratios(work, "cpu")
 
 
+def seconds(run: RunConfig, steps: int) -> float:
+    """CPU time of a training of this many steps; on a shared machine, wall times vary too much."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        trainer = Trainer(run.with_fields({"steps": steps}), Path(folder) / "run")
+        start = time.process_time()
+        trainer.train()
+        return time.process_time() - start
+
+
+def telemetry_ratios(run: RunConfig) -> dict[str, float]:
+    """CPU time of a step with each kind of telemetry relative to one without; medians, in rotating order."""
+    times: dict[str, list[float]] = {name: [] for name in TELEMETRY}
+    names = list(TELEMETRY)
+    for repeat in range(REPEATS):
+        turn = repeat % len(names)
+        for name in names[turn:] + names[:turn]:
+            measured = run.with_fields(TELEMETRY[name])
+            times[name].append(seconds(measured, FIRST + TIMED) - seconds(measured, FIRST))
+    bare = statistics.median(times["none"])
+    return {name: statistics.median(of) / bare for name, of in times.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="Also write the ratios to this file.")
@@ -198,6 +244,11 @@ def main() -> None:
         tokens = f"T = {config.image_tokens} + {config.text_tokens}"
         sizes = f"L = {config.depth}, D = {config.width}, {tokens}, B = {BATCH}"
         results[f"time of a training step relative to ours, {merge} merge, {sizes}"] = times(config)
+    for run in MEASURED:
+        model = run.model
+        tokens = f"T = {model.image_tokens} + {model.text_tokens}"
+        sizes = f"L = {model.depth}, D = {model.width}, {tokens}, B = {run.training.batch}"
+        results[f"time of a measured step relative to a bare one, {sizes}"] = telemetry_ratios(run)
     text = json.dumps(results, indent=1)
     print(text)
     if given.json:

@@ -1,16 +1,13 @@
 """Shared by the tests of `dit`: tiny runs, in this process or from the command line, and tiny models."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
+import torch.distributed as dist
 
 from meanmode.dit.config.presets import PRESETS
 from meanmode.dit.config.run_config import RunConfig
@@ -103,57 +100,30 @@ def whole(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="session")
-def launch() -> Callable[..., "subprocess.Popen[str]"]:
+@pytest.fixture
+def launch(start: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     """Start `mms train digits-16l` with the options of the tiny run, in one or several processes (gloo)."""
+    stores = []
 
-    def start(
-        out: Path,
-        *arguments: str,
-        processes: int = 1,
-        before: str = "",
-        script: Path | None = None,
-        **options: object,
-    ) -> "subprocess.Popen[str]":
+    def run(out: Path, *arguments: str, processes: int = 1, before: str = "", **options: object) -> Any:
         settings = TINY | {name: str(value) for name, value in options.items()}
-        program = (
-            ["-c", f"{before}\nfrom meanmode.sweeps.cli.main import main; main()"]
-            if before
-            else ["-m", "meanmode"]
-        )
-        program = [str(script)] if script is not None else program
-        command = [*program, "train", "digits-16l", "--out", str(out), *arguments]
-        command += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-        runner = [sys.executable]
+        words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+        shared = {}
         if processes > 1:
-            # accelerate launch does this on GPUs, but starts a single process on CPUs
-            runner += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-            runner += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-        return subprocess.Popen(
-            [*runner, *command],
-            env=environment,
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            # as torchrun does, whose agent holds the store at which the processes meet
+            stores.append(dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False))
+            shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": f"{stores[-1].port}"}
+            shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+            shared |= {name: f"{processes}" for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+        ranks = [{"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} if shared else {} for rank in range(processes)]
+        return start(
+            *("train", "digits-16l", "--out", out, *arguments, *words),
+            environments=[shared | rank for rank in ranks],
+            before=before,
         )
 
-    return start
-
-
-@pytest.fixture(scope="session")
-def kill() -> Callable[["subprocess.Popen[str]"], None]:
-    """Kill a process and all its children with SIGKILL."""
-
-    def stop(process: "subprocess.Popen[str]") -> None:
-        if process.poll() is None:
-            first = psutil.Process(process.pid)
-            for member in (*first.children(recursive=True), first):
-                member.kill()
-        process.communicate()
-
-    return stop
+    yield run
+    stores.clear()
 
 
 @pytest.fixture(scope="session")

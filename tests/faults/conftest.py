@@ -3,11 +3,10 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,28 +47,14 @@ Attempt = Callable[..., Ended]
 
 
 @pytest.fixture(scope="session")
-def attempt() -> Iterator[Attempt]:
+def attempt(forks: Any) -> Attempt:
     """Run `mms` with some arguments in a folder, in a fork of a process that has imported everything."""
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("zygote.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdin is not None and process.stdout is not None
-    assert json.loads(process.stdout.readline()) == {"ready": True}
 
     def run(*arguments: object, folder: Path, seconds: float = SECONDS) -> Ended:
-        request = {"arguments": [str(word) for word in arguments], "folder": str(folder), "seconds": seconds}
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        return Ended(**json.loads(process.stdout.readline()))
+        words = [str(word) for word in arguments]
+        return Ended(**forks.ask("run", arguments=words, folder=str(folder), seconds=seconds))
 
-    yield run
-    process.stdin.close()
-    process.wait()
-    process.stdout.close()
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ READERS = {
     "sample": ("sample", "run", "--each", 1, "--steps", 1, "--out", "x.png"),
     "export": ("export", "run", "--out", "x.safetensors"),
     "evaluate": ("evaluate", "run", "--probe", "timestep", "--samples", 3),
+    "measure": ("measure", "run", "--samples", 2, "--out", "x.zarr"),
     "fork": ("train", *SMALL, "--set", "steps=6", "--fork", "run", "--out", "x"),
     "resume": ("train", *SMALL, "--set", "steps=6", "--resume", "--out", "run"),
 }
@@ -295,7 +296,9 @@ def test_an_imported_run_is_not_taken(attempt: Any, copy_of: COPY, tmp_path: Pat
     assert content(tmp_path / "r") == before
 
 
-@pytest.mark.parametrize("name", ["telemetry.zarr", "checkpoints", "autopsy-00000001.txt", "config.json"])
+@pytest.mark.parametrize(
+    "name", ["telemetry.zarr", "checkpoints", "weights", "autopsy-00000001.txt", "config.json"]
+)
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])
 def test_what_a_user_has_is_not_taken(attempt: Any, tmp_path: Path, name: str, kind: str) -> None:
     out, mine = tmp_path / "r", tmp_path / "mine"
@@ -392,7 +395,8 @@ PAIRS = """
 import json, random, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
-import meanmode.dit.train.trainer, meanmode.dit.config.presets, sklearn.datasets, accelerate
+import meanmode.dit.train.trainer, meanmode.dit.config.presets, accelerate, dask.array
+import sklearn.datasets.data, sklearn.datasets.descr, torch._dynamo
 from tests_of_pairs import _pair
 chance = random.Random(int(sys.argv[3]))
 for number in range(int(sys.argv[2])):
@@ -428,24 +432,20 @@ def test_of_two_trainers_on_a_folder_one_trains(tmp_path: Path, count: int) -> N
 
 
 @pytest.fixture
-def living(copy_of: COPY, tmp_path: Path) -> Any:
-    """A trainer that resumes a copy of the run for a long time, stopped at the end; its process."""
+def living(start: Any, copy_of: COPY) -> Any:
+    """A trainer that resumes a copy of the run for a long time, stopped at the end."""
     run = copy_of("run")
     words = [str(word) for word in SMALL if word not in ("steps=4", "checkpoint_every=2")]
     words = [
         word for at, word in enumerate(words) if word != "--set" or words[at + 1 : at + 2] == ["depth=2"]
     ]
     settings = ("--set", "steps=100000", "--set", "checkpoint_every=100000")
-    command = [sys.executable, "-m", "meanmode", "train", *words, *settings, "--resume", "--out", str(run)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    process = start("train", *words, *settings, "--resume", "--out", run)
     deadline = time.monotonic() + 60
-    while not (run / ".owner.json").exists() and process.poll() is None and time.monotonic() < deadline:
+    while not (run / ".owner.json").exists() and process.running and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert process.poll() is None
-    yield process
-    process.kill()
-    process.wait()
+    assert process.running
+    return process
 
 
 @pytest.mark.parametrize(
@@ -455,13 +455,12 @@ def living(copy_of: COPY, tmp_path: Path) -> Any:
 )
 def test_beside_a_living_trainer_is_refused(attempt: Any, living: Any, tmp_path: Path, words: Any) -> None:
     said = attempt(*words, folder=tmp_path).refusal()
-    assert f"run is in use: process {living.pid} on " in said
-    assert living.poll() is None
+    assert f"run is in use: process {living.pids[0]} on " in said
+    assert living.running
 
 
 def test_a_killed_trainer_is_no_obstacle(attempt: Any, living: Any, tmp_path: Path) -> None:
-    living.send_signal(signal.SIGKILL)
-    living.wait()
+    assert living.kill() == [-signal.SIGKILL]
     assert (tmp_path / "run" / ".owner.json").exists()
     ended = attempt("train", *SMALL, "--resume", "--out", "run", folder=tmp_path, seconds=60)
     assert ended.code == 0, ended.err

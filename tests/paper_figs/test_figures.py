@@ -70,7 +70,10 @@ def test_a_folder_without_data_says_where_the_data_are(
     [
         ("mixers", "which does not exist: make it with `mms sweep run mixers --out .*mixers.zarr`"),
         ("waiting_time", "make it with `mms waiting STORES --out .*waiting_time.scores.json`"),
-        ("event", "event.zarr, which does not exist: a checkout of the repository has it in paper_figs/data"),
+        (
+            "event_run",
+            "event.zarr, which does not exist: a checkout of the repository has it in paper_figs/data",
+        ),
     ],
 )
 def test_a_missing_store_is_named_with_the_command_that_makes_it(

@@ -75,7 +75,7 @@ def opened(folder: Path, *names: str) -> dict[str, xr.Dataset]:
     return {name: open_cells(folder / f"{name}.zarr") for name in names}
 
 
-OF_STUDIES = [name for name in STUDY_FIGURES if name not in ("committor", "half_rate")]
+OF_STUDIES = ["critical_rate", "margin", "interventions"]
 """Figures of ramps; those of forks and of constant rates are tested on the committed stores."""
 
 

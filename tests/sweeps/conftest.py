@@ -1,11 +1,26 @@
-"""Shared by the tests of sweeps: the files of a store, for bitwise comparison."""
+"""Shared by the tests of sweeps: files of a store, for bitwise comparison, and workers that start soon."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from meanmode.sim.store.sweep_store import PROVENANCE
+
+IMPORTED = ("distributed.nanny", "meanmode.sweeps.engine.execution", "meanmode.sweeps.engine.simulated")
+"""What a worker imports before it computes."""
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Workers of local clusters are forks of a process that has imported everything, not fresh ones."""
+    dask = pytest.importorskip("dask")
+    from distributed.utils import get_mp_context
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        get_mp_context().set_forkserver_preload(list(IMPORTED))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from meanmode.theory.laws.controls import (
 )
 from meanmode.theory.laws.critical_rate import COHERENT_LAYERS, RAMP
 from meanmode.theory.laws.energy_ratio import ENERGY_RATIO, FRONT_ODDS, MOMENTS
+from meanmode.theory.laws.escape import ESCAPE
 from meanmode.theory.laws.gradient_split import GRADIENT_SPLIT
 from meanmode.theory.laws.growth import FRONT_DEPTH, MIRROR
 from meanmode.theory.laws.merge_backward import BACKWARD
@@ -59,6 +60,7 @@ LAWS: dict[str, Law] = {
         MIRROR,
         RAMP,
         COHERENT_LAYERS,
+        ESCAPE,
     )
 }
 

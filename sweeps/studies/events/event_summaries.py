@@ -103,6 +103,7 @@ def summaries(rows: pd.DataFrame) -> list[dict[str, Any]]:
                 "case": case,
                 "loss_before": float(of["loss_before"].median()),
                 "collapsed": Share.counted(len(fallen), len(of)),
+                "diverged": int((of["kind"] == "plain_divergence").sum()),
                 "selective": Share.counted(int(of["selective"].sum()), len(of)),
                 "selective_deep": Share.counted(int(of["selective_deep"].sum()), len(of)),
                 "regular": Share.counted(int(of["regular"].sum()), len(of)),
@@ -248,7 +249,7 @@ def delays(rows: pd.DataFrame, baseline: str) -> Mapping[str, tuple[Share, Estim
 
 
 EVENT_COLUMNS = (
-    *("case", "loss before", "collapsed", "steps to the onset", "loss at the event"),
+    *("case", "loss before", "collapsed", "diverged plainly", "steps to the onset", "loss at the event"),
     *("G_mean x, W_O; W_2", "G_ctr x, W_O; W_2", "selective", "deep medians", "regression"),
 )
 
@@ -260,6 +261,7 @@ def event_table(found: list[dict[str, Any]]) -> str:
             row["case"],
             f"{row['loss_before']:.2f}",
             str(row["collapsed"]),
+            str(row["diverged"]),
             _shown(row["onset"], ".0f"),
             _shown(row["loss_event"], ".2f"),
             f"{_shown(row['g_mean_attn'], '.3g')}; {_shown(row['g_mean_ffn'], '.3g')}",

@@ -55,10 +55,11 @@ def event_batches(data: Path, name: str) -> str:
     """Half rate of a jump by batch, and the event at a multiple of it."""
     rows = _rows(data, name)
     found = {int(batch): at_distance(of) for batch, of in rows.groupby("batch")}
-    lines, before = [], None
+    first = before = next(iter(found.values()))
+    lines = []
     for batch, of in found.items():
-        ratio = "-" if before is None else estimate(growth_ratio(before, of), ".2g")
-        lines.append([str(batch), *_at_distance(of), ratio])
+        ratios = [estimate(growth_ratio(other, of), ".2g") for other in (before, first) if other is not of]
+        lines.append([str(batch), *_at_distance(of), *(ratios or ["-"] * 2)])
         before = of
     heads = ("batch", "half rate", f"G_mean x at {DISTANCE:g} half rates", "steps to the onset there")
     statistics = (
@@ -67,14 +68,17 @@ def event_batches(data: Path, name: str) -> str:
         "writers, median over seeds, interpolated between rates."
     )
     return captioned(
-        pipe_table((*heads, "factor over that above"), lines), studies_caption(data, [name]), statistics
+        pipe_table((*heads, "over that above", f"over batch {min(found)}"), lines),
+        studies_caption(data, [name]),
+        statistics,
     )
 
 
 def event_distances(data: Path, name: str) -> str:
     """Steps to the onset and growth of G_mean by distance above the half rate."""
     rows = _rows(data, name)
-    half = at_distance(rows).half.value
+    half, lowest = at_distance(rows).half.value, float(rows["rate"].min())
+    known = half > lowest
     lines = []
     for rate, of in rows.groupby("rate"):
         (row,) = summaries(of.assign(case="all"))
@@ -86,8 +90,11 @@ def event_distances(data: Path, name: str) -> str:
                 f"{row['g_ctr_attn']:.2g}; {row['g_ctr_ffn']:.2g}",
             ]
         counts = [f"{row[of_].count} of {row[of_].of}" for of_ in ("collapsed", "selective", "regular")]
-        lines.append([f"{rate:g}", f"{rate / half:.2f}", counts[0], *shown, *counts[1:]])
-    heads = ("rate", "over the half rate", "collapsed", "steps to the onset", "G_mean x, W_O; W_2")
+        lines.append(
+            [f"{rate:g}", f"{rate / (half if known else lowest):.2f}", counts[0], *shown, *counts[1:]]
+        )
+    over = "over the half rate" if known else "over the lowest, at or above the half rate"
+    heads = ("rate", over, "collapsed", "steps to the onset", "G_mean x, W_O; W_2")
     table = pipe_table((*heads, "G_ctr x, W_O; W_2", "selective", "regression"), lines)
     return captioned(table, studies_caption(data, [name]), RULES)
 
@@ -98,8 +105,10 @@ def event_causes(data: Path, name: str, baseline: str = "nothing") -> str:
     lines = []
     for case, (share, steps, ratio) in delays(rows, baseline).items():
         loss = rows.loc[rows["case"] == case, "loss_before"].median()
-        lines.append([case, str(share), f"{loss:.2f}", estimate(steps, ".0f"), estimate(ratio, ".2f")])
-    heads = ("change from the jump on", "collapsed", "loss before", "steps to the onset")
+        diverged = ((rows["case"] == case) & (rows["kind"] == "plain_divergence")).sum()
+        shown = [f"{loss:.2f}", estimate(steps, ".0f"), estimate(ratio, ".2f")]
+        lines.append([case, str(share), str(diverged), *shown])
+    heads = ("change from the jump on", "collapsed", "diverged plainly", "loss before", "steps to the onset")
     statistics = (
         "Medians over seeds, ratios paired by seed, 90 % bootstrap intervals. A run without a collapse "
         f"within {int(rows['last'].max())} steps counts as later; merges other than the plain one have "

@@ -200,6 +200,14 @@ def test_impossible_networks_are_refused(options: dict[str, Any], message: str) 
         ({"rate": [1]}, r"rate must be a number, got \[1\]"),
         ({"compile": 1}, "compile must be true or false, got 1"),
         ({"schedule": 7}, "schedule must be text, got 7"),
+        (
+            {"observables": ("g_men",)},
+            "unknown observable 'g_men': choose one of tcs, rho, .*functional_step$",
+        ),
+        ({"observables": ("rho_image",)}, "unknown observable 'rho_image': choose one of tcs"),
+        ({"observables": ("",)}, "unknown observable '': choose one of tcs"),
+        ({"observables": ([],)}, r"unknown observable \[\]: choose one of tcs"),
+        ({"observables": "tcs"}, "observables must be a list of names, got 'tcs'"),
     ],
 )
 def test_impossible_trainings_are_refused(options: dict[str, Any], message: str) -> None:
@@ -250,6 +258,9 @@ def test_unknown_data_are_refused() -> None:
         ("clip", "None", None),
         ("betas", "[0.8, 0.9]", (0.8, 0.9)),
         ("interventions", '[[3, "freeze:queries-keys"]]', ((3, "freeze:queries-keys"),)),
+        ("observables", "g_ctr, rho,tcs,rho", ("tcs", "rho", "g_ctr")),
+        ("observables", "functional_step", ("tcs", "functional_step")),
+        ("observables", "", ()),
         ("data", "none", "none"),
     ],
 )
@@ -294,7 +305,12 @@ def test_options_that_cannot_be_read_are_named(name: str, text: str, message: st
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_run_comes_back_from_its_document(name: str) -> None:
     """Through JSON text, which turns tuples into lists."""
-    run = PRESETS[name].with_options({"interventions": '[[3, "freeze:queries-keys"]]', "betas": "[0.8, 0.9]"})
+    options = {
+        "interventions": '[[3, "freeze:queries-keys"]]',
+        "betas": "[0.8, 0.9]",
+        "observables": "g_mean",
+    }
+    run = PRESETS[name].with_options(options)
     found = RunConfig.of_document(json.loads(json.dumps(run.document())))
     assert found == run and hash(found) == hash(run)
 

@@ -2,11 +2,8 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -78,24 +75,19 @@ def test_a_store_holds_the_latents_and_texts_of_its_images(store: Path) -> None:
     )
 
 
-def test_a_killed_encoding_is_resumed_to_the_bit(store: Path, tmp_path: Path) -> None:
+def test_a_killed_encoding_is_resumed_to_the_bit(start, store: Path, tmp_path: Path) -> None:
     path = tmp_path / "killed.zarr"
-    program = (
-        "import sys, time; from pathlib import Path\n"
+    slowly = (
+        "import time; from pathlib import Path\n"
         "from meanmode.dit.data.encoding import EncodingConfig, encode\n"
-        "encode(EncodingConfig(images='digits', codec='pixels', limit=200), Path(sys.argv[1]),"
+        f"encode(EncodingConfig(images='digits', codec='pixels', limit=200), Path({str(path)!r}),"
         " shard_done=lambda done, total: time.sleep(0.3))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, path],
-        cwd=Path(__file__).parents[3],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    process = start(before=slowly)
     while not (path.exists() and len(LatentStore(path).remaining()) < 4):
-        assert process.poll() is None
+        assert process.running, process.said
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.kill() == [-signal.SIGKILL]
     left = len(LatentStore(path).remaining())
     assert 0 < left < 5
     assert encode(DIGITS, path, resume=True) == left

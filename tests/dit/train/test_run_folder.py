@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -96,8 +97,8 @@ def test_what_a_run_wrote_is_not_read_again(runs, tmp_path: Path, monkeypatch) -
 def test_beginning_anew_loses_nothing_wherever_it_is_killed(
     runs, tmp_path: Path, monkeypatch, killed_at: int
 ) -> None:
-    out = tmp_path / "run"
-    runs.trained(out, runs.tiny())
+    out, run = tmp_path / "run", runs.tiny(weights_ring=1)
+    runs.trained(out, run)
     for checkpoint in checkpoint_folders(out):
         os.truncate(next(checkpoint.glob("*.distcp")), 10)
     before, renamed, rename = contents(out), [], Path.rename
@@ -110,20 +111,27 @@ def test_beginning_anew_loses_nothing_wherever_it_is_killed(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "rename", interrupted)
-        runs.trained(out, runs.tiny(), resume=True, begin_anew=True)
+        runs.trained(out, run, resume=True, begin_anew=True)
     assert before <= contents(out)
     try:
-        runs.trained(out, runs.tiny(), resume=True)
+        runs.trained(out, run, resume=True)
     except StoreError as error:
         assert "no intact checkpoint" in str(error) or "checkpoints are gone" in str(error)
-        runs.trained(out, runs.tiny(), resume=True, begin_anew=True)
+        runs.trained(out, run, resume=True, begin_anew=True)
     assert before <= contents(out)
+
+
+@pytest.fixture(scope="module")
+def shorter(runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run, of eight steps."""
+    out = tmp_path_factory.mktemp("shorter") / "run"
+    runs.trained(out, runs.tiny(steps=8))
+    return out
 
 
 @pytest.mark.parametrize("suffix", [checkpoints.PARTIAL, checkpoints.DELETED, checkpoints.REPLACED])
-def test_what_a_killed_process_left_is_tidied_up(runs, tmp_path: Path, suffix: str) -> None:
-    out = tmp_path / "run"
-    runs.trained(out, runs.tiny(steps=8))
+def test_what_a_killed_process_left_is_tidied_up(runs, shorter: Path, tmp_path: Path, suffix: str) -> None:
+    out = Path(shutil.copytree(shorter, tmp_path / "run"))
     last = folder_of(out, 8)
     last.rename(last.with_name(f".{last.name}.{suffix}"))
     Trainer(runs.tiny(steps=8), out, resume=True).close()

@@ -245,7 +245,8 @@ def test_modes_from_a_gradient_stay_accurate(shared: float) -> None:
 def test_pairs_formed_a_band_at_a_time_are_all_counted(
     monkeypatch: pytest.MonkeyPatch, entries: int, scale: float
 ) -> None:
-    monkeypatch.setitem(writer_gradients.MATRIX_ENTRIES, "cpu", entries)
+    for limit in (writer_gradients.MATRIX_ENTRIES, writer_gradients.BATCH_ENTRIES):
+        monkeypatch.setitem(limit, "cpu", entries)
     monkeypatch.setattr(writer_gradients, "LEAST_BAND", 1)
     generator = torch.Generator().manual_seed(6)
     y, delta = (torch.randn(3, 23, size, generator=generator) + 0.3 for size in (8, 5))

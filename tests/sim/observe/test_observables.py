@@ -315,13 +315,15 @@ def test_matrices_formed_a_few_at_a_time_have_the_statistics_of_all(
 def test_parts_stay_accurate_where_tokens_nearly_agree(shared: float) -> None:
     x = torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(7)) + shared
     found, cosines = observables.segment_state(x, (9, 3))
+    alone = observables.segment_cosines(x, (9, 3))
     for suffix, part in (("", x), ("_image", x[:, :9]), ("_text", x[:, 9:])):
         exact = part.double() - part.double().mean(1, keepdim=True)
         torch.testing.assert_close(
             found[suffix].centered_norm.double(), exact.norm(dim=(1, 2)), rtol=2e-6, atol=1e-9
         )
         deficit = observables.tcs_deficit(part.double())
-        assert (1 - cosines[suffix].double() - deficit).abs().max() < 2e-7
+        for values in (cosines[suffix], alone[suffix]):
+            assert (1 - values.double() - deficit).abs().max() < 2e-7
 
 
 def test_observables_of_segments_join_to_those_of_all_tokens() -> None:

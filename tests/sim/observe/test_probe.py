@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from meanmode.sim.observe import observables
 from meanmode.sim.observe.layer_hooks import watch_writer
-from meanmode.sim.observe.observable_names import BACKWARD_OBSERVABLES
+from meanmode.sim.observe.observable_names import BACKWARD_OBSERVABLES, OBSERVABLES
 from meanmode.sim.observe.probe import Probe
 from meanmode.sim.observe.writer_gradients import writer_modes
 from meanmode.sim.simulate import ADJOINT_STREAM, simulate, simulate_ensemble, stream
@@ -125,6 +125,16 @@ def test_only_the_requested_observables_are_measured() -> None:
     for name, values in found.items():
         np.testing.assert_allclose(values[[2, 4]], expected[name][[2, 4]], **ROUNDING)
         assert np.isnan(values[[0, 1, 3]]).all()
+
+
+@pytest.mark.parametrize("name", sorted({*OBSERVABLES, "rho_text", "tcs_image", "var_gain_image"}))
+def test_an_observable_alone_has_the_value_it_has_among_all(name: str) -> None:
+    stack, x, adjoint = resident(SETTING)
+    with Probe(stack) as every:
+        passed(stack, x, adjoint)
+    with Probe(stack, names=[name]) as alone:
+        passed(stack, x, adjoint)
+    np.testing.assert_allclose(alone.values()[name], every.values()[name], rtol=1e-5, atol=1e-6)
 
 
 def test_a_pass_without_gradients_has_forward_observables_only() -> None:

@@ -196,7 +196,9 @@ meanmode.sweeps.engine.simulated.simulate = deadly
 """Code that a worker process runs before it computes: kill the process in one cell."""
 
 
-def test_a_full_disk_on_a_worker_ends_the_sweep(tiny_sweep: Sweep, tmp_path: Path) -> None:
+def test_a_full_disk_on_a_worker_ends_the_sweep(
+    forked_workers: None, tiny_sweep: Sweep, tmp_path: Path
+) -> None:
     store = tmp_path / "s.zarr"
     with (
         dask.config.set({"distributed.worker.preload": [FULL_DISK]}),
@@ -207,7 +209,7 @@ def test_a_full_disk_on_a_worker_ends_the_sweep(tiny_sweep: Sweep, tmp_path: Pat
 
 
 def test_a_cell_that_kills_every_worker_fails_alone(
-    tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, result_files
+    forked_workers: None, tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, result_files
 ) -> None:
     store = tmp_path / "s.zarr"
     with dask.config.set({"distributed.worker.preload": [DEADLY_CELL]}):
@@ -233,17 +235,17 @@ def done_cells(store: Path) -> int:
 
 
 def worker_processes() -> list[psutil.Process]:
-    """Worker processes of the local clusters of this process."""
+    """Worker processes of the local clusters of this process: forks of the server that makes them."""
     found = []
-    for child in psutil.Process().children(recursive=True):
+    for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
-            if any("spawn_main" in argument for argument in child.cmdline()):
-                found.append(child)
+            if any("multiprocessing.forkserver" in argument for argument in child.cmdline()):
+                found += child.children()
     return found
 
 
 def test_killed_workers_lose_no_cell(
-    tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, result_files
+    forked_workers: None, tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, result_files
 ) -> None:
     """A worker process is killed three times, each time some more cells are done."""
     store = tmp_path / "s.zarr"

@@ -59,9 +59,9 @@ def test_a_fork_is_the_run_that_was_never_forked(store: Path) -> None:
     (whole,) = train_runs([STUDY.cells[0].run], observe=("g_mean", "tcs_image"))
     after = whole.series.sel(step=slice(4, None))
     np.testing.assert_array_equal(data["loss"].values[0], after["loss"].values.astype(np.float32))
-    np.testing.assert_array_equal(
-        data["tcs_deep"].values[0], np.median(after["tcs_image"].values[:, 2:], 1).astype(np.float32)
-    )
+    # which other observables are measured changes the last bits of a cosine
+    median = np.median(after["tcs_image"].values[:, 2:], 1)
+    np.testing.assert_allclose(data["tcs_deep"].values[0], median, atol=1e-6)
     size = np.sqrt(np.square(after["g_mean"].values[:, 1:].astype(float)).sum(1))
     np.testing.assert_allclose(data["g_mean_all"].values[0], size, rtol=1e-6)
 
@@ -91,12 +91,12 @@ def test_the_blocks_around_an_onset_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_healthy_run_that_collapses_is_the_outcome_of_its_runs(tmp_path: Path) -> None:
-    fields = {"first_rate": 1.0, "first_steps": 90, "rate": 1.0, "steps": 95}
+    fields = {"first_rate": 0.06, "first_steps": 90, "rate": 0.06, "steps": 95}
     gone = dataclasses.replace(STUDY, base=STUDY.base.with_fields(fields), cases=STUDY.cases[:1], seeds=1)
     path = tmp_path / "e.zarr"
     assert run_sweep(gone, path) == []
     data = open_cells(path)
-    assert float(data["onset_step"][0]) < 0 and np.isnan(data["loss"].values).all()
+    assert -90 < float(data["onset_step"][0]) < 0 and np.isnan(data["loss"].values).all()
 
 
 def test_carried_over_weights_and_moments_keep_their_names() -> None:

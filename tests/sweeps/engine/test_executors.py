@@ -3,9 +3,6 @@
 import functools
 import json
 import operator
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,22 +20,10 @@ from meanmode.sweeps.engine.executors import ClusterError, joined_scheduler, loc
 from meanmode.sweeps.engine.shards import Shard, largest_first
 from meanmode.sweeps.engine.sweep import Sweep
 
-ROOT = Path(__file__).parents[3]
 SMALL = (
     *("sweep", "run", "collapse_front", "--width", "32", "--heads", "2", "--tokens", "4,9", "--seeds", "6"),
     *("--weight-std", "0.2", "--input-cosine", "0.1", "--depth", "10,40"),
 )
-
-
-def started(*arguments: str) -> "subprocess.Popen[str]":
-    """Start a command in its own process."""
-    return subprocess.Popen(
-        [sys.executable, "-c", "from meanmode.sweeps.cli.main import main; main()", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -56,13 +41,13 @@ def test_shards_one_after_the_other_fill_the_store(
     assert result_files(store) == result_files(tiny_store)
 
 
-def test_shards_started_at_once_lay_out_one_store(mms, tmp_path: Path, result_files) -> None:
+def test_shards_started_at_once_lay_out_one_store(start, tmp_path: Path, result_files) -> None:
     whole, shared = tmp_path / "whole.zarr", tmp_path / "shared.zarr"
-    processes = [started(*SMALL, "--out", str(shared), "--shard", f"{index}/2") for index in (1, 2)]
-    errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
-    assert all(f"24 cells of shard {index}/2" in error for index, error in enumerate(errors, start=1))
-    assert mms(*SMALL, "--out", whole)[0] == 0
+    processes = [start(*SMALL, "--out", shared, "--shard", f"{index}/2") for index in (1, 2)]
+    for index, process in enumerate(processes, start=1):
+        assert process.codes() == [0], process.said
+        assert f"24 cells of shard {index}/2" in process.said
+    assert start(*SMALL, "--out", whole).codes() == [0]
     assert result_files(shared) == result_files(whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shared.zarr", "whole.zarr"]
 
@@ -135,7 +120,7 @@ def test_two_workers_write_the_same_store(
 
 
 def test_a_running_scheduler_is_joined(
-    tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, result_files
+    forked_workers: None, tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, result_files
 ) -> None:
     with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=":0", silence_logs=50) as cluster:
         run_sweep(tiny_sweep, tmp_path / "s.zarr", scheduler=cluster.scheduler_address)
@@ -166,8 +151,8 @@ def test_a_worker_without_the_store_says_so(tiny_sweep: Sweep, tmp_path: Path) -
         )
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
+@pytest.fixture
+def client(forked_workers: None) -> Iterator[Client]:
     """A local cluster of one worker."""
     with local_cluster(1) as client:
         yield client

@@ -2,12 +2,9 @@
 
 import dataclasses
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -28,8 +25,6 @@ from meanmode.sweeps.named.all_sweeps import named_sweep
 from meanmode.sweeps.studies.comparison import compare, onset_cells
 from meanmode.theory.meanfield.predicted_front import predict_front
 from meanmode.theory.setting import Setting
-
-ROOT = Path(__file__).parents[3]
 
 
 def test_depth_is_a_prefix_and_not_a_run(tiny_sweep: Sweep) -> None:
@@ -122,10 +117,6 @@ def test_a_diverging_stack_is_a_result(tiny_sweep: Sweep, tmp_path: Path) -> Non
     assert row["n"] == 0 and row["n_diverged"] == 2 and row["measured"] is None
 
 
-def mms(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", "from meanmode.sweeps.cli.main import main; main()", *arguments]
-
-
 KILL_RUN = (
     *("sweep", "run", "collapse_front", "--width", "32", "--heads", "2", "--tokens", "4,9", "--seeds", "12"),
     *("--weight-std", "0.2", "--input-cosine", "0.1", "--depth", "10,40"),
@@ -133,39 +124,24 @@ KILL_RUN = (
 
 
 def test_killed_at_random_moments_and_resumed_is_bitwise_the_uninterrupted_store(
-    tmp_path: Path, result_files
+    start, tmp_path: Path, result_files
 ) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole.zarr", tmp_path / "killed.zarr"
-    subprocess.run(
-        mms(*KILL_RUN, "--out", str(whole)), check=True, capture_output=True, cwd=ROOT, env=environment
-    )
+    assert start(*KILL_RUN, "--out", whole).codes() == [0]
     waits, kills = random.Random(5), 0
     for _ in range(200):
-        process = subprocess.Popen(
-            mms(*KILL_RUN, "--out", str(killed), "--resume"),
-            cwd=ROOT,
-            env=environment,
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        start = done_cells(killed)
-        while process.poll() is None and done_cells(killed) <= start:
+        process = start(*KILL_RUN, "--out", killed, "--resume")
+        before = done_cells(killed)
+        while process.running and done_cells(killed) <= before:
             time.sleep(0.01)
         time.sleep(waits.uniform(0, 0.3))
-        if process.poll() is not None:
+        if not process.running:
             break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.kill() == [-signal.SIGKILL]
         kills += 1
         if kills == 5:
-            subprocess.run(
-                mms(*KILL_RUN, "--out", str(killed), "--resume"),
-                check=True,
-                capture_output=True,
-                cwd=ROOT,
-                env=environment,
-            )
+            last = start(*KILL_RUN, "--out", killed, "--resume")
+            assert last.codes() == [0], last.said
             break
     assert kills == 5
     assert result_files(killed) == result_files(whole)
@@ -263,7 +239,9 @@ def test_only_a_backward_sweep_says_so(backward_sweep: Sweep, tiny_sweep: Sweep)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_backward_store_holds_both_passes(backward_sweep: Sweep, tmp_path: Path, workers: int) -> None:
+def test_a_backward_store_holds_both_passes(
+    forked_workers: None, backward_sweep: Sweep, tmp_path: Path, workers: int
+) -> None:
     store = tmp_path / "s.zarr"
     run_sweep(backward_sweep, store, workers=workers)
     data = open_cells(store)

@@ -51,7 +51,11 @@ def crafted(*, g_mean: float = 60.0, g_ctr: float = 2.0, at: int = ONSET, slope:
     blocks["kappa_abs"][here] = coherence[:, None]
     blocks["amplification"][here] = 1 + slope * (TOKENS - 1) * coherence[:, None]
     series = {"loss": (("cell", "since_jump"), np.where(steps < at, 0.7, 2.5)[None])}
-    series |= {f"{name}_all": (("cell", "since_jump", "writer"), of[None]) for name, of in modes.items()}
+    series |= {
+        f"{name}_{over}": (("cell", "since_jump", "writer"), of[None])
+        for name, of in modes.items()
+        for over in ("all", "deep")
+    }
     window = {name: (("cell", "since_onset", "block", "writer"), of[None]) for name, of in blocks.items()}
     outcome = {"onset_step": float(ONSET), "onset_kind": 1.0, "last_step": 40.0, "initial_loss": 2.0}
     return xr.Dataset(
@@ -88,7 +92,7 @@ def test_the_rules_read_factors_and_regression(
 ) -> None:
     row = event_rows(crafted(**options)).iloc[0]  # type: ignore[arg-type]
     assert (row["selective"], row["regular"]) == (selective, regular)
-    assert row["event"] == options.get("at", ONSET)
+    assert row["event"] == options.get("at", ONSET) and row["selective_deep"] == selective
     assert row["loss_before"] == pytest.approx(0.7) and row["loss_event"] == pytest.approx(2.5)
     for writer in WRITERS:
         assert row[f"g_mean_{writer}"] == pytest.approx(options.get("g_mean", 60.0))

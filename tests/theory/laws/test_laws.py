@@ -86,12 +86,13 @@ def test_a_mutated_premise_breaks_exactly_the_laws_that_use_it(name: str) -> Non
     assert {tag for tag, stated in LAWS.items() if not stated.prove(premises).proved} == expected
 
 
-def test_all_laws_but_three_depend_on_a_premise() -> None:
-    """A1, O1 and O2 are plain identities of finite sums."""
+def test_all_laws_but_four_depend_on_a_premise() -> None:
+    """A1, O1, O2 and O3 are plain identities of sums and powers."""
     assert set(LAWS) - set().union(*(expected for _, expected in MUTATIONS.values())) == {
         "A1",
         "O1",
         "O2",
+        "O3",
     }
 
 
@@ -240,6 +241,7 @@ POINTS: dict[str, Callable[[Draw], tuple[object, ...]]] = {
     "M1": lambda draw: (draw(5, 4), draw(5, 4), skew_writer(), 6),
     "O1": lambda draw: (mpmath.mpf("5e-5"), 40, mpmath.mpf("0.9")),
     "O2": lambda draw: (units(draw, 6, 4),),
+    "O3": lambda draw: tuple(map(mpmath.mpf, ("2e-3", "70", "6.1", "-0.17", "5e-5", "600", "0.7"))),
 }
 AT_MOST = {"positive", "bounded", "absolute", "bound", "radius_bound"}
 """Claims that are bounds, left <= right."""

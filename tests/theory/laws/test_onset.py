@@ -1,9 +1,23 @@
-"""O1 and O2 on numbers: the edge of stability, the exponents of the rivals, sums of changes, controls."""
+"""O1 to O3 on numbers: the edge of stability, exponents of rivals and escapes, sums of changes, controls."""
+
+import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+from sympy import Expr
 
+from meanmode.theory.laws.escape import (
+    AGEING,
+    ESCAPE,
+    SHAPE,
+    STEEPNESS,
+    cumulated_constant,
+    cumulated_ramp,
+    ramp_exponents,
+)
 from meanmode.theory.laws.rivals import RIVALS, edge_of_stability, sub_layer_sum
+from meanmode.theory.proof.law import PREMISES
 
 
 def largest_excursion(product: float, beta1: float) -> float:
@@ -73,3 +87,49 @@ def test_depth_exponents_range_from_a_half_to_one() -> None:
 
     assert exponent(1) == pytest.approx(-0.5, abs=0.01)
     assert exponent(1e5) == pytest.approx(-1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("step", "claimed"),
+    [
+        pytest.param("ramp: (1 + b + c) d ln eta_c / d ln k", SHAPE / (1 + STEEPNESS), id="time forgotten"),
+        pytest.param("ramp: (1 + b + c) d ln eta_c / d ln k", AGEING - 1, id="time not integrated"),
+        pytest.param("ramp: (1 + b + c) d ln eta_c / d ln k", 0 * AGEING, id="a threshold"),
+        pytest.param("ramp: (1 + b + c) d ln eta_c / d ln G", -SHAPE, id="depth not diluted"),
+        pytest.param("half rate: b d ln eta_h / d ln N", 0 * AGEING, id="the horizon forgotten"),
+        pytest.param("half rate: b d ln eta_h / d ln N", -1 + 0 * AGEING, id="c forgotten"),
+    ],
+)
+def test_false_variants_of_an_escape_are_rejected(step: str, claimed: Expr) -> None:
+    (stated,) = [of for of in ESCAPE.derive(PREMISES) if of.name == step]
+    assert stated.holds() and not dataclasses.replace(stated, right=claimed).holds()
+
+
+@pytest.mark.parametrize(("steepness", "ageing"), [(6.1, -0.17), (2.0, 0.0), (3.0, 1.0)])
+@pytest.mark.parametrize("cumulated", [cumulated_ramp, cumulated_constant])
+def test_escapes_happen_when_the_law_says(
+    cumulated: Callable[..., float], steepness: float, ageing: float
+) -> None:
+    """Simulated step by step within 4 standard errors; as a control, another power of the time is far off."""
+    runs, steps, middle = 16000, np.arange(1, 4000), 700
+    level = 1 / cumulated(1.0, 30.0, steepness, ageing, 2e-4, middle)
+    rates = 2e-4 * (steps if cumulated is cumulated_ramp else 1)
+    hazards = level * (30.0 * rates) ** steepness * steps**ageing
+    times = 1 + np.searchsorted(np.cumsum(hazards), np.random.default_rng(4).exponential(size=runs))
+    off = []
+    for at in (400, middle, 1000):
+        share, error = np.mean(times > at), (0.25 / runs) ** 0.5
+        right, wrong = (
+            np.exp(-level * cumulated(1.0, 30.0, steepness, ageing + more, 2e-4, at + 0.5) / scale)
+            for more, scale in ((0.0, 1.0), (1.0, middle))
+        )
+        assert abs(share - right) < 4 * error
+        off.append(abs(share - wrong) / error)
+    assert max(off) > 10
+
+
+def test_an_escape_lies_between_a_threshold_and_a_clock() -> None:
+    assert ramp_exponents(1e9, 0.0) == pytest.approx((0, -1), abs=1e-8), "law O2"
+    assert ramp_exponents(1.0, 0.0) == pytest.approx((0.5, -0.5)), "coherent accumulation"
+    assert ramp_exponents(2.0, 0.0)[0] == pytest.approx(RIVALS["diffusive"].slope_exponent)
+    assert ramp_exponents(6.0, -1.0) == pytest.approx((0, -1))

@@ -1,0 +1,88 @@
+"""The runs of studies as a hazard is fitted to them, and the settings that such a fit speaks of."""
+
+# N steps, R runs
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from meanmode.dit.config.run_config import RunConfig
+from meanmode.sim.store.sweep_store import DONE
+from meanmode.sweeps.engine.store_kinds import OpenedStudy
+from meanmode.sweeps.engine.study_variables import KINDS
+from meanmode.sweeps.studies.waiting_times import waiting_times
+from meanmode.theory.onset.hazard_likelihood import WaitingRuns, rates_of
+
+Array = NDArray[np.float64]
+
+BEYOND = 4
+"""Ramps without a limit are forecast up to this multiple of their steps."""
+
+FREE = {
+    *("depth", "schedule", "rate", "warmup", "slope", "first_rate", "first_steps", "steps"),
+    *("seed", "data_seed", "telemetry_every", "telemetry_blocks", "observables", "watch_every"),
+    *("event_window", "event_ratio", "interval", "checkpoint_every", "keep", "weights_ring", "stop_on"),
+}
+"""Fields in which a run may differ from the fitted ones: depth, schedule, and what is observed."""
+
+
+def schedule_rates(run: RunConfig, *, beyond: int = 1) -> Array:
+    """Learning rate of every step of a run, and of a ramp without a limit `beyond` times its steps [N]."""
+    schedule = run.training.learning_rate(run.model.depth)
+    longer = beyond if math.isinf(schedule.peak) else 1
+    return rates_of(schedule, run.training.steps * longer)
+
+
+def is_ramp(run: RunConfig) -> bool:
+    """Whether the learning rate of a run grows until its end."""
+    return run.training.schedule in ("ramp", "depth_ramp")
+
+
+def waiting_runs(source: OpenedStudy) -> dict[str, WaitingRuns]:
+    """The finished runs of a study, by case; a run without a mean-mode collapse ends at its last step."""
+    study, data = source.study, source.data
+    collapsed = data["onset_kind"].values == KINDS.index("mean_mode")
+    times = np.where(collapsed, data["onset_step"].values, data["last_step"].values).astype(float)
+    finished = data["status"].values == DONE
+    found = {}
+    for index, (case, run) in enumerate(zip(study.cases, study.runs, strict=True)):
+        members = np.arange(index * study.seeds, (index + 1) * study.seeds)
+        members = members[finished[members]]
+        found[case.label] = WaitingRuns(
+            depth=run.model.depth,
+            rates=schedule_rates(run),
+            times=times[members],
+            collapsed=collapsed[members],
+        )
+    return found
+
+
+def constant_rate_runs(sources: Sequence[OpenedStudy]) -> list[WaitingRuns]:
+    """The runs of complete studies of waiting times, one group per case.
+
+    Raises:
+        StoreError: an unfinished study, or one whose runs are not at constant rates.
+        ValueError: no study, or studies of different settings.
+    """
+    if not sources:
+        raise ValueError("a hazard is fitted to studies of waiting times, and none is given")
+    base = sources[0].study.base
+    for source in sources:
+        waiting_times(source.data)
+        for run in source.study.runs:
+            if differences(base, run):
+                raise ValueError(
+                    f"{source.study.name} differs from {sources[0].study.name} in "
+                    f"{', '.join(differences(base, run))}: fit a hazard to runs of one setting"
+                )
+    return [group for source in sources for group in waiting_runs(source).values()]
+
+
+def differences(base: RunConfig, run: RunConfig) -> list[str]:
+    """Fields of a run, other than its depth and schedule, in which it differs from the fitted runs."""
+    tables = [pd.json_normalize([of.document()]).iloc[0].to_dict() for of in (base, run)]
+    names = [name for name in tables[0] if tables[0][name] != tables[1].get(name)]
+    return sorted({name.rpartition(".")[2] for name in names} - FREE)

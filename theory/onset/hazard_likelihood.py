@@ -1,0 +1,200 @@
+"""Runs that wait for a collapse, and the Poisson likelihood of their hazard in bins of steps (law O3)."""
+
+# N steps, R runs, B bins of steps, G groups of runs
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
+from scipy.signal import lfilter
+
+from meanmode.theory.laws.rivals import sub_layer_sum
+
+Array = NDArray[np.float64]
+
+SMOOTHING = 0.9
+"""Decay of the moving average of the learning rate: Adam's momentum at its usual beta1."""
+
+START = 20
+"""Last step at which no run is at risk."""
+
+BIN = 5
+"""Steps per bin."""
+
+REFERENCE_DEPTH, REFERENCE_RATE, REFERENCE_AGE = 16, 0.0116, 100.0
+"""Depth, learning rate and age in steps at which the hazard per step is exp(level)."""
+
+PARAMETERS = {
+    "level": (-30.0, 10.0),
+    "steepness": (0.0, 60.0),
+    "ageing": (-0.999, 10.0),
+    "softening": (-3, 3),
+}
+"""Parameters of the hazard and the bounds of their fit; ageing is above -1 in law O3."""
+
+LARGEST_LOG_HAZARD = 50.0
+"""Beyond it no run survives a step; the exponential would overflow."""
+
+
+class RateSchedule(Protocol):
+    """A schedule that knows its learning rate at every step."""
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitingRuns:
+    """Runs of one depth under one schedule.
+
+    Attributes:
+        depth: number of blocks.
+        rates: learning rate of steps 1, 2, ... up to the last of any run [N].
+        times: step of the collapse, or the last step of a run that did not collapse [R].
+        collapsed: which runs collapsed [R].
+    """
+
+    depth: int
+    rates: Array
+    times: Array
+    collapsed: NDArray[np.bool_]
+
+
+def rates_of(schedule: RateSchedule | ArrayLike, steps: int | None = None) -> Array:
+    """Learning rates of steps 1 to `steps` of a schedule, or of all steps of an array [N].
+
+    Raises:
+        ValueError: a schedule without a number of steps, an array that is shorter, or rates that are
+            negative or not finite.
+    """
+    if hasattr(schedule, "rate"):
+        if steps is None:
+            raise ValueError("a schedule has no end: say for how many steps")
+        rates = np.array([schedule.rate(step) for step in range(1, steps + 1)], float)
+    else:
+        rates = np.asarray(schedule, float)[:steps]
+    if rates.ndim != 1 or not len(rates) or len(rates) < (steps or 1):
+        raise ValueError(
+            f"learning rates must be an array of one per step, for {steps or 1} steps or more, got the "
+            f"shape {rates.shape}"
+        )
+    if not (np.isfinite(rates) & (rates >= 0)).all():
+        raise ValueError("learning rates must be finite and not negative")
+    return rates
+
+
+def features(rates: Array, depth: float, *, coherence: float, lag: int) -> tuple[Array, Array]:
+    """ln[eta' G / (0.0116 G(16))] and ln[(t - lag) / 100] at every step [N]; -inf where nobody is at risk.
+
+    eta' is the moving average of the learning rate, `lag` steps before; G is that of law O2.
+    """
+    smoothed = lfilter([1 - SMOOTHING], [1, -SMOOTHING], rates)
+    lagged = np.concatenate([np.zeros(lag), smoothed])[: len(rates)]
+    ratio = sub_layer_sum(2.0 * depth, coherence) / sub_layer_sum(2.0 * REFERENCE_DEPTH, coherence)
+    steps = np.arange(1, len(rates) + 1)
+    with np.errstate(divide="ignore"):
+        log_rate = np.log(lagged * math.sqrt(ratio) / REFERENCE_RATE)
+    log_age = np.log(np.maximum(steps - lag, 1) / REFERENCE_AGE)
+    return np.where(steps <= START, -np.inf, log_rate), log_age
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinnedRuns:
+    """Collapses and steps at risk of every run in bins, with the features at the middle of each bin.
+
+    Attributes:
+        log_depth: ln(L / 16) [G, 1].
+        log_rate, log_age: features [G, B]; 0 where nobody is at risk.
+        collapses, at_risk: of every run, one array per group [R, B].
+    """
+
+    log_depth: Array
+    log_rate: Array
+    log_age: Array
+    collapses: list[Array]
+    at_risk: list[Array]
+
+    @classmethod
+    def of(cls, runs: Sequence[WaitingRuns], *, coherence: float, lag: int) -> "BinnedRuns":
+        """Count collapses and steps at risk.
+
+        Raises:
+            ValueError: no collapse, or one before anybody is at risk.
+        """
+        ends = [float(time) for group in runs for time in group.times[group.collapsed]]
+        if not ends:
+            raise ValueError("a hazard is fitted to collapses, and none of the runs collapsed")
+        if min(ends) <= START:
+            raise ValueError(f"no run is at risk up to step {START}, but one collapsed at step {min(ends):g}")
+        edges = np.arange(START, max(float(group.times.max()) for group in runs), BIN)
+        middles = edges.astype(int) + (BIN + 1) // 2
+        found, collapses, at_risk = [], [], []
+        for group in runs:
+            times, at = group.times[:, None], np.minimum(middles, len(group.rates)) - 1
+            whole = features(group.rates, group.depth, coherence=coherence, lag=lag)
+            idle = np.isneginf(whole[0][at])
+            found.append([np.where(idle, 0.0, of[at]) for of in whole])
+            inside = (times > edges) & (times <= edges + BIN) & group.collapsed[:, None]
+            collapses.append(np.where(idle, 0.0, inside))
+            at_risk.append(np.where(idle, 0.0, np.clip(times - edges, 0, BIN)))
+        log_rate, log_age = np.moveaxis(np.array(found), 1, 0)
+        log_depth = np.log([[group.depth / REFERENCE_DEPTH] for group in runs])
+        return cls(
+            log_depth=log_depth, log_rate=log_rate, log_age=log_age, collapses=collapses, at_risk=at_risk
+        )
+
+    def counts(self) -> list[NDArray[np.int64]]:
+        """Every run counted once, one array per group [R]."""
+        return [np.ones(len(of), int) for of in self.collapses]
+
+    def drawn(self, random: np.random.Generator) -> list[NDArray[np.int64]]:
+        """How often a bootstrap sample holds each run, with as many runs of every group as given [R]."""
+        return [random.multinomial(len(of), np.full(len(of), 1 / len(of))) for of in self.collapses]
+
+    def fitted(
+        self,
+        counts: Sequence[NDArray[np.int64]],
+        fixed: Mapping[str, float],
+        start: Array | None = None,
+    ) -> Array:
+        """The parameters of largest likelihood, in the order of `PARAMETERS` [4].
+
+        Args:
+            counts: how often each run is counted, one array per group [R].
+            fixed: parameters that are not fitted, with their values.
+            start: parameters to start from.
+        """
+        collapses, at_risk = (
+            np.stack([count @ of for count, of in zip(counts, each, strict=True)])
+            for each in (self.collapses, self.at_risk)
+        )
+        total = max(float(collapses.sum()), 1.0)
+        values = np.array([math.log(total / at_risk.sum()), 3.0, 0.0, 0.0]) if start is None else start.copy()
+        for at, name in enumerate(PARAMETERS):
+            values[at] = fixed.get(name, values[at])
+        free = [at for at, name in enumerate(PARAMETERS) if name not in fixed]
+
+        def loss(tried: Array) -> tuple[float, Array]:
+            values[free] = tried
+            level, steepness, ageing, softening = values
+            rise = np.exp(-softening * self.log_depth) * self.log_rate
+            logs = np.minimum(level + steepness * rise + ageing * self.log_age, LARGEST_LOG_HAZARD)
+            expected = at_risk * np.exp(logs)
+            by = (1.0, rise, self.log_age, -steepness * self.log_depth * rise)
+            slopes = np.array([float(((expected - collapses) * of).sum()) for of in by])
+            return float((expected - collapses * logs).sum()) / total, slopes[free] / total
+
+        found = minimize(
+            loss,
+            values[free],
+            jac=True,
+            bounds=[list(PARAMETERS.values())[at] for at in free],
+            method="L-BFGS-B",
+            options={"ftol": 1e-13, "gtol": 1e-8},
+        )
+        values[free] = found.x
+        return values.copy()
