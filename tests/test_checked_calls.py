@@ -6,7 +6,6 @@ import torch
 from beartype.roar import BeartypeCallHintParamViolation
 
 from meanmode.sim.observe import observables
-from meanmode.sim.onset.measured_front import collapse_front
 from meanmode.sim.store.run_store import step_numbers
 
 

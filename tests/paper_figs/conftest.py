@@ -21,7 +21,7 @@ from meanmode.sweeps.named.event_jumps import (
     EVENT_CAUSES,
     EVENT_CAUSES_RATES,
     EVENT_DEPTH,
-    EVENT_DEPTH_400,
+    EVENT_DEPTH_400_SLOWER,
     EVENT_DISTANCES,
     EVENT_REPLICATES,
 )
@@ -129,7 +129,7 @@ def event_studies() -> dict[str, xr.Dataset]:
         (smaller(EVENT_CAUSES), caused),
         (smaller(EVENT_CAUSES_RATES), lambda label, _: at_rate(label, 0.022)),
         (dataclasses.replace(EVENT_DEPTH, seeds=SEEDS), deeper),
-        (dataclasses.replace(EVENT_DEPTH_400, seeds=1), deeper),
+        (dataclasses.replace(EVENT_DEPTH_400_SLOWER, seeds=1), deeper),
     )
     return {study.name: crafted(study, onset_of) for study, onset_of in onsets}
 

@@ -14,6 +14,7 @@ from meanmode.sim.store.run_reader import is_run
 from meanmode.sim.store.sweep_store import DONE, FAILED, PROVENANCE, TODO, open_progress
 from meanmode.sim.store.sweep_writer import SweepWriter
 from meanmode.sweeps.engine.cost import unit_cost
+from meanmode.sweeps.engine.event_study import EventStudy
 from meanmode.sweeps.engine.status import RECENT_RUNS, recent_rate, status_lines, status_of
 from meanmode.sweeps.engine.store_kinds import stored_plan
 from meanmode.sweeps.engine.store_layout import check_same, lay_out
@@ -22,6 +23,7 @@ from meanmode.sweeps.named.all_sweeps import SWEEPS
 
 DATA = Path(__file__).parents[3] / "paper_figs" / "data"
 KINDS_OF = {
+    **{name: "event_study" for name, sweep in SWEEPS.items() if isinstance(sweep, EventStudy)},
     "committor": "committor_study",
     "event_silence": "splitting_study",
     **{f"waiting_time{which}_spectrum": "spectrum_study" for which in ("", "_low")},
