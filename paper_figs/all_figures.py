@@ -44,6 +44,7 @@ FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure]]] = {
 
 RUN_FIGURES: dict[str, tuple[str, Callable[..., Figure]]] = {
     "event_run": ("event.zarr", event_run.draw),
+    "event_400": ("event_400.zarr", event_run.draw),
     "merge_modes": ("merge_modes", merge_modes.draw),
 }
 """Name -> the run, or the folder of runs, that is drawn, and the function that draws it or all of them."""
