@@ -44,12 +44,13 @@ class TrainingConfig:
         data_seed: seed of the order of the samples, their noise, their diffusion times and the dropped texts.
         data_steps: number of distinct batches, which are repeated in a cycle; 0 takes a new batch every step.
         schedule: learning rate over the steps. `warmup`: linear up to `rate` over `warmup` steps, then
-            constant; `jump`: `first_rate` for `first_steps` steps, then `rate` at once; `ramp`: `slope` *
+            constant; `cosine`: the same, then down to 0 at the last step along half a cosine; `jump`:
+            `first_rate` for `first_steps` steps, then `rate` at once; `ramp`: `slope` *
             step; `depth_ramp`: `slope` * sqrt(16 / depth) * step, so that runs of all depths collapse after
             about the same number of steps.
         rate: learning rate after the warm-up or the jump, or upper limit of a ramp; None for a ramp without
             limit.
-        warmup: steps of the linear warm-up.
+        warmup: steps of the linear warm-up, also before a cosine decay.
         slope: learning rate gained per step of a ramp.
         first_rate, first_steps: the first `first_steps` steps use the learning rate `first_rate` instead of
             the schedule.
@@ -147,7 +148,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         for name, known in (
-            ("schedule", ("warmup", "jump", "ramp", "depth_ramp")),
+            ("schedule", ("warmup", "cosine", "jump", "ramp", "depth_ramp")),
             ("optimiser", ("adamw", "muon")),
             ("precision", ("float32", "bf16")),
             ("sharding", ("replicated", "full")),
@@ -155,7 +156,7 @@ class TrainingConfig:
             ("on_alarm", ("log", "stop", "lower_readers", "lower_all", "roll_back")),
         ):
             one_of(name, getattr(self, name), known)
-        if self.schedule == "warmup" and self.rate is None:
+        if self.schedule in ("warmup", "cosine") and self.rate is None:
             raise ValueError("a warm-up needs a final learning rate: set rate")
         if self.schedule == "jump" and not (self.rate and self.first_rate and self.first_steps):
             raise ValueError(
@@ -219,10 +220,12 @@ class TrainingConfig:
         """Return the learning-rate schedule of a network of this depth."""
         ceiling = math.inf if self.rate is None else self.rate
         scale = math.sqrt(RAMP_DEPTH / max(depth, 1)) if self.schedule == "depth_ramp" else 1.0
-        slopes = {"warmup": ceiling / self.warmup, "jump": math.inf}
+        warming = ceiling / self.warmup
+        slopes = {"warmup": warming, "cosine": warming, "jump": math.inf}
         return Schedule(
             slope=slopes.get(self.schedule, self.slope * scale),
             peak=ceiling,
             first_rate=self.first_rate,
             first_steps=self.first_steps,
+            decayed_by=self.steps if self.schedule == "cosine" else 0,
         )

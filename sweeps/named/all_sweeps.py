@@ -27,6 +27,14 @@ from meanmode.sweeps.named.event_jumps import (
 )
 from meanmode.sweeps.named.event_silence import EVENT_SILENCE
 from meanmode.sweeps.named.front_settings import FRONT_SETTINGS, FRONT_SETTINGS_LARGE
+from meanmode.sweeps.named.hazard_causes import COMMITTOR_400, HAZARD_HISTORY, HAZARD_MEAN_WRITE
+from meanmode.sweeps.named.hazard_ramps import (
+    HAZARD_200,
+    HAZARD_DEEP,
+    HAZARD_SCHEDULES,
+    HAZARD_SETTINGS,
+    HAZARD_SLOPES,
+)
 from meanmode.sweeps.named.interventions import INTERVENTION_TABLE, LADDER, LADDER_TOP
 from meanmode.sweeps.named.mixers_and_merges import MIXERS_AND_MERGES
 from meanmode.sweeps.named.stabilisers import STABILISERS, STABILISERS_DEEP
@@ -82,6 +90,14 @@ SWEEPS: dict[str, Sweep | Study | Committor | SplittingStudy] = {
         EVENT_DEPTH_400,
         EVENT_DEPTH_400_SLOWER,
         EVENT_SILENCE,
+        HAZARD_DEEP,
+        HAZARD_200,
+        HAZARD_SLOPES,
+        HAZARD_SCHEDULES,
+        HAZARD_SETTINGS,
+        HAZARD_HISTORY,
+        HAZARD_MEAN_WRITE,
+        COMMITTOR_400,
     )
 }
 """Name -> sweep."""

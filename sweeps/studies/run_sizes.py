@@ -67,6 +67,8 @@ def schedule_of(run: RunConfig) -> str:
     training = run.training
     if training.schedule == "warmup":
         return f"rate {training.rate:g} after a warm-up of {training.warmup} steps"
+    if training.schedule == "cosine":
+        return f"rate {training.rate:g} after a warm-up of {training.warmup} steps, then a cosine decay"
     if training.schedule == "jump":
         return f"rate {training.first_rate:g} for {training.first_steps} steps, then {training.rate:g}"
     return f"rate {training.slope:g}{ramp_scale(training.schedule)} times the step"
@@ -86,6 +88,8 @@ def sizes_of(data: xr.Dataset) -> str:
 
 def rate_of(sizes: Sizes) -> str:
     """The schedule of the learning rate of a study."""
+    if len(sizes["schedule"]) > 1:
+        return f"rate {span(sizes['rate'])}, schedules {', '.join(sizes['schedule'])}"
     if sizes["schedule"] == ["warmup"]:
         return f"rate {span(sizes['rate'])} after step {span(sizes['warmup'])}"
     if sizes["schedule"] == ["jump"]:

@@ -9,25 +9,33 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.optimize import brentq
 
 from meanmode.theory.onset.hazard_likelihood import (
     LARGEST_LOG_HAZARD,
     PARAMETERS,
     REFERENCE_DEPTH,
-    START,
     Array,
     BinnedRuns,
     RateSchedule,
     WaitingRuns,
     features,
+    mixed_hazard,
     rates_of,
+    run_variance,
 )
 
-LAG = 10
-"""Steps by which the hazard follows the smoothed rate, unless a fit says otherwise."""
+DELAY, SPREAD = 30.0, 0.03
+"""Delay and spread of the hazard, unless a fit says otherwise; chosen by scores of ramps as well."""
 
 SAMPLES = 200
 """Bootstrap samples of the runs."""
+
+LARGEST_FACTOR = 1e6
+"""Largest factor of the rates that is tried."""
+
+NEAR = 1.5
+"""Range of the logarithm of that factor, around its best value, in which those of bootstrap samples lie."""
 
 DRAWS = 20
 """Medians of several runs that are drawn for every bootstrap sample."""
@@ -58,12 +66,16 @@ class HazardForecast:
 
 @dataclass(frozen=True, kw_only=True)
 class Hazard:
-    """Rate of collapses per step, h = A (eta G)^b t^c (law O3), with a lag and a b that depends on the depth.
+    """Rate of collapses per step, h = A (eta G)^b t^c (law O3), and what is observed beyond the law.
 
-    ln h(t) = level + steepness (L / 16)^(-softening) ln[eta'(t - lag) G(L) / (0.0116 G(16))]
-    + ageing ln[(t - lag) / 100], and h = 0 up to step 20. eta' is the moving average of the learning rate
-    with decay 0.9, from 0 at step 0; G(L) = sqrt(2 L (1 + (2 L - 1) r)) is that of law O2. A run survives
-    step t with probability exp(-sum of h up to t). That b falls with the depth is an observation.
+    ln h(t) = level + steepness (L / 16)^(-softening) ln[eta(t - d) G(L) / (0.0116 G(16))]
+    + ageing ln[(t - d) / 100] - youth [100 / (t - d)]^2, and h = 0 up to step 20. eta is the learning rate;
+    G(L) = sqrt(2 L (1 + (2 L - 1) r)) is that of law O2; d = delay 0.0116 G(16) / (eta(t) G(L)). With
+    H = sum of h up to t and v = spread L / 16, a run survives step t with probability (1 + v H)^(-1 / v).
+
+    Beyond the law, all of them observations: a run moves a fixed distance from what makes it collapse to its
+    onset (delay); none collapses while its writers, zero at first, are small (youth); b falls with the depth
+    (softening); and the hazards of runs differ by a factor, gamma-distributed, of variance v (spread).
 
     Attributes:
         level: ln A, at the reference.
@@ -71,24 +83,29 @@ class Hazard:
         ageing: c.
         softening: exponent by which b falls with the depth.
         coherence: r of law O2.
-        lag: steps by which the hazard follows the smoothed rate.
-        samples: the first four, fitted to bootstrap samples of the runs [K, 4].
+        youth: 100-step youth that is subtracted from ln h.
+        delay: steps from what makes a collapse to its onset, at the reference.
+        spread: variance of the hazard between runs of 16 blocks; it grows in proportion to the depth.
+        samples: the five parameters, fitted to bootstrap samples of the runs [K, 5].
 
     Raises:
-        ValueError: a lag after the first step at risk.
+        ValueError: a negative delay or spread.
     """
 
     level: float
     steepness: float
     ageing: float
     softening: float
+    youth: float
     coherence: float
-    lag: int = LAG
+    delay: float = DELAY
+    spread: float = SPREAD
     samples: Array = field(default_factory=lambda: np.empty((0, len(PARAMETERS))))
 
     def __post_init__(self) -> None:
-        if not 0 <= self.lag <= START:
-            raise ValueError(f"lag must be 0 to {START} steps, got {self.lag}")
+        for name in ("delay", "spread"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
 
     @classmethod
     def fit(
@@ -96,16 +113,17 @@ class Hazard:
         runs: Sequence[WaitingRuns],
         *,
         coherence: float,
-        lag: int = LAG,
+        delay: float = DELAY,
+        spread: float = SPREAD,
         fixed: Mapping[str, float] | None = None,
         samples: int = SAMPLES,
     ) -> "Hazard":
-        """Fit the hazard to runs by the Poisson likelihood of the collapses in bins of 5 steps.
+        """Fit the hazard to runs by the likelihood of their collapses in bins of 5 steps.
 
         Args:
             runs: groups of runs; the bootstrap draws as many runs as given from every group.
             coherence: r of law O2.
-            lag: steps by which the hazard follows the smoothed rate.
+            delay, spread: constants of the hazard that are not fitted.
             fixed: parameters that are not fitted, with their values.
             samples: number of bootstrap samples.
 
@@ -117,18 +135,17 @@ class Hazard:
         depths = sorted({group.depth for group in runs})
         if "softening" not in held and len(depths) < 2:
             raise ValueError(f"the softening needs runs of two depths, got {depths}: fix it, or give more")
-        binned = BinnedRuns.of(runs, coherence=coherence, lag=lag)
-        found = binned.fitted(binned.counts(), held)
+        binned = BinnedRuns.of(runs, coherence=coherence, delay=delay)
+        found = binned.fitted(binned.counts(), held, spread=spread)
         random = np.random.default_rng([sum(map(len, binned.counts())), samples])
-        drawn = [binned.fitted(binned.drawn(random), held, found) for _ in range(samples)]
-        level, steepness, ageing, softening = found.tolist()
+        drawn = [
+            binned.fitted(binned.drawn(random), held, spread=spread, start=found) for _ in range(samples)
+        ]
         return cls(
-            level=level,
-            steepness=steepness,
-            ageing=ageing,
-            softening=softening,
+            **dict(zip(PARAMETERS, found.tolist(), strict=True)),
             coherence=coherence,
-            lag=lag,
+            delay=delay,
+            spread=spread,
             samples=np.array(drawn).reshape(samples, len(PARAMETERS)),
         )
 
@@ -177,16 +194,30 @@ class Hazard:
     ) -> float:
         """The factor of all rates at which runs collapse by the last step with a probability.
 
-        Rates times f multiply the cumulated hazard by f^b (law O3). Infinite where nobody is at risk.
+        Infinite where no factor up to `LARGEST_FACTOR` suffices.
 
         Raises:
             ValueError: a probability that is not between 0 and 1, or as `rates_of`.
         """
-        return float(self._factors(rates_of(schedule, steps), depth, probability, self._values[None])[0])
+        rates, needed = rates_of(schedule, steps), _needed(probability)
+
+        def missing(log_factor: float) -> float:
+            return float(self._at_factor(rates, depth, log_factor, self._values[None])[0]) - needed
+
+        end = math.log(LARGEST_FACTOR)
+        if missing(end) < 0:
+            return math.inf
+        return math.exp(brentq(missing, -end, end))
 
     def factors(self, rates: ArrayLike, depth: float, probability: float) -> Array:
-        """`factor` for every bootstrap sample [K]."""
-        return self._factors(rates_of(rates), depth, probability, self.samples)
+        """`factor` for every bootstrap sample [K], by interpolation near the factor of the fit."""
+        known, needed = rates_of(rates), _needed(probability)
+        middle = self.factor(known, depth, probability)
+        if math.isinf(middle):
+            return np.full(len(self.samples), np.inf)
+        tried = math.log(middle) + np.linspace(-NEAR, NEAR, 41)
+        found = np.array([self._at_factor(known, depth, at, self.samples) for at in tried])
+        return np.array([math.exp(np.interp(needed, of, tried)) for of in found.T])
 
     def shares(self, rates: ArrayLike, depth: float) -> Array:
         """P(collapse by the last step) for every bootstrap sample [K]."""
@@ -236,8 +267,10 @@ class Hazard:
         """Log score of every run [R]: ln(h P(T > t)) at its collapse, or ln P(T > t) at its last step."""
         logs = self._log_hazards(runs.rates, runs.depth, self._values[None])[0]
         at = runs.times.astype(int) - 1
-        survived = -np.cumsum(np.exp(logs))[at]
-        return np.where(runs.collapsed, survived + logs[at], survived)
+        cumulated = np.cumsum(np.exp(logs))[at]
+        variance = run_variance(self.spread, runs.depth)
+        survived = -mixed_hazard(cumulated, variance)
+        return np.where(runs.collapsed, survived + logs[at] - np.log1p(variance * cumulated), survived)
 
     @property
     def _values(self) -> Array:
@@ -245,23 +278,28 @@ class Hazard:
 
     def _log_hazards(self, rates: Array, depth: float, values: Array) -> Array:
         """ln h at every step for several values of the parameters [K, N]."""
-        log_rate, log_age = features(rates, depth, coherence=self.coherence, lag=self.lag)
-        level, steepness, ageing, softening = values.T[..., None]
+        log_rate, log_age, young = features(rates, depth, coherence=self.coherence, delay=self.delay)
+        level, steepness, ageing, softening, youth = values.T[..., None]
         idle = np.isneginf(log_rate)
         slope = steepness * (depth / REFERENCE_DEPTH) ** -softening
-        logs = level + slope * np.where(idle, 0.0, log_rate) + ageing * log_age
+        logs = level + slope * np.where(idle, 0.0, log_rate) + ageing * log_age - youth * young
         return np.where(idle, -np.inf, np.minimum(logs, LARGEST_LOG_HAZARD))
 
     def _cumulated(self, rates: Array, depth: float, values: Array) -> Array:
-        return np.cumsum(np.exp(self._log_hazards(rates, depth, values)), axis=1)
+        """Cumulated hazard of a mixture of runs at every step, for several sets of parameters [K, N]."""
+        own = np.cumsum(np.exp(self._log_hazards(rates, depth, values)), axis=1)
+        return mixed_hazard(own, run_variance(self.spread, depth))
 
-    def _factors(self, rates: Array, depth: float, probability: float, values: Array) -> Array:
-        if not 0 < probability < 1:
-            raise ValueError(f"a probability must lie between 0 and 1, got {probability}")
-        slopes = values[:, 1] * (depth / REFERENCE_DEPTH) ** -values[:, 3]
-        with np.errstate(divide="ignore"):
-            needed = -math.log1p(-probability) / self._cumulated(rates, depth, values)[:, -1]
-            return np.asarray(needed ** (1 / slopes))
+    def _at_factor(self, rates: Array, depth: float, log_factor: float, values: Array) -> Array:
+        """Hazard cumulated to the last step under all rates times a factor, per set of parameters [K]."""
+        return self._cumulated(math.exp(log_factor) * rates, depth, values)[:, -1]
+
+
+def _needed(probability: float) -> float:
+    """Cumulated hazard at which runs have collapsed with a probability."""
+    if not 0 < probability < 1:
+        raise ValueError(f"a probability must lie between 0 and 1, got {probability}")
+    return -math.log1p(-probability)
 
 
 def _reached(cumulated: Array, needed: Array) -> Array:

@@ -10,14 +10,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
-from scipy.signal import lfilter
 
 from meanmode.theory.laws.rivals import sub_layer_sum
 
 Array = NDArray[np.float64]
-
-SMOOTHING = 0.9
-"""Decay of the moving average of the learning rate: Adam's momentum at its usual beta1."""
 
 START = 20
 """Last step at which no run is at risk."""
@@ -26,15 +22,22 @@ BIN = 5
 """Steps per bin."""
 
 REFERENCE_DEPTH, REFERENCE_RATE, REFERENCE_AGE = 16, 0.0116, 100.0
-"""Depth, learning rate and age in steps at which the hazard per step is exp(level)."""
+"""Depth, learning rate and age in steps at which the hazard per step is exp(level - youth)."""
 
 PARAMETERS = {
     "level": (-30.0, 10.0),
     "steepness": (0.0, 60.0),
     "ageing": (-0.999, 10.0),
-    "softening": (-3, 3),
+    "softening": (-3.0, 3.0),
+    "youth": (0.0, 10.0),
 }
 """Parameters of the hazard and the bounds of their fit; ageing is above -1 in law O3."""
+
+OLDEST = 1e4
+"""Largest value of the youth of a run, which is that of its first step at risk."""
+
+FIRST_GUESS = (-6.0, 3.0, 0.0, 0.0, 0.1)
+"""Parameters from which a fit starts, in the order of `PARAMETERS`."""
 
 LARGEST_LOG_HAZARD = 50.0
 """Beyond it no run survives a step; the exponential would overflow."""
@@ -87,19 +90,39 @@ def rates_of(schedule: RateSchedule | ArrayLike, steps: int | None = None) -> Ar
     return rates
 
 
-def features(rates: Array, depth: float, *, coherence: float, lag: int) -> tuple[Array, Array]:
-    """ln[eta' G / (0.0116 G(16))] and ln[(t - lag) / 100] at every step [N]; -inf where nobody is at risk.
+def run_variance(spread: float, depth: ArrayLike) -> Array:
+    """Variance between runs of the factor of their hazard, of mean 1; it grows in proportion to the depth."""
+    return np.asarray(spread * np.asarray(depth, float) / REFERENCE_DEPTH)
 
-    eta' is the moving average of the learning rate, `lag` steps before; G is that of law O2.
+
+def mixed_hazard(cumulated: Array, variance: ArrayLike) -> Array:
+    """Cumulated hazard of a mixture of runs, -ln E exp(-z H) = ln(1 + v H) / v for a gamma variable z.
+
+    Args:
+        cumulated: H, of a run with z = 1.
+        variance: v, that of z, whose mean is 1; H itself where it is 0.
     """
-    smoothed = lfilter([1 - SMOOTHING], [1, -SMOOTHING], rates)
-    lagged = np.concatenate([np.zeros(lag), smoothed])[: len(rates)]
+    v = np.asarray(variance, float)
+    tiny = v < 1e-12
+    return np.where(tiny, cumulated, np.log1p(v * cumulated) / np.where(tiny, 1.0, v))
+
+
+def features(rates: Array, depth: float, *, coherence: float, delay: float) -> tuple[Array, Array, Array]:
+    """ln[eta G / (0.0116 G(16))], ln(a / 100) and (100 / a)^2 of every step [N]; the first -inf: not at risk.
+
+    What is seen at step t began d = delay * 0.0116 G(16) / (eta(t) G) steps before: a run drifts towards its
+    collapse by a fixed distance, the sum of the rates. eta is the learning rate at that step, between steps,
+    and a = t - d its age. G is that of law O2.
+    """
     ratio = sub_layer_sum(2.0 * depth, coherence) / sub_layer_sum(2.0 * REFERENCE_DEPTH, coherence)
-    steps = np.arange(1, len(rates) + 1)
+    sizes = rates * math.sqrt(ratio) / REFERENCE_RATE
+    steps = np.arange(1.0, len(rates) + 1)
     with np.errstate(divide="ignore"):
-        log_rate = np.log(lagged * math.sqrt(ratio) / REFERENCE_RATE)
-    log_age = np.log(np.maximum(steps - lag, 1) / REFERENCE_AGE)
-    return np.where(steps <= START, -np.inf, log_rate), log_age
+        age = steps - (delay / sizes if delay else 0.0)
+        log_rate = np.log(np.interp(age, np.arange(len(rates) + 1.0), np.concatenate([[0.0], sizes])))
+    log_rate = np.where((steps > START) & (age > 0), log_rate, -np.inf)
+    age = np.maximum(age, 1.0)
+    return log_rate, np.log(age / REFERENCE_AGE), np.minimum((REFERENCE_AGE / age) ** 2, OLDEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,18 +131,19 @@ class BinnedRuns:
 
     Attributes:
         log_depth: ln(L / 16) [G, 1].
-        log_rate, log_age: features [G, B]; 0 where nobody is at risk.
+        log_rate, log_age, youth: features [G, B]; 0 where nobody is at risk.
         collapses, at_risk: of every run, one array per group [R, B].
     """
 
     log_depth: Array
     log_rate: Array
     log_age: Array
+    youth: Array
     collapses: list[Array]
     at_risk: list[Array]
 
     @classmethod
-    def of(cls, runs: Sequence[WaitingRuns], *, coherence: float, lag: int) -> "BinnedRuns":
+    def of(cls, runs: Sequence[WaitingRuns], *, coherence: float, delay: float) -> "BinnedRuns":
         """Count collapses and steps at risk.
 
         Raises:
@@ -135,16 +159,20 @@ class BinnedRuns:
         found, collapses, at_risk = [], [], []
         for group in runs:
             times, at = group.times[:, None], np.minimum(middles, len(group.rates)) - 1
-            whole = features(group.rates, group.depth, coherence=coherence, lag=lag)
+            whole = features(group.rates, group.depth, coherence=coherence, delay=delay)
             idle = np.isneginf(whole[0][at])
             found.append([np.where(idle, 0.0, of[at]) for of in whole])
             inside = (times > edges) & (times <= edges + BIN) & group.collapsed[:, None]
             collapses.append(np.where(idle, 0.0, inside))
             at_risk.append(np.where(idle, 0.0, np.clip(times - edges, 0, BIN)))
-        log_rate, log_age = np.moveaxis(np.array(found), 1, 0)
-        log_depth = np.log([[group.depth / REFERENCE_DEPTH] for group in runs])
+        log_rate, log_age, youth = np.moveaxis(np.array(found), 1, 0)
         return cls(
-            log_depth=log_depth, log_rate=log_rate, log_age=log_age, collapses=collapses, at_risk=at_risk
+            log_depth=np.log([[group.depth / REFERENCE_DEPTH] for group in runs]),
+            log_rate=log_rate,
+            log_age=log_age,
+            youth=youth,
+            collapses=collapses,
+            at_risk=at_risk,
         )
 
     def counts(self) -> list[NDArray[np.int64]]:
@@ -159,34 +187,40 @@ class BinnedRuns:
         self,
         counts: Sequence[NDArray[np.int64]],
         fixed: Mapping[str, float],
+        *,
+        spread: float,
         start: Array | None = None,
     ) -> Array:
-        """The parameters of largest likelihood, in the order of `PARAMETERS` [4].
+        """The parameters of largest likelihood, in the order of `PARAMETERS` [5].
+
+        With v the variance between runs, a run with the cumulated hazard H and d collapses (0 or 1)
+        contributes sum(ln h at its collapse) - (d + 1 / v) ln(1 + v H): a gamma mixture of Poisson
+        processes, and the Poisson likelihood itself where v is 0.
 
         Args:
             counts: how often each run is counted, one array per group [R].
             fixed: parameters that are not fitted, with their values.
+            spread: variance between runs at 16 blocks.
             start: parameters to start from.
         """
-        collapses, at_risk = (
-            np.stack([count @ of for count, of in zip(counts, each, strict=True)])
-            for each in (self.collapses, self.at_risk)
-        )
+        collapses = np.stack([count @ of for count, of in zip(counts, self.collapses, strict=True)])
         total = max(float(collapses.sum()), 1.0)
-        values = np.array([math.log(total / at_risk.sum()), 3.0, 0.0, 0.0]) if start is None else start.copy()
+        variances = run_variance(spread, REFERENCE_DEPTH * np.exp(self.log_depth[:, 0]))
+        values = np.array(FIRST_GUESS) if start is None else start.copy()
         for at, name in enumerate(PARAMETERS):
             values[at] = fixed.get(name, values[at])
         free = [at for at, name in enumerate(PARAMETERS) if name not in fixed]
 
         def loss(tried: Array) -> tuple[float, Array]:
             values[free] = tried
-            level, steepness, ageing, softening = values
+            level, steepness, ageing, softening, youth = values
             rise = np.exp(-softening * self.log_depth) * self.log_rate
-            logs = np.minimum(level + steepness * rise + ageing * self.log_age, LARGEST_LOG_HAZARD)
-            expected = at_risk * np.exp(logs)
-            by = (1.0, rise, self.log_age, -steepness * self.log_depth * rise)
+            logs = level + steepness * rise + ageing * self.log_age - youth * self.youth
+            logs = np.minimum(logs, LARGEST_LOG_HAZARD)
+            survived, expected = self._survived(np.exp(logs), counts, variances)
+            by = (1.0, rise, self.log_age, -steepness * self.log_depth * rise, -self.youth)
             slopes = np.array([float(((expected - collapses) * of).sum()) for of in by])
-            return float((expected - collapses * logs).sum()) / total, slopes[free] / total
+            return (survived - float((collapses * logs).sum())) / total, slopes[free] / total
 
         found = minimize(
             loss,
@@ -198,3 +232,19 @@ class BinnedRuns:
         )
         values[free] = found.x
         return values.copy()
+
+    def _survived(
+        self, hazards: Array, counts: Sequence[NDArray[np.int64]], variances: Array
+    ) -> tuple[float, Array]:
+        """The part of the loss that survival makes, and the expected collapses of each bin [G, B].
+
+        A run that has survived a large hazard is likely to have a small one, which lowers what is expected.
+        """
+        lost, expected = 0.0, np.zeros_like(hazards)
+        for group, (hazard, variance) in enumerate(zip(hazards, variances, strict=True)):
+            at_risk, count = self.at_risk[group], counts[group]
+            cumulated, hits = at_risk @ hazard, self.collapses[group].sum(1)
+            lost += float(count @ (mixed_hazard(cumulated, variance) * (1 + variance * hits)))
+            weight = (1 + variance * hits) / (1 + variance * cumulated)
+            expected[group] = (count * weight) @ at_risk * hazard
+        return lost, expected

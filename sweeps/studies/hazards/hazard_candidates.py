@@ -2,6 +2,7 @@
 
 # R runs, F folds
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meanmode.theory.onset.hazard import Hazard
+from meanmode.theory.onset.hazard import DELAY, SPREAD, Hazard
 from meanmode.theory.onset.hazard_likelihood import PARAMETERS, WaitingRuns
 
 Array = NDArray[np.float64]
@@ -23,19 +24,22 @@ class Candidate:
     """A form of the hazard.
 
     Attributes:
-        lag: steps by which it follows the smoothed rate.
+        delay, spread: as those of the hazard.
         ageing: whether it has a power of the time (c).
         softening: whether b depends on the depth.
+        youth: whether young runs are protected.
     """
 
-    lag: int
+    delay: float = DELAY
+    spread: float = SPREAD
     ageing: bool = True
     softening: bool = True
+    youth: bool = True
 
     @property
     def fixed(self) -> dict[str, float]:
         """The parameters that are not fitted."""
-        return {name: 0.0 for name in ("ageing", "softening") if not getattr(self, name)}
+        return {name: 0.0 for name in ("ageing", "softening", "youth") if not getattr(self, name)}
 
     @property
     def parameters(self) -> int:
@@ -43,13 +47,13 @@ class Candidate:
         return len(PARAMETERS) - len(self.fixed)
 
 
-CANDIDATES = tuple(
-    Candidate(lag=lag, ageing=ageing, softening=softening)
-    for lag in (0, 5, 10, 20)
-    for ageing in (True, False)
-    for softening in (True, False)
+CANDIDATES = (
+    *(Candidate(delay=delay) for delay in (0, 10, 20, 25, 30)),
+    *(Candidate(spread=spread) for spread in (0, 0.02, 0.1, 0.4)),
+    *(Candidate(**{name: False}) for name in ("ageing", "softening", "youth")),
+    Candidate(delay=0, spread=0, softening=False, youth=False),
 )
-"""The forms that are compared."""
+"""The forms that are compared; the last one is law O3 and nothing else."""
 
 
 def random_folds(runs: Sequence[WaitingRuns]) -> list[NDArray[np.int64]]:
@@ -87,7 +91,8 @@ def held_out(
         fit = Hazard.fit(
             [group for group in kept if len(group.times)],
             coherence=coherence,
-            lag=candidate.lag,
+            delay=candidate.delay,
+            spread=candidate.spread,
             fixed=candidate.fixed,
             samples=0,
         )
@@ -114,9 +119,7 @@ def candidate_rows(
         behind = scores[order[0]] - scores[candidate]
         rows.append(
             {
-                "lag": candidate.lag,
-                "ageing": candidate.ageing,
-                "softening": candidate.softening,
+                **dataclasses.asdict(candidate),
                 "parameters": candidate.parameters,
                 "log_score": float(scores[candidate].sum()),
                 "behind": float(behind.sum()),

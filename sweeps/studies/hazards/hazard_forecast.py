@@ -30,9 +30,7 @@ from meanmode.theory.onset.hazard import Hazard, HazardForecast
 ENDS = ("", "_low", "_high")
 
 
-def fitted_hazard(
-    waiting: Sequence[OpenedStudy], ramps: Sequence[OpenedStudy], *, lag: int | None = None
-) -> Hazard:
+def fitted_hazard(waiting: Sequence[OpenedStudy], ramps: Sequence[OpenedStudy]) -> Hazard:
     """The hazard of the runs of studies of waiting times; its r is that of law O2, as fitted to ramps.
 
     r comes from the functional steps of the ramps before any of them collapsed, not from their onsets.
@@ -42,8 +40,7 @@ def fitted_hazard(
         ValueError: no studies of waiting times, no ramps, or runs that cannot be fitted.
     """
     coherence = FunctionalLaw.fit(measured_ramps(ramps)).coherence
-    options = {} if lag is None else {"lag": lag}
-    return Hazard.fit(constant_rate_runs(waiting), coherence=coherence, **options)
+    return Hazard.fit(constant_rate_runs(waiting), coherence=coherence)
 
 
 def hazard_document(study: Study, sources: Sequence[OpenedStudy], *, written: str) -> dict[str, Any]:

@@ -162,7 +162,8 @@ def test_impossible_networks_are_refused(options: dict[str, Any], message: str) 
         ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\), got \(0.9, 1.0\)"),
         ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
         ({"event_ratio": 0.5}, "event_ratio must be at least 1, got 0.5"),
-        ({"schedule": "cosine"}, "unknown schedule 'cosine': choose one of warmup, jump, ramp, depth_ramp"),
+        ({"schedule": "step"}, "unknown schedule 'step': choose one of warmup, cosine, jump, ramp"),
+        ({"schedule": "cosine", "rate": None}, "a warm-up needs a final learning rate: set rate"),
         ({"precision": "fp8"}, "unknown precision 'fp8': choose one of float32, bf16"),
         ({"sharding": "half"}, "unknown sharding 'half': choose one of replicated, full"),
         ({"stop_on": "success"}, "unknown stop_on 'success': choose one of never, divergence, collapse"),
@@ -357,6 +358,7 @@ def test_what_is_no_configuration_is_refused(document: Any) -> None:
     ("options", "depth", "rates"),
     [
         ({"schedule": "warmup", "rate": 1e-3, "warmup": 10}, 64, (1e-4, 1e-3, 1e-3)),
+        ({"schedule": "cosine", "rate": 2e-3, "warmup": 4, "steps": 16}, 64, (5e-4, 1e-3, 0.0)),
         ({"schedule": "ramp", "rate": None, "slope": 1e-5}, 64, (1e-5, 1e-4, 1e-2)),
         ({"schedule": "ramp", "rate": 5e-5, "slope": 1e-5}, 64, (1e-5, 5e-5, 5e-5)),
         ({"schedule": "depth_ramp", "rate": None, "slope": 1e-5}, 16, (1e-5, 1e-4, 1e-2)),
