@@ -95,7 +95,8 @@ class Study:
         if not 0 <= self.held_out_seeds <= self.seeds:
             raise ValueError(f"held_out_seeds must be 0 to {self.seeds} (seeds), got {self.held_out_seeds}")
         check_cells(len(self.cases) * self.seeds)
-        self.cells  # noqa: B018 (every run is validated here)
+        last = self.first_seed + self.seeds - 1
+        self.runs[0].with_fields({"seed": last, "data_seed": last})  # validates every run, and the seeds
 
     @property
     def backward(self) -> bool:

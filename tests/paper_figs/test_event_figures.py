@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from meanmode.paper_figs.all_figures import BESIDE, STUDY_FIGURES, draw_figures
-from meanmode.paper_figs.figures import event_causes, event_factor
+from meanmode.paper_figs.figures.events import event_causes, event_factor
 from meanmode.sim.store.files import StoreError
 from meanmode.sweeps.studies.events.event_curves import since_onset
 from meanmode.sweeps.studies.events.event_rules import event_rows

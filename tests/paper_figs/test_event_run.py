@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from meanmode.paper_figs.all_figures import draw_figures
-from meanmode.paper_figs.figures.event_run import DRAWN, OBSERVABLES, WORDS, draw
+from meanmode.paper_figs.figures.events.event_run import DRAWN, OBSERVABLES, WORDS, draw
 from meanmode.sim.onset.training_onset import SIGNALS, training_onset
 from meanmode.sim.store.run_reader import open_run
 

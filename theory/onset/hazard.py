@@ -136,8 +136,8 @@ class Hazard:
         if "softening" not in held and len(depths) < 2:
             raise ValueError(f"the softening needs runs of two depths, got {depths}: fix it, or give more")
         binned = BinnedRuns.of(runs, coherence=coherence, delay=delay)
-        found = binned.fitted(binned.counts(), held, spread=spread)
-        random = np.random.default_rng([sum(map(len, binned.counts())), samples])
+        found = binned.fitted(binned.runs.astype(float), held, spread=spread)
+        random = np.random.default_rng([int(binned.runs.sum()), samples])
         drawn = [
             binned.fitted(binned.drawn(random), held, spread=spread, start=found) for _ in range(samples)
         ]
@@ -217,7 +217,8 @@ class Hazard:
             return np.full(len(self.samples), np.inf)
         tried = math.log(middle) + np.linspace(-NEAR, NEAR, 41)
         found = np.array([self._at_factor(known, depth, at, self.samples) for at in tried])
-        return np.array([math.exp(np.interp(needed, of, tried)) for of in found.T])
+        logs = np.log(np.maximum(found, np.finfo(float).tiny))  # nearly a straight line, of slope b
+        return np.array([math.exp(np.interp(math.log(needed), of, tried)) for of in logs.T])
 
     def shares(self, rates: ArrayLike, depth: float) -> Array:
         """P(collapse by the last step) for every bootstrap sample [K]."""

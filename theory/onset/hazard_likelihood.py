@@ -132,15 +132,17 @@ class BinnedRuns:
     Attributes:
         log_depth: ln(L / 16) [G, 1].
         log_rate, log_age, youth: features [G, B]; 0 where nobody is at risk.
-        collapses, at_risk: of every run, one array per group [R, B].
+        collapses, at_risk: of every run, 0 beyond the runs of a group [G, R, B].
+        runs: which of these are runs [G, R].
     """
 
     log_depth: Array
     log_rate: Array
     log_age: Array
     youth: Array
-    collapses: list[Array]
-    at_risk: list[Array]
+    collapses: Array
+    at_risk: Array
+    runs: NDArray[np.bool_]
 
     @classmethod
     def of(cls, runs: Sequence[WaitingRuns], *, coherence: float, delay: float) -> "BinnedRuns":
@@ -156,15 +158,17 @@ class BinnedRuns:
             raise ValueError(f"no run is at risk up to step {START}, but one collapsed at step {min(ends):g}")
         edges = np.arange(START, max(float(group.times.max()) for group in runs), BIN)
         middles = edges.astype(int) + (BIN + 1) // 2
-        found, collapses, at_risk = [], [], []
-        for group in runs:
+        found, most = [], max(len(group.times) for group in runs)
+        collapses, at_risk = np.zeros((2, len(runs), most, len(edges)))
+        known = np.arange(most) < np.array([[len(group.times)] for group in runs])
+        for number, group in enumerate(runs):
             times, at = group.times[:, None], np.minimum(middles, len(group.rates)) - 1
             whole = features(group.rates, group.depth, coherence=coherence, delay=delay)
             idle = np.isneginf(whole[0][at])
             found.append([np.where(idle, 0.0, of[at]) for of in whole])
             inside = (times > edges) & (times <= edges + BIN) & group.collapsed[:, None]
-            collapses.append(np.where(idle, 0.0, inside))
-            at_risk.append(np.where(idle, 0.0, np.clip(times - edges, 0, BIN)))
+            collapses[number, known[number]] = np.where(idle, 0.0, inside)
+            at_risk[number, known[number]] = np.where(idle, 0.0, np.clip(times - edges, 0, BIN))
         log_rate, log_age, youth = np.moveaxis(np.array(found), 1, 0)
         return cls(
             log_depth=np.log([[group.depth / REFERENCE_DEPTH] for group in runs]),
@@ -173,19 +177,16 @@ class BinnedRuns:
             youth=youth,
             collapses=collapses,
             at_risk=at_risk,
+            runs=known,
         )
 
-    def counts(self) -> list[NDArray[np.int64]]:
-        """Every run counted once, one array per group [R]."""
-        return [np.ones(len(of), int) for of in self.collapses]
-
-    def drawn(self, random: np.random.Generator) -> list[NDArray[np.int64]]:
-        """How often a bootstrap sample holds each run, with as many runs of every group as given [R]."""
-        return [random.multinomial(len(of), np.full(len(of), 1 / len(of))) for of in self.collapses]
+    def drawn(self, random: np.random.Generator) -> Array:
+        """How often a bootstrap sample holds each run, with as many runs of every group as given [G, R]."""
+        return np.array([random.multinomial(of.sum(), of / of.sum()) for of in self.runs], float)
 
     def fitted(
         self,
-        counts: Sequence[NDArray[np.int64]],
+        counts: Array,
         fixed: Mapping[str, float],
         *,
         spread: float,
@@ -198,14 +199,14 @@ class BinnedRuns:
         processes, and the Poisson likelihood itself where v is 0.
 
         Args:
-            counts: how often each run is counted, one array per group [R].
+            counts: how often each run is counted [G, R].
             fixed: parameters that are not fitted, with their values.
             spread: variance between runs at 16 blocks.
             start: parameters to start from.
         """
-        collapses = np.stack([count @ of for count, of in zip(counts, self.collapses, strict=True)])
+        collapses, hits = np.einsum("gr,grb->gb", counts, self.collapses), self.collapses.sum(2)
         total = max(float(collapses.sum()), 1.0)
-        variances = run_variance(spread, REFERENCE_DEPTH * np.exp(self.log_depth[:, 0]))
+        variances = run_variance(spread, REFERENCE_DEPTH * np.exp(self.log_depth))
         values = np.array(FIRST_GUESS) if start is None else start.copy()
         for at, name in enumerate(PARAMETERS):
             values[at] = fixed.get(name, values[at])
@@ -217,10 +218,15 @@ class BinnedRuns:
             rise = np.exp(-softening * self.log_depth) * self.log_rate
             logs = level + steepness * rise + ageing * self.log_age - youth * self.youth
             logs = np.minimum(logs, LARGEST_LOG_HAZARD)
-            survived, expected = self._survived(np.exp(logs), counts, variances)
+            hazards = np.exp(logs)
+            cumulated = np.matmul(self.at_risk, hazards[..., None])[..., 0]
+            lost = float((counts * mixed_hazard(cumulated, variances) * (1 + variances * hits)).sum())
+            # a run that has survived a large hazard is likely to have a small one
+            weights = counts * (1 + variances * hits) / (1 + variances * cumulated)
+            expected = np.matmul(weights[:, None], self.at_risk)[:, 0] * hazards
             by = (1.0, rise, self.log_age, -steepness * self.log_depth * rise, -self.youth)
             slopes = np.array([float(((expected - collapses) * of).sum()) for of in by])
-            return (survived - float((collapses * logs).sum())) / total, slopes[free] / total
+            return (lost - float((collapses * logs).sum())) / total, slopes[free] / total
 
         found = minimize(
             loss,
@@ -232,19 +238,3 @@ class BinnedRuns:
         )
         values[free] = found.x
         return values.copy()
-
-    def _survived(
-        self, hazards: Array, counts: Sequence[NDArray[np.int64]], variances: Array
-    ) -> tuple[float, Array]:
-        """The part of the loss that survival makes, and the expected collapses of each bin [G, B].
-
-        A run that has survived a large hazard is likely to have a small one, which lowers what is expected.
-        """
-        lost, expected = 0.0, np.zeros_like(hazards)
-        for group, (hazard, variance) in enumerate(zip(hazards, variances, strict=True)):
-            at_risk, count = self.at_risk[group], counts[group]
-            cumulated, hits = at_risk @ hazard, self.collapses[group].sum(1)
-            lost += float(count @ (mixed_hazard(cumulated, variance) * (1 + variance * hits)))
-            weight = (1 + variance * hits) / (1 + variance * cumulated)
-            expected[group] = (count * weight) @ at_risk * hazard
-        return lost, expected

@@ -15,7 +15,7 @@ from meanmode.theory.onset.hazard_likelihood import PARAMETERS, WaitingRuns
 
 Array = NDArray[np.float64]
 
-FOLDS = 10
+FOLDS = 5
 """Parts of the runs, each scored by fits to the others."""
 
 
@@ -48,8 +48,8 @@ class Candidate:
 
 
 CANDIDATES = (
-    *(Candidate(delay=delay) for delay in (0, 10, 20, 25, 30)),
-    *(Candidate(spread=spread) for spread in (0, 0.02, 0.1, 0.4)),
+    *(Candidate(delay=delay) for delay in (0, 10, 20, 30)),
+    *(Candidate(spread=spread) for spread in (0, 0.1, 0.4)),
     *(Candidate(**{name: False}) for name in ("ageing", "softening", "youth")),
     Candidate(delay=0, spread=0, softening=False, youth=False),
 )

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from numpy.typing import NDArray
 
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.sim.store.sweep_store import DONE
 from meanmode.sweeps.engine.store_kinds import OpenedStudy
+from meanmode.sweeps.engine.study import Study
 from meanmode.sweeps.engine.study_variables import KINDS
 from meanmode.sweeps.studies.waiting_times import waiting_times
 from meanmode.theory.onset.hazard_likelihood import WaitingRuns, rates_of
@@ -41,16 +43,20 @@ def is_ramp(run: RunConfig) -> bool:
     return run.training.schedule in ("ramp", "depth_ramp")
 
 
-def waiting_runs(source: OpenedStudy) -> dict[str, WaitingRuns]:
-    """The finished runs of a study, by case; a run without a mean-mode collapse ends at its last step."""
-    study, data = source.study, source.data
+def waiting_runs(study: Study, data: xr.Dataset) -> dict[str, WaitingRuns]:
+    """The finished runs of a study, by case; a run without a mean-mode collapse ends at its last step.
+
+    Args:
+        study: the study.
+        data: its store, or the finished cells of it.
+    """
+    cases = np.array([str(label) for label in data["case"].values])
     collapsed = data["onset_kind"].values == KINDS.index("mean_mode")
     times = np.where(collapsed, data["onset_step"].values, data["last_step"].values).astype(float)
     finished = data["status"].values == DONE
     found = {}
-    for index, (case, run) in enumerate(zip(study.cases, study.runs, strict=True)):
-        members = np.arange(index * study.seeds, (index + 1) * study.seeds)
-        members = members[finished[members]]
+    for case, run in zip(study.cases, study.runs, strict=True):
+        members = np.flatnonzero(finished & (cases == case.label))
         found[case.label] = WaitingRuns(
             depth=run.model.depth,
             rates=schedule_rates(run),
@@ -78,7 +84,7 @@ def constant_rate_runs(sources: Sequence[OpenedStudy]) -> list[WaitingRuns]:
                     f"{source.study.name} differs from {sources[0].study.name} in "
                     f"{', '.join(differences(base, run))}: fit a hazard to runs of one setting"
                 )
-    return [group for source in sources for group in waiting_runs(source).values()]
+    return [group for source in sources for group in waiting_runs(source.study, source.data).values()]
 
 
 def differences(base: RunConfig, run: RunConfig) -> list[str]:

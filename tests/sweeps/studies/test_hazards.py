@@ -31,6 +31,8 @@ from meanmode.theory.onset.hazard_likelihood import PARAMETERS, WaitingRuns
 DATA = Path(__file__).parents[3] / "paper_figs" / "data"
 COHERENCE = 0.006766
 """r of law O2, as fitted to the ramps of critical_rate_depth."""
+FOUND = (-5.838, 6.084, -0.577, 0.1488, 0.1229)
+"""The parameters of the hazard of the committed forecasts, in the order of `PARAMETERS`."""
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +53,16 @@ def hazard(runs: list[WaitingRuns]) -> Hazard:
 def test_the_committed_runs_have_the_hazard_of_the_pages(runs: list[WaitingRuns], hazard: Hazard) -> None:
     assert (len(runs), sum(len(group.times) for group in runs)) == (30, 840)
     found = [getattr(hazard, name) for name in PARAMETERS]
-    assert found == pytest.approx([-6.269, 6.120, -0.153, 0.2295], abs=2e-3)
+    assert found == pytest.approx(FOUND, abs=5e-3)
 
 
 def test_ramps_of_other_depths_and_slopes_are_forecast(waiting: list[OpenedStudy], hazard: Hazard) -> None:
-    """Medians of ramps that were not fitted: within 15 % up to 400 blocks, 30 % at 1000; O2 is 55 % off."""
+    """Medians of ramps that were not fitted: within 20 % up to 400 blocks, 25 % at 1000; O2 is 55 % off."""
     source = open_stated(DATA / "critical_rate_deep.zarr")
     rows = ramp_rows(hazard, waiting[0].study.base, source)
     assert [row["depth"] for row in rows] == [64, 128, 400, 1000]
     errors = [row["error"] for row in rows]
-    assert np.abs(errors[:2]).max() < 0.02 and errors[2:] == pytest.approx([-0.15, 0.29], abs=0.02)
+    assert np.abs(errors[:2]).max() < 0.04 and errors[2:] == pytest.approx([-0.20, 0.24], abs=0.02)
     assert [row["error_functional_law"] for row in rows[2:]] == pytest.approx([-0.55, -0.52], abs=0.01)
     summary = ramp_summary(rows)
     assert summary["error"]["n"] == summary["cases"] == 4
@@ -104,11 +106,11 @@ def test_a_jump_is_forecast_in_steps(waiting: list[OpenedStudy], hazard: Hazard)
 
 
 def test_candidates_are_ranked_by_runs_that_they_were_not_fitted_to(runs: list[WaitingRuns]) -> None:
-    """No lag and no exponent of the depth cost log score; ranks of rates are whole folds."""
-    candidates = (Candidate(lag=10), Candidate(lag=0, softening=False))
-    assert [candidate.parameters for candidate in candidates] == [4, 3]
+    """Law O3 alone costs log score; ranks of rates are whole folds."""
+    candidates = (Candidate(), Candidate(delay=0, spread=0, softening=False, youth=False))
+    assert [candidate.parameters for candidate in candidates] == [5, 3]
     rows = candidate_rows(runs, random_folds(runs), coherence=COHERENCE, candidates=candidates)
-    assert [row["lag"] for row in rows] == [10, 0]
+    assert [row["youth"] for row in rows] == [True, False]
     assert rows[1]["behind"] > 2 * rows[1]["behind_error"] > 0 == rows[0]["behind"]
     folds = rate_folds(runs)
     assert {len(set(of.tolist())) for of in folds} == {1} and len({int(of[0]) for of in folds}) == 10

@@ -1,0 +1,1 @@
+"""Figures of the event: what happens around the onset, step by step."""

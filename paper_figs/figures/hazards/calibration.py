@@ -1,0 +1,97 @@
+"""The early warning: probability of a collapse within 25 and 50 steps, predicted against observed."""
+
+# B bins
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from meanmode.paper_figs.shared.runs import caption
+from meanmode.paper_figs.shared.studies import Studies, bars, short_sizes
+from meanmode.paper_figs.shared.style import COLOURS, MARKERS
+from meanmode.sweeps.studies.hazards.warning_rows import (
+    FITTED,
+    SAME,
+    SCHEDULES,
+    SETTINGS,
+    grouped_rows,
+    opened,
+    warning_rows,
+)
+from meanmode.sweeps.studies.hazards.warning_scores import calibration_rows
+
+STUDIES = FITTED
+"""Studies that the early warning was fitted to, at least one of which is needed."""
+
+BESIDE = (
+    *("detector_unseen", "critical_rate_settings", "interventions", "stabilisers", "critical_rate_slopes"),
+    *("critical_rate_deep", "critical_rate_entry", "waiting_time_deep", "waiting_time_between"),
+    *("waiting_time_400", "waiting_time_400_low", "waiting_time_1000", "stabilisers_deep"),
+)
+"""Studies that it was not fitted to, drawn where they exist."""
+
+OF_FIT = "fitted runs"
+GROUPS = (OF_FIT, SAME, SETTINGS, SCHEDULES)
+STYLE = dict(zip(GROUPS, zip(("0.25", *COLOURS[:3]), MARKERS, strict=False), strict=False))
+"""Group -> colour and marker."""
+
+LEAST_RUNS = 5
+"""Runs that a bin must have to be drawn."""
+
+PANELS = (25, 50)
+"""Horizon of each panel, in steps."""
+
+
+def draw(studies: Studies) -> Figure:
+    """Share of rows whose run collapsed within the horizon against the predicted probability, one panel each.
+
+    Args:
+        studies: some of `STUDIES`, and some of `BESIDE`.
+    """
+    sources = opened(studies)
+    fitted = [source for source in sources if source.study.name in FITTED]
+    others = [source for source in sources if source.study.name not in FITTED]
+    rows = pd.concat([warning_rows(source) for source in fitted], ignore_index=True)
+    groups = {OF_FIT: rows, **grouped_rows(others, fitted)}
+    figure = Figure(figsize=(11, 5.8), layout="constrained")
+    for panel, horizon in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+        _draw_panel(panel, groups, horizon)
+    figure.suptitle(
+        "The early warning: points, measured with 90 % intervals (bootstrap over runs); line, perfect calibration",
+        fontsize=10,
+    )
+    shown = ", ".join(f"{name}: {groups[name]['run'].nunique()} runs" for name in GROUPS if name in groups)
+    caption(
+        figure,
+        "Rows of every fifth step before the onset, in bins of the predicted probability; bins with fewer than "
+        f"{LEAST_RUNS} runs are left out. Runs with a broken premise are not shown. {shown}.",
+        short_sizes(studies),
+    )
+    return figure
+
+
+def _draw_panel(panel: Axes, groups: dict[str, pd.DataFrame], horizon: int) -> None:
+    panel.plot([0, 1], [0, 1], color="0.35", lw=1)
+    for name, (colour, marker) in STYLE.items():
+        found = calibration_rows(groups[name], horizon) if name in groups else []
+        shown = [row for row in found if row["runs"] >= LEAST_RUNS]
+        _draw_points(panel, shown, {"color": colour, "marker": marker, "label": name})
+    panel.set_xlim(-0.02, 1.02)
+    panel.set_ylim(-0.02, 1.02)
+    panel.set_xlabel(f"predicted P(collapse within {horizon} steps)")
+    panel.set_ylabel("share that collapsed")
+    panel.set_title(f"within {horizon} steps", fontsize=9.5)
+    panel.grid(alpha=0.25)
+    panel.legend(fontsize=8, frameon=False, loc="upper left")
+
+
+def _draw_points(panel: Axes, rows: Sequence[dict[str, float]], style: dict[str, str]) -> None:
+    label: str | None = style["label"]
+    for row in rows:
+        ends = bars(row["value"], row["low"], row["high"])
+        panel.errorbar(
+            row["predicted"], row["value"], yerr=ends, ls="none", ms=6, capsize=3, **{**style, "label": label}
+        )
+        label = None

@@ -1,0 +1,126 @@
+"""Critical rate of ramps against depth: the hazard with the interval of single runs, beside every run."""
+
+import math
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from meanmode.dit.config.run_config import RunConfig
+from meanmode.paper_figs.figures.hazards.survival import hazard_of
+from meanmode.paper_figs.shared.runs import caption
+from meanmode.paper_figs.shared.studies import (
+    Studies,
+    bars,
+    forecast_of,
+    line_of,
+    rates_of_runs,
+    short_sizes,
+)
+from meanmode.paper_figs.shared.style import COLOURS, plain_ticks
+from meanmode.sweeps.engine.study import stored_study
+from meanmode.sweeps.studies.critical_rates import study_rows
+from meanmode.sweeps.studies.hazards.hazard_forecast import case_forecast, in_quantity
+from meanmode.theory.onset.functional_law import FunctionalLaw
+from meanmode.theory.onset.hazard import Hazard
+
+STUDIES = ("hazard_deep", "hazard_200")
+"""Studies of ramps whose slope goes with depth^(-1/2), measured after the forecast."""
+
+BESIDE = ("critical_rate_deep", "critical_rate_depth")
+"""Studies of the same ramps that were measured before it."""
+
+GROUPS = {
+    STUDIES: ("after the forecast", COLOURS[1], "o"),
+    BESIDE: ("before it", "0.45", "s"),
+}
+"""Studies -> when they were measured, colour and marker."""
+
+DEPTHS = np.round(np.geomspace(8, 1000, 15))
+"""Depths at which the hazard is evaluated."""
+
+
+def draw(studies: Studies) -> Figure:
+    """Median critical rates and those of every run against depth, with the hazard and its run interval.
+
+    Args:
+        studies: some of `STUDIES`, with the texts of their forecasts.
+
+    Raises:
+        ValueError: no study has a forecast by a hazard.
+    """
+    hazard = hazard_of(studies)
+    figure = Figure(figsize=(9.0, 6.0), layout="constrained")
+    panel = figure.subplots()
+    run = stored_study(next(iter(studies.values())).attrs).runs[0]
+    _draw_hazard(panel, hazard, run)
+    _draw_rivals(panel, studies)
+    for names, style in GROUPS.items():
+        found = [studies[name] for name in names if name in studies]
+        for data in found:
+            _draw_runs(panel, data, style[1:])
+        if found:
+            panel.plot([], [], style[2], color=style[1], ms=6, label=f"measured {style[0]}")
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    plain_ticks(panel.yaxis)
+    depths = (8, 16, 32, 64, 128, 250, 400, 1000)
+    panel.set_xticks(depths, [str(depth) for depth in depths])
+    panel.set_xticks([], minor=True)
+    panel.set_xlabel("depth L (blocks)")
+    panel.set_ylabel("critical rate (learning rate at the onset)")
+    panel.grid(alpha=0.25, which="both")
+    panel.legend(fontsize=8.5, frameon=False, loc="lower left")
+    caption(
+        figure,
+        "Hazard: fitted to 8, 16 and 32 blocks at constant rates. Large points: medians with 90 % intervals; "
+        "small: single runs; an arrow: runs that did not collapse, at their last rate.",
+        short_sizes(studies),
+    )
+    return figure
+
+
+def _draw_hazard(panel: Axes, hazard: Hazard, run: RunConfig) -> None:
+    medians, lows, highs = [], [], []
+    for depth in DEPTHS:
+        here = run.with_fields({"depth": int(depth), "steps": 600})
+        found = case_forecast(hazard, here, seeds=8)
+        middle, low, high = in_quantity(here, (found.median, found.run_low, found.run_high))
+        medians.append(middle)
+        lows.append(low)
+        highs.append(high)
+    panel.plot(DEPTHS, medians, color=COLOURS[0], lw=1.6, label="hazard: median")
+    panel.fill_between(
+        DEPTHS, lows, highs, color=COLOURS[0], alpha=0.15, lw=0, label="and 90 % of single runs"
+    )
+
+
+def _draw_rivals(panel: Axes, studies: Studies) -> None:
+    """Law O2 and the line through the shallow networks, both fitted to ramps."""
+    forecast = forecast_of(studies)
+    if not forecast:
+        return
+    law = FunctionalLaw.of_document(forecast["law"])
+    slope = forecast["anchor"]["slope"] * math.sqrt(forecast["anchor"]["depth"])
+    rates = [law.critical_rate(depth, slope / math.sqrt(depth)) for depth in DEPTHS]
+    panel.plot(DEPTHS, rates, "--", color=COLOURS[2], lw=1.3, label="law O2")
+    label = f"L^{forecast['power_law']['exponent']:.2f}"
+    panel.plot(DEPTHS, line_of(forecast["power_law"], DEPTHS), ":", color=COLOURS[3], lw=1.6, label=label)
+
+
+def _draw_runs(panel: Axes, data: xr.Dataset, style: tuple[str, str]) -> None:
+    colour, marker = style
+    runs = rates_of_runs(data)
+    for row, run in zip(study_rows(data), stored_study(data.attrs).runs, strict=True):
+        depth, own = run.model.depth, runs.get(row["case"], [])
+        spread = depth * np.geomspace(0.96, 1.04, len(own))
+        panel.plot(spread, own, marker, color=colour, ms=3, alpha=0.45, mew=0)
+        if row["n_collapsed"] < row["n"]:
+            last = run.training.learning_rate(depth).rate(run.training.steps)
+            panel.plot(depth, last, marker=r"$\uparrow$", color=colour, ms=10, ls="none")
+        if row["measured"] is not None:
+            ends = bars(row["measured"], row["measured_low"], row["measured_high"])
+            panel.errorbar(
+                depth, row["measured"], yerr=ends, fmt=marker, color=colour, ms=6.5, capsize=3, zorder=4
+            )

@@ -1,0 +1,114 @@
+"""Survival of runs under constant rates, schedules and ramps: the hazard beside Kaplan-Meier estimates."""
+
+# N steps, R runs
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from meanmode.dit.config.run_config import RunConfig
+from meanmode.paper_figs.shared.runs import caption
+from meanmode.paper_figs.shared.studies import Studies, forecasts_of, short_sizes
+from meanmode.paper_figs.shared.style import MARKERS
+from meanmode.sweeps.engine.study import stored_study
+from meanmode.sweeps.statistics.scores import survival_curve
+from meanmode.sweeps.studies.hazards.hazard_runs import schedule_rates, waiting_runs
+from meanmode.theory.onset.hazard import Hazard
+from meanmode.theory.onset.hazard_likelihood import WaitingRuns
+
+STUDIES = ("hazard_schedules", "hazard_slopes", "hazard_deep", "hazard_200")
+"""Studies that are drawn, none of which the hazard was fitted to."""
+
+POINTS = 18
+"""Points per curve: fewer collapses are all shown."""
+
+
+def draw(studies: Studies) -> Figure:
+    """P(no collapse) against the step; one panel per study and depth, one curve per case.
+
+    Args:
+        studies: some of `STUDIES`, with the texts of their forecasts.
+
+    Raises:
+        ValueError: no study has a forecast by a hazard.
+    """
+    hazard = hazard_of(studies)
+    panels = panels_of(studies)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.2 * columns, 3.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, (title, cases) in zip(axes, panels.items(), strict=False):
+        _draw_panel(axis, hazard, cases)
+        axis.set_title(title, fontsize=9.5)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    figure.suptitle("P(no collapse) up to a step: lines, forecast; points, measured", fontsize=10.5)
+    caption(
+        figure,
+        "Lines: a hazard (law O3) fitted to 8, 16 and 32 blocks at constant rates, before these runs. "
+        "Points: Kaplan-Meier estimates; a cross ends runs that did not collapse.",
+        short_sizes(studies),
+    )
+    return figure
+
+
+def hazard_of(studies: Studies) -> Hazard:
+    """The hazard of the first forecast that holds one.
+
+    Raises:
+        ValueError: none does.
+    """
+    for document in forecasts_of(studies).values():
+        if "hazard" in document:
+            return Hazard.of_document(document["hazard"])
+    raise ValueError(
+        "these studies have no forecast by a hazard: write one with mms predict onset --law hazard"
+    )
+
+
+def panels_of(studies: Studies) -> dict[str, list[tuple[str, RunConfig, WaitingRuns]]]:
+    """Title of a panel -> label, run and measured runs of each of its cases."""
+    found: dict[str, list[tuple[str, RunConfig, WaitingRuns]]] = {}
+    for name, data in studies.items():
+        study = stored_study(data.attrs)
+        groups = waiting_runs(study, data)
+        depths = {run.model.depth for run in study.runs}
+        per_depth = len(study.cases) > len(depths)
+        for case, run in zip(study.cases, study.runs, strict=True):
+            title = f"{name}, {run.model.depth} blocks" if per_depth else "ramps of slope ~ L^(-1/2)"
+            label = case.label.partition(", ")[2] if per_depth else case.label
+            found.setdefault(title, []).append((label, run, groups[case.label]))
+    return found
+
+
+def _draw_panel(axis: Axes, hazard: Hazard, cases: Sequence[tuple[str, RunConfig, WaitingRuns]]) -> None:
+    ordered = sorted(cases, key=lambda case: case[1].model.depth)
+    colours = colormaps["viridis"](np.linspace(0, 0.85, len(ordered)))
+    for (label, run, runs), colour, marker in zip(ordered, colours, MARKERS, strict=False):
+        rates = schedule_rates(run)
+        steps = np.arange(1, len(rates) + 1)
+        axis.plot(steps, hazard.survival(rates, run.model.depth), color=colour, lw=1.3)
+        x, y = survival_curve(runs.times, runs.collapsed)
+        kept = np.unique(np.linspace(1, len(x) - 1, POINTS).round().astype(int)) if len(x) > 1 else []
+        axis.plot(
+            x[kept],
+            y[kept],
+            marker,
+            color=colour,
+            ms=4.5,
+            mfc="none",
+            label=f"{label}, {len(runs.times)} runs",
+        )
+        if not runs.collapsed.all():
+            axis.plot(runs.times[~runs.collapsed].max(), y[-1], "x", color=colour, ms=6)
+    axis.set_xscale("log")
+    axis.set_xlim(left=30)
+    axis.set_ylim(-0.03, 1.03)
+    axis.set_xlabel("step")
+    axis.set_ylabel("P(no collapse)")
+    axis.grid(alpha=0.25, which="both")
+    axis.legend(fontsize=8, frameon=False)
