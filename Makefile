@@ -28,6 +28,7 @@ bench: venv
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/overhead.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/front.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/training_step.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/discovery.py
 
 venv: $(VENV)/installed
 

@@ -13,12 +13,6 @@ from meanmode.paper_figs.figures import (
     committor,
     critical_rate,
     depth_profiles,
-    event,
-    event_causes,
-    event_depth,
-    event_factor,
-    event_regression,
-    event_run,
     half_rate,
     interventions,
     margin,
@@ -28,6 +22,15 @@ from meanmode.paper_figs.figures import (
     token_law,
     waiting_time,
 )
+from meanmode.paper_figs.figures.events import (
+    event,
+    event_causes,
+    event_depth,
+    event_factor,
+    event_regression,
+    event_run,
+)
+from meanmode.paper_figs.figures.hazards import calibration, hazard_depth, schedule_risk, survival
 from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.regular_files import read_json
 from meanmode.sim.store.run_reader import is_run, open_run
@@ -58,13 +61,28 @@ STUDY_FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, xr.Datase
     "committor": (committor.STUDIES, committor.draw),
     **{
         module.__name__.rpartition(".")[2]: (module.STUDIES, module.draw)
-        for module in (event, event_regression, event_factor, event_causes, event_depth)
+        for module in (
+            event,
+            event_regression,
+            event_factor,
+            event_causes,
+            event_depth,
+            survival,
+            hazard_depth,
+            calibration,
+            schedule_risk,
+        )
     },
 }
 """Name -> the studies that are drawn, those of them whose store exists, and the function that draws them."""
 
 
-BESIDE: dict[str, tuple[str, ...]] = {"event_causes": event_causes.BESIDE}
+BESIDE: dict[str, tuple[str, ...]] = {
+    "event_causes": event_causes.BESIDE,
+    "hazard_depth": hazard_depth.BESIDE,
+    "calibration": calibration.BESIDE,
+    "schedule_risk": schedule_risk.BESIDE,
+}
 """Name -> studies that are drawn as well where they exist, but only beside those of `STUDY_FIGURES`."""
 
 

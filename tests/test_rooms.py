@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 STOREYS = {
     "theory": ("setting", "proof", "laws", "meanfield", "onset"),
-    "sim": ("trunk", "observe", "intervene", "store", "onset", "train", "imported", "simulate"),
+    "sim": ("trunk", "anatomy", "observe", "intervene", "store", "onset", "train", "imported", "simulate"),
     "dit": ("config", "model", "data", "train", "evaluate"),
     "sweeps": ("statistics", "engine", "named", "studies", "cli"),
     "paper_figs": ("shared", "figures", "all_figures"),
@@ -32,7 +32,8 @@ ALLOWED = {
 
 SUBJECTS = {
     *("collapse_front", "committor", "critical_rate", "depth_profiles", "half_rate", "interventions"),
-    *("merges", "mixers", "state_space", "sweep", "timestep_probe", "token_law", "waiting_time"),
+    *("merges", "mixers", "schedule_risk", "state_space", "sweep", "timestep_probe", "token_law"),
+    "waiting_time",
 }
 """Stems that several modules share, since they speak of one thing: a law, its measurement, its figure."""
 

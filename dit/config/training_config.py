@@ -20,6 +20,7 @@ from meanmode.dit.config.field_ranges import (
 )
 from meanmode.sim.intervene.grammar import Intervention
 from meanmode.sim.observe.observable_names import OBSERVABLES as BLOCK_OBSERVABLES
+from meanmode.sim.onset.early_warning import MOST_STEPS
 from meanmode.sim.train.schedule import Schedule
 
 LABEL, FUNCTIONAL_STEP = "tcs", "functional_step"
@@ -96,6 +97,9 @@ class TrainingConfig:
             movement, lower all rates and draw a new data order. After three roll-backs, or without such a
             checkpoint, it only lowers the rates.
         alarm_factor: factor by which an alarm lowers the rates.
+        alarm_chance: probability of a collapse within 50 steps (`meanmode.sim.onset.early_warning`) at which
+            `on_alarm` acts as well, again after every `event_window` steps with such a probability. None:
+            only the alarms of the detector.
         interventions: pairs (step, text): the intervention that `text` describes acts from this step on
             (grammar in `meanmode.sim.intervene.grammar`); its step must be one of the run.
 
@@ -143,6 +147,7 @@ class TrainingConfig:
     stop_on: str = "divergence"
     on_alarm: str = "log"
     alarm_factor: Annotated[float, SHARE] = 0.25
+    alarm_chance: Annotated[float | None, Range(0, 1, above=True)] = None
     interventions: tuple[tuple[int, str], ...] = ()
 
     def __post_init__(self) -> None:
@@ -180,6 +185,13 @@ class TrainingConfig:
         object.__setattr__(self, "betas", tuple(self.betas))  # JSON has lists instead
         object.__setattr__(self, "interventions", self._checked_interventions())
         object.__setattr__(self, "observables", self._checked_observables())
+        if self.alarm_chance is not None and not (
+            1 <= self.telemetry_every <= MOST_STEPS and self.observes(FUNCTIONAL_STEP)
+        ):
+            raise ValueError(
+                "alarm_chance reads token cosines and functional steps: set telemetry_every to 1 to "
+                f"{MOST_STEPS} and measure {FUNCTIONAL_STEP}"
+            )
 
     def _checked_interventions(self) -> tuple[tuple[int, str], ...]:
         """Return the interventions as tuples; JSON has lists instead."""

@@ -10,13 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meanmode.dit.config.run_config import RunConfig
+from meanmode.dit.config.training_config import FUNCTIONAL_STEP
+from meanmode.dit.config.warning_premises import broken_premises
 from meanmode.sim.observe.observable_names import observable_dims, without_suffix
-from meanmode.sim.onset.detector import Alarm, Detector
+from meanmode.sim.onset.detector import EARLY_WARNING, Alarm, Detector
+from meanmode.sim.onset.early_warning import HORIZONS, RecentSignals
 from meanmode.sim.onset.training_onset import SIGNALS, deep_median
+from meanmode.sim.onset.watched_signal import Moved
 from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
 
 Row = dict[str, Any]
 """Observables of one step by name."""
+
+
+COLLAPSE_CHANCE = "collapse_chance"
+"""Name of the probability of the early warning in a row."""
 
 
 LEAST_HISTORY = 10
@@ -73,11 +81,13 @@ class Watch:
         before: step and observables of the last measurement.
         crossed: whether the token cosine rose above that of the front at the last step that was noticed.
         detector: detector that raises the alarms.
+        recent: signals that the early warning reads.
     """
 
     def __init__(self, run: RunConfig) -> None:
-        self.training = run.training
-        self.detector = Detector()
+        self.run, self.training = run, run.training
+        self.detector, self.recent = Detector(), RecentSignals()
+        self._warned = -run.training.event_window
         self.until = 0
         self._quiet: dict[str, int] = {}
         self._norms: deque[float] = deque(maxlen=run.training.event_window)
@@ -135,6 +145,32 @@ class Watch:
             self.until = self._quiet[event.signal] = step + self.training.event_window
         return event, alarm
 
+    def forecast(self, step: int, row: Row) -> Alarm | None:
+        """Add the probability of a collapse to a stored row; return an alarm if `alarm_chance` asks for one.
+
+        A row without a functional step gets none. It is NaN where the early warning has nothing to say: in
+        the first steps, once tokens are alike, and where the configuration breaks its premises.
+
+        Args:
+            step: number of the step.
+            row: observables of the step, including the functional step where it was taken.
+        """
+        cosine = deep_median(row["tcs_image"] if "tcs_image" in row else row["tcs"])
+        self.recent.add(step, cosine, row.get(FUNCTIONAL_STEP, np.nan))
+        if FUNCTIONAL_STEP not in row:
+            return None
+        silent = bool(broken_premises(self.run, step))
+        chance = float("nan") if silent else self.recent.chance(HORIZONS[-1])
+        row[COLLAPSE_CHANCE] = chance
+        least, due = self.training.alarm_chance, self._warned + self.training.event_window
+        if least is None or step < due or not chance >= least:
+            return None
+        self._warned = step
+        moved = Moved(
+            signal=COLLAPSE_CHANCE, first_step=step, value=chance, reference=least, factor=chance / least
+        )
+        return Alarm(step=step, moved=(moved,), kind=EARLY_WARNING)
+
     def measured(self, step: int, row: Row, *, stored: bool) -> None:
         """Remember the observables of a step, if any; the ring buffer keeps those that are not stored."""
         if row:
@@ -161,6 +197,8 @@ class Watch:
             "tcs": np.array(self._tcs),
             "norms": np.array(list(self._norms), dtype=np.float64),
             **{f"detector.{name}": value for name, value in self.detector.state().items()},
+            "warned": np.array(self._warned),
+            **{f"recent.{name}": value for name, value in self.recent.state().items()},
         }
         held = [("ring", *entry) for entry in self._ring]
         if self.before is not None:
@@ -174,12 +212,17 @@ class Watch:
         self.until, self._tcs = int(state["until"]), float(state["tcs"])
         self._norms.clear()
         self._norms.extend(state["norms"].tolist())
-        seen = {name: value for name, value in state.items() if name.startswith("detector.")}
-        if seen:  # checkpoints of earlier versions have none
-            self.detector.restore({name.removeprefix("detector."): value for name, value in seen.items()})
+        parts = {}
+        for part in ("detector.", "recent."):
+            of = {name: value for name, value in state.items() if name.startswith(part)}
+            parts |= of
+            if of:  # checkpoints of earlier versions have none
+                restored = self.detector if part == "detector." else self.recent
+                restored.restore({name.removeprefix(part): value for name, value in of.items()})
+        self._warned = int(state.get("warned", np.array(self._warned)))
         rows: dict[str, dict[int, Row]] = {"ring": {}, "before": {}}
         for name, value in state.items():
-            if name in seen:
+            if name in parts:
                 continue
             kind, *rest = name.split(".", 2)
             if kind == "quiet":

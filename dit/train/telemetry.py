@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.config.training_config import FUNCTIONAL_STEP
 from meanmode.dit.train.autopsy import as_text
-from meanmode.dit.train.measurements import Row, measured_observables
+from meanmode.dit.train.measurements import COLLAPSE_CHANCE, Row, measured_observables
 from meanmode.dit.train.optimiser import families
 from meanmode.sim.observe.observable_names import GRADIENT_MODES, GRADIENT_SIZES, WRITERS
 from meanmode.sim.store.files import StoreError, Variable, reason, write_whole
@@ -46,9 +46,12 @@ SCALARS = {
     "wall_s": Variable(definition="Time spent training, over all sessions of the run", units="s"),
     "data_wait_s": Variable(definition="Time the step waited for its batch", units="s"),
     "functional_step": Variable(definition="Delta, rms change of the last trunk by the update, same batch"),
+    "collapse_chance": Variable(
+        definition="P(collapse within 50 steps) by the early warning, NaN where it has nothing to say"
+    ),
 }
 """Scalars of every step, except `functional_step`: it costs a forward pass and is taken only at regular
-measurements and events."""
+measurements and events; `collapse_chance` is computed where it is."""
 
 
 def variables(run: RunConfig, names: tuple[str, ...]) -> tuple[dict[str, Variable], dict[str, Any]]:
@@ -58,7 +61,7 @@ def variables(run: RunConfig, names: tuple[str, ...]) -> tuple[dict[str, Variabl
         run: configuration of the run.
         names: names of the parameters.
     """
-    left_out = set() if run.training.observes(FUNCTIONAL_STEP) else {FUNCTIONAL_STEP}
+    left_out = set() if run.training.observes(FUNCTIONAL_STEP) else {FUNCTIONAL_STEP, COLLAPSE_CHANCE}
     scalars = {name: of for name, of in SCALARS.items() if name not in left_out}
     kinds = families(names)
     in_blocks = [kind for kind in kinds if "." in kind]

@@ -258,6 +258,8 @@ class Trainer:
         self.optimiser.zero_grad()
         if training.observes(FUNCTIONAL_STEP) and (event is not None or watch.regular(step)):
             row["functional_step"] = self.training_pass.functional_step(micro_batches, trunks)
+        early = watch.forecast(step, row) if row and stored else None
+        self._alarm = self._alarm or early
         self.step = step
         watch.measured(step, row, stored=stored)
         earlier = watch.released(step) if event is not None else []

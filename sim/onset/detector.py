@@ -36,6 +36,10 @@ KINDS_OF_ALARMS = (NOT_A_NUMBER, COLLAPSE, BORN, DIVERGENCE, GRADIENTS_DEAD)
 """Kinds of alarms, in the order in which evidence is sought."""
 
 
+EARLY_WARNING = "early warning"
+"""Kind of an alarm that the detector does not raise: a large probability of a collapse, before its onset."""
+
+
 NOT_FINITE_ROWS, GRADIENT_ROWS = 3, 20
 """Consecutive rows without a finite loss, or without a finite gradient norm, that make an alarm. Training
 with scaled 16-bit numbers skips single steps whose gradient is not finite, without harm."""
@@ -89,7 +93,7 @@ class Alarm:
     Attributes:
         step: step at which the alarm is raised.
         moved: the signals that moved, in the order in which they did.
-        kind: one of `KINDS_OF_ALARMS`.
+        kind: one of `KINDS_OF_ALARMS`, or `EARLY_WARNING`.
     """
 
     step: int

@@ -1,10 +1,35 @@
-"""`mms detect` and `mms margin`: how well collapses are found, and how early the margin warns."""
+"""`mms forecast`, `mms detect`, `mms margin`: is a run about to collapse, and how well can one tell?"""
 
 from pathlib import Path
 
 import click
 
 from meanmode.sweeps.cli.options import json_option, show_json, show_table
+
+
+@click.command()
+@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@json_option
+def forecast(path: Path, as_json: bool) -> None:
+    """Show how probable it is that a running or finished RUN collapses within 25 and 50 steps.
+
+    RUN is the folder of a run, its store, or an imported log. The probability is that of the last step with
+    a measured token cosine and functional step; the table shows earlier ones, --json all of them. From step
+    150 on, the critical rate of a ramp of this setting is forecast as well.
+    """
+    from meanmode.sweeps.studies.hazards.run_warning import forecast_document, forecast_lines, shown_rows
+
+    document = forecast_document(path)
+    if as_json:
+        show_json(document)
+        return
+    for line in forecast_lines(path, document):
+        click.echo(line)
+    rows = shown_rows(document)
+    if rows:
+        import pandas as pd
+
+        click.echo(pd.DataFrame(rows).to_string(index=False))
 
 
 @click.command()

@@ -27,8 +27,10 @@ SECTIONS = {
     },
     "Measure": {
         "import": ("import_log:import_log", "Read telemetry logged elsewhere."),
+        "anatomy": ("models.anatomy_command:anatomy", "Show what a model of your own is made of."),
         "measure": ("measure:measure", "Measure states with more samples."),
         "onset": ("compare:onset", "Measure when and where it collapsed."),
+        "forecast": ("detect:forecast", "Warn of a collapse within a run."),
         "detect": ("detect:detect", "Score the detector on labelled runs."),
         "margin": ("detect:margin", "Follow the stability margin of runs."),
         "compare": ("compare:compare", "Set predictions beside measurements."),

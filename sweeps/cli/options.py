@@ -1,14 +1,51 @@
-"""What the commands share: the stack options of a setting, comma lists, JSON and tables."""
+"""What the commands share: stack options of a setting, fields of a preset, comma lists, JSON and tables."""
 
 import dataclasses
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from meanmode.sweeps.engine.setting_fields import FIELD_DEFINITIONS
 from meanmode.theory.setting import Setting
+
+if TYPE_CHECKING:
+    from meanmode.dit.config.run_config import RunConfig
+
+
+def settings_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--set NAME=VALUE`, repeatable: a field of the network or the training of a preset."""
+    return click.option(
+        "--set",
+        "settings",
+        metavar="NAME=VALUE",
+        multiple=True,
+        help="Set a field of the network or the training, such as width=64 or steps=1000. Repeatable.",
+    )(command)
+
+
+def preset_run(preset: str, settings: Sequence[str]) -> "RunConfig":
+    """The run of a preset with the fields of `--set`.
+
+    Raises:
+        click.UsageError: an unknown preset, or a setting that is not NAME=VALUE.
+        ValueError: an unknown field, or a value of the wrong type or out of range.
+        StoreError: the data are no latent store.
+    """
+    from meanmode.dit.config.field_ranges import shown
+    from meanmode.dit.config.presets import PRESETS
+    from meanmode.dit.data.latents import with_data
+
+    if preset not in PRESETS:
+        raise click.UsageError(f"unknown preset {shown(preset)}: choose one of {', '.join(PRESETS)}")
+    fields: dict[str, str] = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set takes NAME=VALUE, got {text!r}")
+        fields[name.strip()] = value.strip()
+    return with_data(PRESETS[preset], fields)
 
 
 def check_device(device: str) -> None:

@@ -6,13 +6,20 @@ from typing import Any
 
 import click
 
-from meanmode.sweeps.cli.options import json_option, show_json, show_table, stack_options
+from meanmode.sweeps.cli.options import (
+    json_option,
+    preset_run,
+    settings_option,
+    show_json,
+    show_table,
+    stack_options,
+)
 from meanmode.theory.setting import Setting
 
 
 @click.group()
 def predict() -> None:
-    """Predict the front, a profile or the onset."""
+    """Predict the front, a profile, the onset, or the risk of a schedule."""
 
 
 @predict.command("front")
@@ -155,3 +162,51 @@ def predict_onset_command(
         show_json(document)
     else:
         show_table(document["rows"])
+
+
+@predict.command("schedule")
+@click.argument("preset")
+@settings_option
+@click.option(
+    "--from",
+    "sources",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A forecast by a hazard; or, several times, stores of ramps and of waiting times, to which a hazard "
+    "is fitted.",
+)
+@click.option(
+    "--risk",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="Accepted probability of a collapse by the last step.",
+)
+@json_option
+def predict_schedule_command(
+    preset: str, settings: tuple[str, ...], sources: tuple[Path, ...], risk: float, as_json: bool
+) -> None:
+    """Say how risky the learning-rate schedule of a run is, before it is run.
+
+    The run is a PRESET with the fields of --set, as in mms train; depth, schedule, rate, warmup and steps
+    matter here. The answers, by a hazard (law O3): the probability of a collapse by the last step, when it
+    comes, the largest peak rate at the accepted --risk, and the probability against the peak rate. Another
+    peak is the same schedule with all its rates multiplied by a factor. A ramp without a limit has no peak:
+    the answer is its largest slope.
+
+    The hazard is silent on runs that differ from the fitted ones in more than depth and schedule.
+    """
+    from meanmode.sweeps.cli.statements import open_hazard
+    from meanmode.sweeps.studies.hazards.schedule_risk import risk_document, risk_lines
+
+    run = preset_run(preset, settings)
+    hazard, setting = open_hazard(sources)
+    document = risk_document(hazard, setting, run, risk=risk)
+    document["made_from"] = [str(source) for source in sources]
+    if as_json:
+        show_json(document)
+        return
+    for line in risk_lines(document):
+        click.echo(line)
+    show_table(document["curve"])

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meanmode.sweeps.cli.options import show_json
+from meanmode.sweeps.cli.options import preset_run, settings_option, show_json
 
 if TYPE_CHECKING:
     from meanmode.dit.config.run_config import RunConfig
@@ -14,13 +14,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("preset", required=False)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/PRESET]")
-@click.option(
-    "--set",
-    "settings",
-    metavar="NAME=VALUE",
-    multiple=True,
-    help="Set a field of the network or the training, such as width=64 or steps=1000. Repeatable.",
-)
+@settings_option
 @click.option(
     "--intervene",
     "interventions",
@@ -72,7 +66,6 @@ def train(
     """
     import dataclasses
 
-    from meanmode.dit.config.field_ranges import shown
     from meanmode.dit.config.presets import PRESETS
 
     if as_list or preset is None:
@@ -83,16 +76,13 @@ def train(
                 f"of {training.batch}, data {known.data}"
             )
         return
-    if preset not in PRESETS:
-        raise click.UsageError(f"unknown preset {shown(preset)}: choose one of {', '.join(PRESETS)}")
     if resume and fork is not None:
         raise click.UsageError("--resume continues a run and --fork starts a new one: pass only one of them")
     if begin_anew and not resume:
         raise click.UsageError("--begin-anew is for a run without intact checkpoints: pass it with --resume")
-    from meanmode.dit.data.latents import with_data
     from meanmode.dit.train.memory import estimate
 
-    run = with_data(PRESETS[preset], _options(settings))
+    run = preset_run(preset, settings)
     if interventions:
         training = dataclasses.replace(run.training, interventions=interventions)
         run = dataclasses.replace(run, training=training)
@@ -119,16 +109,6 @@ def _diverged(run: "RunConfig", out: Path, **start: Any) -> bool:
     if trainer.processes.rank == 0:
         click.echo(f"{out}: {outcome}")
     return outcome.diverged
-
-
-def _options(settings: tuple[str, ...]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for text in settings:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise click.UsageError(f"--set takes NAME=VALUE, got {text!r}")
-        found[name.strip()] = value.strip()
-    return found
 
 
 @click.command("export")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from meanmode.paper_figs.all_figures import BESIDE, STUDY_FIGURES, draw_figures
-from meanmode.paper_figs.figures.hazards import hazard_depth, survival
+from meanmode.paper_figs.figures.hazards import hazard_depth, schedule_risk, survival
 from meanmode.sim.store.regular_files import read_json
 from meanmode.sim.store.sweep_store import open_cells
 from meanmode.sweeps.engine.study import stored_study
@@ -52,3 +52,19 @@ def test_depths_have_their_runs_and_the_hazard(tmp_path: Path) -> None:
     (path,) = draw_figures(["hazard_depth"], tmp_path, tmp_path / "out")
     assert path.stat().st_size > 30_000
     assert hazard_depth.STUDIES == STUDY_FIGURES["hazard_depth"][0]
+
+
+def test_risks_of_schedules_are_lines_and_measured_shares_points() -> None:
+    """Points of fitted runs are open; the curve of constant rates at 16 blocks has all of theirs."""
+    names = ("hazard_history", "waiting_time_low")
+    studies = {name: open_cells(DATA / f"{name}.zarr") for name in names}
+    studies["hazard_history"].attrs["forecast"] = (DATA / "hazard_history.forecast.json").read_text()
+    shallow, deep = schedule_risk.draw(studies).axes
+    for panel in (shallow, deep):
+        constant, longer, cosine = (line for line in panel.lines if len(line.get_xdata()) > 1)
+        halves = [np.interp(0.5, line.get_ydata(), line.get_xdata()) for line in (constant, longer, cosine)]
+        assert halves == sorted(halves)
+    filled = [
+        [points[0].get_markerfacecolor() != "none" for points in of.containers] for of in (shallow, deep)
+    ]
+    assert filled == [[True, *[False] * 5], [True]]

@@ -9,15 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from meanmode.paper_figs.shared.runs import caption
-from meanmode.paper_figs.shared.studies import Studies, bars, short_sizes
+from meanmode.paper_figs.shared.studies import Studies, bars
 from meanmode.paper_figs.shared.style import COLOURS, MARKERS
+from meanmode.sweeps.studies.hazards.hazard_runs import opened
 from meanmode.sweeps.studies.hazards.warning_rows import (
     FITTED,
     SAME,
     SCHEDULES,
     SETTINGS,
     grouped_rows,
-    opened,
     warning_rows,
 )
 from meanmode.sweeps.studies.hazards.warning_scores import calibration_rows
@@ -59,15 +59,15 @@ def draw(studies: Studies) -> Figure:
     for panel, horizon in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
         _draw_panel(panel, groups, horizon)
     figure.suptitle(
-        "The early warning: points, measured with 90 % intervals (bootstrap over runs); line, perfect calibration",
+        "The early warning: points, measured with 90 % intervals (bootstrap over runs); line, as predicted",
         fontsize=10,
     )
     shown = ", ".join(f"{name}: {groups[name]['run'].nunique()} runs" for name in GROUPS if name in groups)
     caption(
         figure,
-        "Rows of every fifth step before the onset, in bins of the predicted probability; bins with fewer than "
-        f"{LEAST_RUNS} runs are left out. Runs with a broken premise are not shown. {shown}.",
-        short_sizes(studies),
+        "Rows of every fifth step before the onset, in bins of the predicted probability; bins with fewer "
+        f"than {LEAST_RUNS} runs are left out. Runs with a broken premise are not shown. {shown}. Sizes of the "
+        f"{len(studies)} studies: on the page.",
     )
     return figure
 

@@ -3,11 +3,9 @@
 import math
 
 import numpy as np
-import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from meanmode.dit.config.run_config import RunConfig
 from meanmode.paper_figs.figures.hazards.survival import hazard_of
 from meanmode.paper_figs.shared.runs import caption
 from meanmode.paper_figs.shared.studies import (
@@ -19,9 +17,9 @@ from meanmode.paper_figs.shared.studies import (
     short_sizes,
 )
 from meanmode.paper_figs.shared.style import COLOURS, plain_ticks
-from meanmode.sweeps.engine.study import stored_study
 from meanmode.sweeps.studies.critical_rates import study_rows
-from meanmode.sweeps.studies.hazards.hazard_forecast import case_forecast, in_quantity
+from meanmode.sweeps.studies.hazards.hazard_forecast import depth_curve
+from meanmode.sweeps.studies.hazards.hazard_runs import OpenedStudy, opened
 from meanmode.theory.onset.functional_law import FunctionalLaw
 from meanmode.theory.onset.hazard import Hazard
 
@@ -37,7 +35,7 @@ GROUPS = {
 }
 """Studies -> when they were measured, colour and marker."""
 
-DEPTHS = np.round(np.geomspace(8, 1000, 15))
+DEPTHS = [round(depth) for depth in np.geomspace(8, 1000, 15)]
 """Depths at which the hazard is evaluated."""
 
 
@@ -53,13 +51,13 @@ def draw(studies: Studies) -> Figure:
     hazard = hazard_of(studies)
     figure = Figure(figsize=(9.0, 6.0), layout="constrained")
     panel = figure.subplots()
-    run = stored_study(next(iter(studies.values())).attrs).runs[0]
-    _draw_hazard(panel, hazard, run)
+    sources = {source.path.name: source for source in opened(studies)}
+    _draw_hazard(panel, hazard, next(iter(sources.values())))
     _draw_rivals(panel, studies)
     for names, style in GROUPS.items():
-        found = [studies[name] for name in names if name in studies]
-        for data in found:
-            _draw_runs(panel, data, style[1:])
+        found = [sources[name] for name in names if name in sources]
+        for source in found:
+            _draw_runs(panel, source, style[1:])
         if found:
             panel.plot([], [], style[2], color=style[1], ms=6, label=f"measured {style[0]}")
     panel.set_xscale("log")
@@ -81,19 +79,11 @@ def draw(studies: Studies) -> Figure:
     return figure
 
 
-def _draw_hazard(panel: Axes, hazard: Hazard, run: RunConfig) -> None:
-    medians, lows, highs = [], [], []
-    for depth in DEPTHS:
-        here = run.with_fields({"depth": int(depth), "steps": 600})
-        found = case_forecast(hazard, here, seeds=8)
-        middle, low, high = in_quantity(here, (found.median, found.run_low, found.run_high))
-        medians.append(middle)
-        lows.append(low)
-        highs.append(high)
-    panel.plot(DEPTHS, medians, color=COLOURS[0], lw=1.6, label="hazard: median")
-    panel.fill_between(
-        DEPTHS, lows, highs, color=COLOURS[0], alpha=0.15, lw=0, label="and 90 % of single runs"
-    )
+def _draw_hazard(panel: Axes, hazard: Hazard, source: OpenedStudy) -> None:
+    rows = depth_curve(hazard, source, DEPTHS, seeds=8)
+    median, low, high = ([row[name] for row in rows] for name in ("median", "run_low", "run_high"))
+    panel.plot(DEPTHS, median, color=COLOURS[0], lw=1.6, label="hazard: median")
+    panel.fill_between(DEPTHS, low, high, color=COLOURS[0], alpha=0.15, lw=0, label="90 % of single runs")
 
 
 def _draw_rivals(panel: Axes, studies: Studies) -> None:
@@ -106,13 +96,14 @@ def _draw_rivals(panel: Axes, studies: Studies) -> None:
     rates = [law.critical_rate(depth, slope / math.sqrt(depth)) for depth in DEPTHS]
     panel.plot(DEPTHS, rates, "--", color=COLOURS[2], lw=1.3, label="law O2")
     label = f"L^{forecast['power_law']['exponent']:.2f}"
-    panel.plot(DEPTHS, line_of(forecast["power_law"], DEPTHS), ":", color=COLOURS[3], lw=1.6, label=label)
+    line = line_of(forecast["power_law"], np.array(DEPTHS))
+    panel.plot(DEPTHS, line, ":", color=COLOURS[3], lw=1.6, label=label)
 
 
-def _draw_runs(panel: Axes, data: xr.Dataset, style: tuple[str, str]) -> None:
+def _draw_runs(panel: Axes, source: OpenedStudy, style: tuple[str, str]) -> None:
     colour, marker = style
-    runs = rates_of_runs(data)
-    for row, run in zip(study_rows(data), stored_study(data.attrs).runs, strict=True):
+    runs = rates_of_runs(source.data)
+    for row, run in zip(study_rows(source.data), source.study.runs, strict=True):
         depth, own = run.model.depth, runs.get(row["case"], [])
         spread = depth * np.geomspace(0.96, 1.04, len(own))
         panel.plot(spread, own, marker, color=colour, ms=3, alpha=0.45, mew=0)

@@ -9,13 +9,10 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from meanmode.dit.config.run_config import RunConfig
 from meanmode.paper_figs.shared.runs import caption
 from meanmode.paper_figs.shared.studies import Studies, forecasts_of, short_sizes
 from meanmode.paper_figs.shared.style import MARKERS
-from meanmode.sweeps.engine.study import stored_study
-from meanmode.sweeps.statistics.scores import survival_curve
-from meanmode.sweeps.studies.hazards.hazard_runs import schedule_rates, waiting_runs
+from meanmode.sweeps.studies.hazards.hazard_runs import opened, survival_points, waiting_runs
 from meanmode.theory.onset.hazard import Hazard
 from meanmode.theory.onset.hazard_likelihood import WaitingRuns
 
@@ -70,29 +67,28 @@ def hazard_of(studies: Studies) -> Hazard:
     )
 
 
-def panels_of(studies: Studies) -> dict[str, list[tuple[str, RunConfig, WaitingRuns]]]:
-    """Title of a panel -> label, run and measured runs of each of its cases."""
-    found: dict[str, list[tuple[str, RunConfig, WaitingRuns]]] = {}
-    for name, data in studies.items():
-        study = stored_study(data.attrs)
-        groups = waiting_runs(study, data)
+def panels_of(studies: Studies) -> dict[str, list[tuple[str, WaitingRuns]]]:
+    """Title of a panel -> label and measured runs of each of its cases."""
+    found: dict[str, list[tuple[str, WaitingRuns]]] = {}
+    for source in opened(studies):
+        study, name = source.study, source.path.name
+        groups = waiting_runs(study, source.data)
         depths = {run.model.depth for run in study.runs}
         per_depth = len(study.cases) > len(depths)
         for case, run in zip(study.cases, study.runs, strict=True):
             title = f"{name}, {run.model.depth} blocks" if per_depth else "ramps of slope ~ L^(-1/2)"
             label = case.label.partition(", ")[2] if per_depth else case.label
-            found.setdefault(title, []).append((label, run, groups[case.label]))
+            found.setdefault(title, []).append((label, groups[case.label]))
     return found
 
 
-def _draw_panel(axis: Axes, hazard: Hazard, cases: Sequence[tuple[str, RunConfig, WaitingRuns]]) -> None:
-    ordered = sorted(cases, key=lambda case: case[1].model.depth)
+def _draw_panel(axis: Axes, hazard: Hazard, cases: Sequence[tuple[str, WaitingRuns]]) -> None:
+    ordered = sorted(cases, key=lambda case: case[1].depth)
     colours = colormaps["viridis"](np.linspace(0, 0.85, len(ordered)))
-    for (label, run, runs), colour, marker in zip(ordered, colours, MARKERS, strict=False):
-        rates = schedule_rates(run)
-        steps = np.arange(1, len(rates) + 1)
-        axis.plot(steps, hazard.survival(rates, run.model.depth), color=colour, lw=1.3)
-        x, y = survival_curve(runs.times, runs.collapsed)
+    for (label, runs), colour, marker in zip(ordered, colours, MARKERS, strict=False):
+        steps = np.arange(1, len(runs.rates) + 1)
+        axis.plot(steps, hazard.survival(runs.rates, runs.depth), color=colour, lw=1.3)
+        x, y = survival_points(runs)
         kept = np.unique(np.linspace(1, len(x) - 1, POINTS).round().astype(int)) if len(x) > 1 else []
         axis.plot(
             x[kept],

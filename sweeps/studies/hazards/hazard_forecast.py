@@ -80,7 +80,7 @@ def hazard_document(study: Study, sources: Sequence[OpenedStudy], *, written: st
     document["rows"] = [
         case_row(hazard, base, study, run, row) for run, row in zip(study.runs, document["rows"], strict=True)
     ]
-    return {**document, "hazard": hazard.document()}
+    return {**document, "hazard": hazard.document(), "setting": base.document()}
 
 
 def _bare_document(study: Study, written: str) -> dict[str, Any]:
@@ -121,6 +121,24 @@ def case_forecast(hazard: Hazard, run: RunConfig, seeds: int) -> HazardForecast:
     return hazard.forecast(
         rates, run.model.depth, last_step=run.training.steps, seeds=seeds, interval=INTERVAL
     )
+
+
+def depth_curve(hazard: Hazard, source: OpenedStudy, depths: Sequence[int], seeds: int) -> list[Row]:
+    """Median critical rate, and the interval of a single run, of ramps like those of a study at any depth.
+
+    Args:
+        hazard: a hazard.
+        source: a study of ramps, the first of which gives all but the depth.
+        depths: numbers of blocks.
+        seeds: runs per median.
+    """
+    rows = []
+    for depth in depths:
+        run = source.study.runs[0].with_fields({"depth": depth})
+        found = case_forecast(hazard, run, seeds)
+        median, low, high = in_quantity(run, (found.median, found.run_low, found.run_high))
+        rows.append({"depth": depth, "median": median, "run_low": low, "run_high": high})
+    return rows
 
 
 def in_quantity(run: RunConfig, steps: Sequence[float]) -> list[float]:

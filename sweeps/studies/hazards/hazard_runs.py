@@ -3,7 +3,8 @@
 # N steps, R runs
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.sim.store.sweep_store import DONE
 from meanmode.sweeps.engine.store_kinds import OpenedStudy
-from meanmode.sweeps.engine.study import Study
+from meanmode.sweeps.engine.study import Study, stored_study
 from meanmode.sweeps.engine.study_variables import KINDS
+from meanmode.sweeps.statistics.scores import survival_curve
 from meanmode.sweeps.studies.waiting_times import waiting_times
 from meanmode.theory.onset.hazard_likelihood import WaitingRuns, rates_of
 
@@ -43,6 +45,14 @@ def is_ramp(run: RunConfig) -> bool:
     return run.training.schedule in ("ramp", "depth_ramp")
 
 
+def opened(studies: Mapping[str, xr.Dataset]) -> list[OpenedStudy]:
+    """Studies whose stores are open already, by name."""
+    return [
+        OpenedStudy(path=Path(name), study=stored_study(data.attrs), data=data)
+        for name, data in studies.items()
+    ]
+
+
 def waiting_runs(study: Study, data: xr.Dataset) -> dict[str, WaitingRuns]:
     """The finished runs of a study, by case; a run without a mean-mode collapse ends at its last step.
 
@@ -64,6 +74,11 @@ def waiting_runs(study: Study, data: xr.Dataset) -> dict[str, WaitingRuns]:
             collapsed=collapsed[members],
         )
     return found
+
+
+def survival_points(runs: WaitingRuns) -> tuple[Array, Array]:
+    """Kaplan-Meier estimate of P(no collapse up to t): times of collapses, after 0, and values."""
+    return survival_curve(runs.times, runs.collapsed)
 
 
 def constant_rate_runs(sources: Sequence[OpenedStudy]) -> list[WaitingRuns]:

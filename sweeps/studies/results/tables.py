@@ -7,6 +7,17 @@ from meanmode.sweeps.studies.results.event_tables import (
     event_half_rates,
     events,
 )
+from meanmode.sweeps.studies.results.hazard_tables import (
+    hazard_candidates,
+    hazard_fit,
+    hazard_gains,
+    hazard_half_rates,
+    hazard_history,
+    hazard_means,
+    hazard_ramps,
+    hazard_schedules,
+    hazard_slopes,
+)
 from meanmode.sweeps.studies.results.run_tables import (
     event_factors,
     event_moves,
@@ -33,6 +44,7 @@ from meanmode.sweeps.studies.results.waiting_tables import (
     scored_shares,
     shown_half_rates,
 )
+from meanmode.sweeps.studies.results.warning_tables import early_warning, reforecasts
 
 TABLES = {
     "fronts": fronts,
@@ -59,6 +71,17 @@ TABLES = {
     "event_causes": event_causes,
     "event_half_rates": event_half_rates,
     "silence": silence,
+    "early_warning": early_warning,
+    "reforecasts": reforecasts,
+    "hazard_fit": hazard_fit,
+    "hazard_candidates": hazard_candidates,
+    "hazard_ramps": hazard_ramps,
+    "hazard_slopes": hazard_slopes,
+    "hazard_schedules": hazard_schedules,
+    "hazard_half_rates": hazard_half_rates,
+    "hazard_history": hazard_history,
+    "hazard_means": hazard_means,
+    "hazard_gains": hazard_gains,
     "mode_ratios": mode_ratios,
     "samples": sample_metrics,
     "timestep_probe": timestep_scores,

@@ -24,7 +24,7 @@ from meanmode.sweeps.named.all_sweeps import SWEEPS
 DATA = Path(__file__).parents[3] / "paper_figs" / "data"
 KINDS_OF = {
     **{name: "event_study" for name, sweep in SWEEPS.items() if isinstance(sweep, EventStudy)},
-    "committor": "committor_study",
+    **{name: "committor_study" for name in ("committor", "committor_400")},
     "event_silence": "splitting_study",
     **{f"waiting_time{which}_spectrum": "spectrum_study" for which in ("", "_low")},
 }
