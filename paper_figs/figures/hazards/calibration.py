@@ -66,7 +66,7 @@ def draw(studies: Studies) -> Figure:
     caption(
         figure,
         "Rows of every fifth step before the onset, in bins of the predicted probability; bins with fewer "
-        f"than {LEAST_RUNS} runs are left out. Runs with a broken premise are not shown. {shown}. Sizes of the "
+        f"than {LEAST_RUNS} runs are left out, and runs with a broken premise. {shown}. Sizes of the "
         f"{len(studies)} studies: on the page.",
     )
     return figure

@@ -63,7 +63,7 @@ def draw(studies: Studies) -> Figure:
     kinds = [Line2D([], [], marker="o", color="0.35", ls="none", mfc=face) for face in ("0.35", "none")]
     lines, labels = panels[0].get_legend_handles_labels()
     labels += ["measured, not used in the fit", "measured, used in the fit"]
-    panels[0].legend([*lines, *kinds], labels, fontsize=8, frameon=False, loc="upper left")
+    panels[0].legend([*lines, *kinds], labels, fontsize=8, frameon=False, loc="lower right")
     caption(
         figure,
         "Lines: the hazard (law O3), with the 90 % interval of its fit. Points: share of the runs that "

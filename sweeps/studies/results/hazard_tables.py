@@ -8,6 +8,7 @@ import pandas as pd
 
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.sweeps.engine.store_kinds import OpenedStudy
+from meanmode.sweeps.statistics.scores import drawn_counts, with_interval
 from meanmode.sweeps.studies.forecast_files import read_forecast
 from meanmode.sweeps.studies.half_rates import fits_of
 from meanmode.sweeps.studies.hazards.hazard_candidates import candidate_rows, random_folds
@@ -19,7 +20,7 @@ from meanmode.sweeps.studies.hazards.hazard_experiments import (
     history_rows,
 )
 from meanmode.sweeps.studies.hazards.hazard_forecast import half_rate
-from meanmode.sweeps.studies.hazards.hazard_runs import constant_rate_runs
+from meanmode.sweeps.studies.hazards.hazard_runs import constant_rate_runs, differences, waiting_runs
 from meanmode.sweeps.studies.hazards.hazard_scores import (
     log_score_rows,
     ramp_rows,
@@ -47,6 +48,15 @@ OBSERVED = (
     "Expected: the cumulated hazard of the forecast over the steps at which each run was at risk; 90 % "
     "Poisson intervals."
 )
+
+FORMS = (
+    {"delay": 30.0, "spread": 0.0},
+    {"delay": 30.0, "spread": 0.1},
+    {"delay": 30.0, "spread": 0.4},
+    {"delay": 10.0, "spread": 0.4},
+    {"delay": 0.0, "spread": 0.03},
+)
+"""Other delays and spreads, looked at after the new runs."""
 
 NOTES = {
     "level": "ln of the hazard per step at 16 blocks, rate 0.0116 and 100 steps",
@@ -269,6 +279,38 @@ def hazard_means(data: Path, name: str, law: str) -> str:
     heads = ("mean that is written", "runs at risk", "collapsed", "expected", "factor of the hazard (90 %)")
     lines = [[row["case"], *_observed(row)] for row in rows]
     return captioned(pipe_table(heads, lines), studies_caption(data, [name]), OBSERVED)
+
+
+def hazard_afterwards(data: Path, *names: str, law: str) -> str:
+    """Other forms of the hazard, fitted to the same runs, by their log score on runs that no form saw."""
+    committed, base = _hazard(data, law), _base(data, law)
+    made_from = [Path(path).stem for path in read_forecast(data / f"{law}.forecast.json")["made_from"]]
+    fitted = constant_rate_runs([of for of in _opened(data, made_from) if of.study.constant_rate])
+    groups = [
+        (run.model.depth, waiting_runs(source.study, source.data)[case.label])
+        for source in _opened(data, names)
+        for case, run in zip(source.study.cases, source.study.runs, strict=True)
+        if not differences(base, run)
+    ]
+    deep = np.repeat([depth >= DEEP for depth, _ in groups], [len(of.times) for _, of in groups])
+    before = np.concatenate([committed.log_scores(of) for _, of in groups])
+    lines = []
+    for form in FORMS:
+        other = Hazard.fit(fitted, coherence=committed.coherence, samples=0, **form)
+        above = np.concatenate([other.log_scores(of) for _, of in groups]) - before
+        cells = []
+        for kept in (~deep, deep):
+            counts = drawn_counts(int(kept.sum()))
+            found = with_interval(counts @ above[kept] / counts.sum(-1))
+            cells.append(f"{found['value']:+.2f} ({found['low']:+.2f} to {found['high']:+.2f})")
+        lines.append([*(f"{form[name]:g}" for name in ("delay", "spread")), *cells])
+    heads = ("delay", "spread", f"below {DEEP} blocks", f"from {DEEP} blocks on")
+    return captioned(
+        pipe_table(heads, lines),
+        f"Log score per run above the form of the forecast (delay {committed.delay:g}, spread "
+        f"{committed.spread:g}), in nats, with 90 % bootstrap intervals over runs; {int((~deep).sum())} and "
+        f"{int(deep.sum())} runs of {', '.join(f'`{name}`' for name in names)}. Looked at after the runs.",
+    )
 
 
 def hazard_gains(data: Path, *names: str) -> str:

@@ -8,6 +8,7 @@ from meanmode.sweeps.studies.results.event_tables import (
     events,
 )
 from meanmode.sweeps.studies.results.hazard_tables import (
+    hazard_afterwards,
     hazard_candidates,
     hazard_fit,
     hazard_gains,
@@ -82,6 +83,7 @@ TABLES = {
     "hazard_history": hazard_history,
     "hazard_means": hazard_means,
     "hazard_gains": hazard_gains,
+    "hazard_afterwards": hazard_afterwards,
     "mode_ratios": mode_ratios,
     "samples": sample_metrics,
     "timestep_probe": timestep_scores,
