@@ -74,7 +74,7 @@ COMMITTOR_400 = Committor(
     base=BASE.with_fields(
         {"schedule": "warmup", "rate": 0.001287, "warmup": WARMUP, "steps": 400, "depth": 400}
     ),
-    parents=(5900, 5901, 5902, 5903),
+    parents=(5900, 5901),
     offsets=(80, 40, 20, 10, 5),
     forks=8,
     horizon=40,
