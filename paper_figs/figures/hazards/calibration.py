@@ -29,6 +29,7 @@ BESIDE = (
     *("detector_unseen", "critical_rate_settings", "interventions", "stabilisers", "critical_rate_slopes"),
     *("critical_rate_deep", "critical_rate_entry", "waiting_time_deep", "waiting_time_between"),
     *("waiting_time_400", "waiting_time_400_low", "waiting_time_1000", "stabilisers_deep"),
+    *("hazard_settings", "hazard_slopes", "hazard_deep", "hazard_200"),
 )
 """Studies that it was not fitted to, drawn where they exist."""
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from meanmode.paper_figs.shared.runs import caption
 from meanmode.paper_figs.shared.studies import Studies, forecasts_of, short_sizes
-from meanmode.paper_figs.shared.style import MARKERS
+from meanmode.paper_figs.shared.style import MARKERS, plain_ticks
 from meanmode.sweeps.studies.hazards.hazard_runs import opened, survival_points, waiting_runs
 from meanmode.theory.onset.hazard import Hazard
 from meanmode.theory.onset.hazard_likelihood import WaitingRuns
@@ -36,7 +36,7 @@ def draw(studies: Studies) -> Figure:
     panels = panels_of(studies)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.2 * columns, 3.9 * rows), layout="constrained")
+    figure = Figure(figsize=(4.6 * columns, 4.3 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (title, cases) in zip(axes, panels.items(), strict=False):
         _draw_panel(axis, hazard, cases)
@@ -47,7 +47,8 @@ def draw(studies: Studies) -> Figure:
     caption(
         figure,
         "Lines: a hazard (law O3) fitted to 8, 16 and 32 blocks at constant rates, before these runs. "
-        "Points: Kaplan-Meier estimates; a cross ends runs that did not collapse.",
+        "Points: Kaplan-Meier estimates; a cross ends runs that did not collapse; "
+        "numbers of runs after each case.",
         short_sizes(studies),
     )
     return figure
@@ -97,14 +98,15 @@ def _draw_panel(axis: Axes, hazard: Hazard, cases: Sequence[tuple[str, WaitingRu
             color=colour,
             ms=4.5,
             mfc="none",
-            label=f"{label}, {len(runs.times)} runs",
+            label=f"{label}, {len(runs.times)}",
         )
         if not runs.collapsed.all():
             axis.plot(runs.times[~runs.collapsed].max(), y[-1], "x", color=colour, ms=6)
     axis.set_xscale("log")
     axis.set_xlim(left=30)
+    plain_ticks(axis.xaxis)
     axis.set_ylim(-0.03, 1.03)
     axis.set_xlabel("step")
     axis.set_ylabel("P(no collapse)")
     axis.grid(alpha=0.25, which="both")
-    axis.legend(fontsize=8, frameon=False)
+    axis.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
