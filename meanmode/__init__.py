@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from meanmode.sim.anatomy.anatomy import Anatomy
+    from meanmode.sim.anatomy.discovery import discover
     from meanmode.sim.observe.probe import Probe
     from meanmode.sim.store.run_reader import open_run
     from meanmode.sim.store.sweep_store import open_sweep
@@ -14,12 +16,14 @@ if TYPE_CHECKING:
     from meanmode.theory.meanfield.predicted_front import predict_front
     from meanmode.theory.setting import Setting
 
-__all__ = ["LAWS", "Probe", "Setting", "open_run", "open_sweep", "predict_front"]
+__all__ = ["LAWS", "Anatomy", "Probe", "Setting", "discover", "open_run", "open_sweep", "predict_front"]
 
 _HOMES = {
+    "Anatomy": "meanmode.sim.anatomy.anatomy",
     "LAWS": "meanmode.theory.laws.all_laws",
     "Probe": "meanmode.sim.observe.probe",
     "Setting": "meanmode.theory.setting",
+    "discover": "meanmode.sim.anatomy.discovery",
     "open_run": "meanmode.sim.store.run_reader",
     "open_sweep": "meanmode.sim.store.sweep_store",
     "predict_front": "meanmode.theory.meanfield.predicted_front",

@@ -1,0 +1,131 @@
+"""A forward pass that leaves no trace: flags, random states, buffers and attributes are put back."""
+
+import contextlib
+import random
+import sys
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import checkpoint
+
+STRUCTURE = ("_parameters", "_buffers", "_modules")
+"""Attributes of a module that are dictionaries of named parts."""
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Every parameter asks for gradients inside, in evaluation mode; afterwards the model is bitwise as it
+    was.
+
+    Evaluation mode leaves out dropout and layers dropped at random. Activation checkpointing is switched off
+    (a reentrant one hides the graph), and compiled modules run uncompiled. Restored are the flags of
+    gradients and of training, all buffers and plain attributes of the modules, and the random states of
+    python, numpy and torch on the CPU and on initialised CUDA devices. Nothing is added to `.grad`.
+    """
+    with contextlib.ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # nothing is compiled without it, and importing it takes seconds
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_random_states())
+        stack.enter_context(_attributes(model))
+        stack.enter_context(_flags(model))
+        stack.enter_context(_no_checkpoints())
+        torch.clear_autocast_cache()  # casts of parameters that asked for no gradients
+        stack.callback(torch.clear_autocast_cache)  # casts that hold the graph of this pass
+        yield
+
+
+@contextlib.contextmanager
+def _random_states() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (what a model may use)
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else ()):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+@contextlib.contextmanager
+def _attributes(model: nn.Module) -> Iterator[None]:
+    """Put back buffers and attributes, and the contents of tensors among them that were written to."""
+    modules = list(model.modules())
+    own = [dict(vars(module)) for module in modules]
+    parts = [{name: dict(vars(module)[name]) for name in STRUCTURE} for module in modules]
+    held = [tensor for part in parts for tensor in part["_buffers"].values() if tensor is not None]
+    held += [value for attributes in own for value in attributes.values() if isinstance(value, Tensor)]
+    copies = [(tensor, _version(tensor), tensor.detach().clone()) for tensor in held]
+    try:
+        yield
+    finally:
+        for module, attributes, part in zip(modules, own, parts, strict=True):
+            for name, named in part.items():
+                _put_back(vars(module)[name], named)
+            _put_back(vars(module), attributes)
+        with torch.no_grad():
+            for tensor, version, copy in copies:
+                if version < 0 or tensor._version != version:
+                    tensor.copy_(copy)
+
+
+def _put_back(now: dict[str, Any], before: dict[str, Any]) -> None:
+    for name in [name for name in now if name not in before]:
+        del now[name]
+    for name, value in before.items():
+        if name not in now or now[name] is not value:
+            now[name] = value
+
+
+@contextlib.contextmanager
+def _flags(model: nn.Module) -> Iterator[None]:
+    """Switch gradients on and training off by flags alone: `train` and `eval` may do more in a subclass."""
+    asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    training = [(module, module.training) for module in model.modules()]
+    try:
+        for parameter, _ in asked:
+            if parameter.is_floating_point():
+                parameter.requires_grad_(True)
+        for module, _ in training:
+            module.training = False
+        yield
+    finally:
+        for module, flag in training:
+            module.training = flag
+        for parameter, flag in asked:
+            parameter.requires_grad_(flag)
+
+
+class _Direct:
+    """Stands for the reentrant checkpoint and calls the function directly."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *arguments: Any) -> Any:
+        return function(*arguments)
+
+
+def _nothing(*arguments: Any, **named: Any) -> Generator[None]:
+    """Stands for what the other checkpoint does before and after the function."""
+    yield
+
+
+@contextlib.contextmanager
+def _no_checkpoints() -> Iterator[None]:
+    # the function itself cannot be replaced: models import it by name
+    replaced = {"CheckpointFunction": _Direct, "_checkpoint_without_reentrant_generator": _nothing}
+    original = {name: getattr(checkpoint, name) for name in replaced}
+    try:
+        for name, stand_in in replaced.items():
+            setattr(checkpoint, name, stand_in)
+        yield
+    finally:
+        for name, value in original.items():
+            setattr(checkpoint, name, value)

@@ -1,0 +1,1 @@
+"""Commands that look at a model of the user's own."""
