@@ -41,7 +41,7 @@ DEEP = 64
 WINDOWS = ((0, 50), (50, 100), (100, 200), (200, 600))
 """Windows of steps since a rate was reached."""
 
-GAIN_WINDOWS = ((30, 60), (60, 100), (100, 150), (150, 200))
+GAIN_WINDOWS = ((30, 60), (60, 100), (100, 150), (150, 200), (250, 300), (400, 500))
 """Windows of steps in which gains are compared between runs."""
 
 OBSERVED = (
@@ -49,14 +49,15 @@ OBSERVED = (
     "Poisson intervals."
 )
 
-FORMS = (
-    {"delay": 30.0, "spread": 0.0},
-    {"delay": 30.0, "spread": 0.1},
-    {"delay": 30.0, "spread": 0.4},
+FORMS: tuple[dict[str, float], ...] = (
+    {"spread": 0.0},
+    {"spread": 0.1},
+    {"spread": 0.4},
     {"delay": 10.0, "spread": 0.4},
-    {"delay": 0.0, "spread": 0.03},
+    {"ageing": -1.5},
+    {"spread": 0.4, "ageing": -1.5},
 )
-"""Other delays and spreads, looked at after the new runs."""
+"""Other delays, spreads and exponents of the age, looked at after the new runs; the rest is as forecast."""
 
 NOTES = {
     "level": "ln of the hazard per step at 16 blocks, rate 0.0116 and 100 steps",
@@ -296,15 +297,21 @@ def hazard_afterwards(data: Path, *names: str, law: str) -> str:
     before = np.concatenate([committed.log_scores(of) for _, of in groups])
     lines = []
     for form in FORMS:
-        other = Hazard.fit(fitted, coherence=committed.coherence, samples=0, **form)
+        fixed = {name: value for name, value in form.items() if name in PARAMETERS}
+        chosen = {
+            "delay": form.get("delay", committed.delay),
+            "spread": form.get("spread", committed.spread),
+        }
+        other = Hazard.fit(fitted, coherence=committed.coherence, samples=0, fixed=fixed, **chosen)
         above = np.concatenate([other.log_scores(of) for _, of in groups]) - before
         cells = []
         for kept in (~deep, deep):
             counts = drawn_counts(int(kept.sum()))
             found = with_interval(counts @ above[kept] / counts.sum(-1))
             cells.append(f"{found['value']:+.2f} ({found['low']:+.2f} to {found['high']:+.2f})")
-        lines.append([*(f"{form[name]:g}" for name in ("delay", "spread")), *cells])
-    heads = ("delay", "spread", f"below {DEEP} blocks", f"from {DEEP} blocks on")
+        ageing = f"{fixed['ageing']:g}, fixed" if fixed else f"{other.ageing:.2f}"
+        lines.append([*(f"{value:g}" for value in chosen.values()), ageing, *cells])
+    heads = ("delay", "spread", "ageing", f"below {DEEP} blocks", f"from {DEEP} blocks on")
     return captioned(
         pipe_table(heads, lines),
         f"Log score per run above the form of the forecast (delay {committed.delay:g}, spread "

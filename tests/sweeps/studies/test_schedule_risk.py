@@ -63,6 +63,22 @@ def test_the_risk_grows_with_the_peak(hazard: Hazard, label: str) -> None:
     assert ((lows <= chances) & (chances <= highs)).all()
 
 
+def test_slow_warm_ups_are_safer_than_forecast_and_the_answer_says_so(hazard: Hazard) -> None:
+    """Measured: of four warm-ups of 300 and 1000 steps each has fewer collapses than the hazard says."""
+    source = OpenedStudy.open(DATA / "hazard_schedules.zarr")
+    rows = {row["case"]: row for row in risk_rows(source)}
+    slow = [run for run in source.study.runs if run.training.warmup > 100]
+    cases = [case for case, run in zip(source.study.cases, source.study.runs, strict=True) if run in slow]
+    documents = [risk_document(hazard, BASE, run, risk=0.05) for run in slow]
+    assert all(
+        rows[case.label]["high"] < of["probability"] for case, of in zip(cases, documents, strict=True)
+    )
+    assert sorted(rows[case.label]["share"] for case in cases)[:2] == [0, 0]
+    assert all("a warm-up of more than 100 steps protects" in risk_lines(of)[-1] for of in documents)
+    fast = risk_document(hazard, BASE, source.study.runs[0], risk=0.05)
+    assert fast["caution"] is None
+
+
 def test_the_peak_that_is_asked_about_does_not_change_the_answer(hazard: Hazard) -> None:
     low, high = (risk_document(hazard, BASE, run_of("cosine", rate=rate), risk=0.05) for rate in (1e-6, 10.0))
     assert low["largest"] == pytest.approx(high["largest"]) and low["largest_low"] > 0
