@@ -80,13 +80,14 @@ def draw(run: xr.Dataset) -> Figure:
         run: a run, or an excerpt of `OBSERVABLES`; best with every step measured around the onset.
 
     Raises:
-        ValueError: a run without an onset, without one of `DRAWN`, or without the configuration of a network, as
-            imported from a log or watched in another training script.
+        ValueError: a run without an onset, without one of `DRAWN`, or without the configuration of a network,
+            as imported from a log or watched in another training script.
     """
     needs(run, *DRAWN)
     if "import" in run.attrs or "model" not in json.loads(run.attrs["configuration"]):
         raise ValueError(
-            "this figure needs the sizes of the network; an imported log or a watched run has no configuration"
+            "this figure needs the sizes of the network; "
+            "an imported log or a watched run has no configuration"
         )
     shown = near_onset(run, SHOWN)
     onset, moves = onset_of(shown), lasting_moves(shown)
