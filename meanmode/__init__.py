@@ -12,17 +12,19 @@ if TYPE_CHECKING:
     from meanmode.sim.observe.probe import Probe
     from meanmode.sim.store.run_reader import open_run
     from meanmode.sim.store.sweep_store import open_sweep
+    from meanmode.sim.watch.watch import Watch
     from meanmode.theory.laws.all_laws import LAWS
     from meanmode.theory.meanfield.predicted_front import predict_front
     from meanmode.theory.setting import Setting
 
-__all__ = ["LAWS", "Anatomy", "Probe", "Setting", "discover", "open_run", "open_sweep", "predict_front"]
+__all__ = ["LAWS", "Anatomy", "Probe", "Setting", "Watch", "discover", "open_run", "open_sweep", "predict_front"]
 
 _HOMES = {
     "Anatomy": "meanmode.sim.anatomy.anatomy",
     "LAWS": "meanmode.theory.laws.all_laws",
     "Probe": "meanmode.sim.observe.probe",
     "Setting": "meanmode.theory.setting",
+    "Watch": "meanmode.sim.watch.watch",
     "discover": "meanmode.sim.anatomy.discovery",
     "open_run": "meanmode.sim.store.run_reader",
     "open_sweep": "meanmode.sim.store.sweep_store",

@@ -158,7 +158,7 @@ def traced(model: nn.Module, run: Any) -> TracedPass:
         global_hooks.register_module_forward_hook(recorder.leave),
     ]
     try:
-        returned = _called(model, run)
+        returned = called(model, run)
     finally:
         for handle in handles:
             handle.remove()
@@ -174,7 +174,8 @@ def traced(model: nn.Module, run: Any) -> TracedPass:
     return trace
 
 
-def _called(model: nn.Module, run: Any) -> Any:
+def called(model: nn.Module, run: Any) -> Any:
+    """Run one forward pass, `run` as in `traced`; returns what the callable or the model returned."""
     if callable(run) and not isinstance(run, Tensor):
         return run()
     if isinstance(run, Mapping):

@@ -28,7 +28,7 @@ class _Watch(torch.autograd.Function):
     def forward(ctx: Any, written: Tensor, y: Tensor, seen: Seen) -> Tensor:
         ctx.save_for_backward(y)
         ctx.seen = seen
-        return written.view_as(written)
+        return written.detach()  # not a view, which a later addition in place would not be allowed to change
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, None, None]:
@@ -36,6 +36,18 @@ class _Watch(torch.autograd.Function):
         with measuring(delta.device):
             ctx.seen(y, delta)
         return delta, None, None
+
+
+def watched(written: Tensor, y: Tensor, seen: Seen) -> Tensor:
+    """A product of a layer, to be used in its place: its backward calls `seen(y, delta)`.
+
+    Args:
+        written: output of the layer.
+        y: its input.
+        seen: takes the input and the cotangent of the output.
+    """
+    passed: Tensor = _Watch.apply(written, y, seen)  # type: ignore[no-untyped-call]
+    return passed
 
 
 def watch_writer(layer: Linear, seen: Seen) -> RemovableHandle:
@@ -47,8 +59,7 @@ def watch_writer(layer: Linear, seen: Seen) -> RemovableHandle:
     def show(_: nn.Module, given: tuple[Tensor, ...], written: Tensor) -> Tensor | None:
         if not (torch.is_grad_enabled() and written.requires_grad):
             return None
-        watched: Tensor = _Watch.apply(written, given[0], seen)  # type: ignore[no-untyped-call]
-        return watched
+        return watched(written, given[0], seen)
 
     return layer.register_forward_hook(show)
 

@@ -9,12 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from meanmode.sim.observe.observable_names import GRADIENT_MODES, GRADIENT_SIZES
 from meanmode.sim.observe.record import Array, Record
-from meanmode.sim.observe.writer_gradients import centered_gradient, mean_coherent, modes_of_parts
+from meanmode.sim.observe.writer_gradients import (
+    WriterModes,
+    centered_gradient,
+    mean_coherent,
+    modes_of_parts,
+)
 from meanmode.sim.trunk.precision import single
 
 
@@ -28,12 +33,33 @@ class WriterSum:
         self._centered: Tensor | None = None
         self._means: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]) -> None:
-        """Add the gradient of one pass, from the writer's inputs and the cotangents of its outputs."""
-        part = centered_gradient(y, delta)
+    def add(
+        self,
+        y: Float[Tensor, "*R B T N"],
+        delta: Float[Tensor, "*R B T M"],
+        kept: Bool[Tensor, "*R B T 1"] | None = None,
+    ) -> None:
+        """Add the gradient of one pass.
+
+        Args:
+            y: inputs of the writer.
+            delta: cotangents of its outputs.
+            kept: tokens that count; the others must be zero in both. None keeps all.
+        """
+        part = centered_gradient(y, delta, kept)
         self._centered = part if self._centered is None else self._centered.add_(part)
         y_mean, delta_mean = (single(x).mean(-2, keepdim=True) for x in (y, delta))
-        self._means.append((y_mean, y.shape[-2] * delta_mean))
+        share = 1.0 if kept is None else y.shape[-2] / kept.sum(-2, keepdim=True).clamp_min(1).to(part.dtype)
+        self._means.append((y_mean * share, y.shape[-2] * delta_mean))
+
+    def modes(self) -> WriterModes:
+        """The modes of the sum over all passes, without forming DW_mu; not for an ensemble."""
+        assert self._centered is not None
+        # in double precision, since samples can cancel
+        y, delta = (torch.cat(means)[:, 0].double() for means in zip(*self._means, strict=True))
+        g_mean = ((y @ y.mT) * (delta @ delta.mT)).sum().clamp_min(0.0).sqrt()
+        inner = ((delta.to(self._centered.dtype) @ self._centered).double() * y).sum()
+        return WriterModes(g_mean, torch.linalg.vector_norm(self._centered, dtype=torch.float64), inner)
 
     def parts(self) -> Float[Tensor, "2 *R M N"]:
         """DW_mu and DW_c, summed over all passes."""

@@ -35,12 +35,22 @@ def need_pair(x: Float[Tensor, "*B T D"]) -> None:
         raise ValueError(f"a token pair is needed: tokens must be at least 2, got {x.shape[-2]}")
 
 
-def centered(x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
+def centered(
+    x: Float[Tensor, "*B T D"], kept: Bool[Tensor, "*B T 1"] | None = None
+) -> Float[Tensor, "*B T D"]:
     """c(X) = P X: every token minus the token mean (arXiv:2605.06169 Eq. 3).
 
     The mean is subtracted twice, so that the centered part of nearly equal tokens stays accurate.
+
+    Args:
+        x: tokens.
+        kept: tokens that count; the others must be zero, and stay so. None keeps all.
     """
     x = single(x)
+    if kept is not None:
+        count = kept.sum(-2, keepdim=True).clamp_min(1).to(x.dtype)
+        first = (x - x.sum(-2, keepdim=True) / count) * kept
+        return (first - first.sum(-2, keepdim=True) / count) * kept
     first = x - x.mean(-2, keepdim=True)
     return first - first.mean(-2, keepdim=True)
 

@@ -6,7 +6,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from meanmode.sim.observe.token_parts import SAFE_NORMS, centered, directions, need_pair, within
@@ -73,10 +73,18 @@ def mean_coherent(y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]
 
 
 def centered_gradient(
-    y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]
+    y: Float[Tensor, "*R B T N"],
+    delta: Float[Tensor, "*R B T M"],
+    kept: Bool[Tensor, "*R B T 1"] | None = None,
 ) -> Float[Tensor, "*R M N"]:
-    """DW_c = sum_t,b c(delta)_t c(y)_t^T, computed from the centered parts (G1, Eq. 14)."""
-    return centered(delta).flatten(-3, -2).mT @ centered(y).flatten(-3, -2)
+    """DW_c = sum_t,b c(delta)_t c(y)_t^T, computed from the centered parts (G1, Eq. 14).
+
+    Args:
+        y: inputs of the writer.
+        delta: cotangents of its outputs.
+        kept: tokens that count; the others must be zero in both. None keeps all.
+    """
+    return centered(delta, kept).flatten(-3, -2).mT @ centered(y, kept).flatten(-3, -2)
 
 
 def writer_modes(y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]) -> WriterModes:

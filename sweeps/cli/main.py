@@ -28,6 +28,7 @@ SECTIONS = {
     "Measure": {
         "import": ("import_log:import_log", "Read telemetry logged elsewhere."),
         "anatomy": ("models.anatomy_command:anatomy", "Show what a model of your own is made of."),
+        "depth-check": ("models.depth_check_command:depth_check", "Show if its depth is alive at the start."),
         "measure": ("measure:measure", "Measure states with more samples."),
         "onset": ("compare:onset", "Measure when and where it collapsed."),
         "forecast": ("detect:forecast", "Warn of a collapse within a run."),

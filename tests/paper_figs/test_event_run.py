@@ -74,5 +74,5 @@ def test_a_run_that_cannot_be_drawn_is_refused(run: xr.Dataset) -> None:
         draw(run.assign_attrs(onset=json.dumps({"step": None})))
     with pytest.raises(ValueError, match="the run has no rho"):
         draw(run.drop_vars("rho"))
-    with pytest.raises(ValueError, match="an imported log has no configuration"):
+    with pytest.raises(ValueError, match="an imported log or a watched run has no configuration"):
         draw(run.assign_attrs({"import": "{}"}))

@@ -7,11 +7,12 @@ from typing import Any
 from torch import nn
 
 
-def model_and_run(target: str) -> tuple[nn.Module, Any]:
-    """Call a function without arguments that returns a model and a batch or a forward pass.
+def model_and_run(target: str, *arguments: int) -> tuple[nn.Module, Any]:
+    """Call a function that returns a model and a batch or a forward pass.
 
     Args:
         target: module and function, joined by a colon; the current folder is searched first.
+        arguments: what the function is called with, such as a depth.
 
     Raises:
         ValueError: there is no such module or function, it fails, or it returns something else.
@@ -35,7 +36,7 @@ def model_and_run(target: str) -> tuple[nn.Module, Any]:
     if not callable(function):
         raise ValueError(f"{target} is no function: it is of type {type(function).__name__}")
     try:
-        returned: Any = function()
+        returned: Any = function(*arguments)
     except Exception as error:
         raise ValueError(f"{target} failed with {_said(error)}") from error
     if not (isinstance(returned, tuple | list) and len(returned) == 2 and isinstance(returned[0], nn.Module)):

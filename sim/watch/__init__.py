@@ -1,0 +1,1 @@
+"""Watching a model in any training script: lazy discovery, measured steps, alarms, a run store."""

@@ -1,0 +1,378 @@
+"""`Watch`: measures any transformer in somebody else's training script."""
+
+import atexit
+import contextlib
+import math
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from meanmode.sim.anatomy.anatomy import Anatomy
+from meanmode.sim.anatomy.discovery import discover
+from meanmode.sim.observe.layer_hooks import eager
+from meanmode.sim.watch.guard import Guard, say
+from meanmode.sim.watch.measured_step import MeasuredStep
+from meanmode.sim.watch.trainer_callback import WatchCallback
+from meanmode.sim.watch.watch_plan import WatchPlan
+from meanmode.sim.watch.watched_names import SHOWN, chosen
+
+if TYPE_CHECKING:
+    from meanmode.sim.onset.detector import Alarm, Detector
+    from meanmode.sim.watch.watched_store import WatchedStore
+
+Sink = Callable[[int, dict[str, float]], object]
+"""Takes a step and a few scalars."""
+
+SCALED = {"g_mean": 1, "g_ctr": 1, "g_inner": 2, "grad_rms_q": 1, "grad_rms_k": 1, "grad_rms_v": 1}
+"""Observable -> power of the loss scale of mixed-precision training that is in it."""
+
+Arrays = dict[str, NDArray[np.float64]]
+
+
+class Watch:
+    """Measures a transformer while a script of any kind trains it; gradients stay the same to the bit.
+
+    Every `every`-th step, and the first, is measured over all its micro-batches; at other steps nothing is
+    hooked. Residual writers, blocks and streams are discovered in the first forward pass that is measured. An
+    error inside the watch is reported once, and training goes on.
+
+        watch = Watch(model, every=100, out="runs/mine")
+        for step, batch in enumerate(loader, 1):
+            with watch.step(step):
+                loss = model(**batch).loss
+                loss.backward()
+                watch.log(loss=loss)
+            optimiser.step()
+            optimiser.zero_grad()
+        watch.close()
+
+    Args:
+        model: any transformer; wrapped by `torch.compile` too, whose measured steps run uncompiled.
+        every: steps between measurements.
+        out: folder for a run store, which `mms onset` and others read; None writes none.
+        run: a batch or a callable, as `discover` takes it, to discover the anatomy at once.
+        anatomy: a known or corrected anatomy; None discovers it.
+        blocks: numbers of the blocks to measure, from 1; None for all.
+        names: observables to measure; None for all.
+        segments: name -> number of tokens, in order, such as `{"cls": 1, "image": 196}`: state observables
+            are also measured on each segment of two tokens or more, in streams of as many tokens.
+        sink: called with each measured step and a few scalars.
+
+    Attributes:
+        anatomy: the anatomy; None until it is discovered.
+        latest: scalars of the last measured step: medians over the deeper half of the blocks.
+        alarms: alarms of the detector so far.
+
+    Raises:
+        ValueError: a value out of range, names that are not in the model, or several processes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        every: int = 100,
+        out: str | os.PathLike[str] | None = None,
+        run: Any = None,
+        anatomy: Anatomy | None = None,
+        blocks: Sequence[int] | None = None,
+        names: Sequence[str] | None = None,
+        segments: Mapping[str, int] | None = None,
+        sink: Sink | None = None,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
+        _need_one_process()
+        self.model, self.every = _unwrapped(model), every
+        self.latest: dict[str, float] = {}
+        self.values: Arrays = {}
+        self.alarms: list[Alarm] = []
+        self._out = None if out is None else Path(out)
+        self._blocks = None if blocks is None else tuple(blocks)
+        self._names = chosen(None if names is None else tuple(names))
+        self._segments = dict(segments or {})
+        self._sink = sink
+        self._guard = Guard()
+        self._plan: WatchPlan | None = None
+        self._store: WatchedStore | None = None
+        self._detector: Detector | None = None
+        self._step = self._first = 0
+        self._open: tuple[int, Arrays, dict[int, Tensor]] | None = None
+        self._logged: dict[int, dict[str, Any]] = {}
+        self._checked = self._discovering = False
+        if anatomy is None and run is not None:
+            anatomy = discover(self.model, run)
+        if anatomy is not None:
+            self._lay_out(anatomy)
+
+    @property
+    def anatomy(self) -> Anatomy | None:
+        """The anatomy; None until it is discovered."""
+        return self._plan.anatomy if self._plan else None
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def step(self, step: int, *, scaler: Any = None) -> AbstractContextManager[None]:
+        """Context for all forward and backward passes of a step, closed before the update.
+
+        Args:
+            step: number of the step, from 1.
+            scaler: a `GradScaler` whose scale the loss was multiplied by.
+
+        Raises:
+            ValueError: the step is below 1.
+        """
+        if step < 1:
+            raise ValueError(f"steps are counted from 1, got {step}: use enumerate(loader, 1)")
+        self._step = step
+        self._first = self._first or step
+        if self._open is not None:
+            self._guard(self._settle)()
+        if self._guard.failed or (step != 1 and step % self.every):
+            return contextlib.nullcontext()
+        return self._measured(step, scaler)
+
+    def log(self, *, loss: Any = None, grad_norm: Any = None, lr: Any = None) -> None:
+        """Log numbers or tensors of one element for the current step; no device is waited for.
+
+        Args:
+            loss: loss of the step.
+            grad_norm: global norm of the gradients, before clipping.
+            lr: learning rate.
+        """
+        given = {"loss": loss, "grad_norm": grad_norm, "lr": lr}
+        if not self._guard.failed and self._step:
+            self._guard(self._keep)({name: value for name, value in given.items() if value is not None})
+
+    def attach(self, trainer: Any) -> "Watch":
+        """Watch the training of a `transformers.Trainer`; scalars appear in its logs under `meanmode/`."""
+        trainer.callback_handler.callbacks.insert(0, WatchCallback(self, trainer))
+        return self
+
+    def close(self) -> None:
+        """Write everything that is left to the store; the watch can go on afterwards."""
+        self._guard(self._settle)()
+        if self._store is not None:
+            self._guard(self._store.finish)()
+
+    # one measured step
+
+    @contextlib.contextmanager
+    def _measured(self, step: int, scaler: Any) -> Iterator[None]:
+        with contextlib.ExitStack() as hooks:
+            found: list[MeasuredStep] = []
+            scale = 1.0 if scaler is None else self._guard(scaler.get_scale)()
+            hooks.enter_context(eager())
+            if self._plan is None:
+                discovery = self._guard(lambda *given: self._discovered(hooks, found, *given))
+                handle = self.model.register_forward_pre_hook(discovery, with_kwargs=True, prepend=True)
+                hooks.callback(handle.remove)
+            else:
+                self._guard(self._hook)(hooks, found)
+            yield
+        for measured in found:
+            self._guard(self._finish)(step, measured, scale)
+        if not found and self._plan is None and not self._guard.failed:
+            say(f"step {step} was not measured: the watched model was not called inside it")
+
+    def _discovered(
+        self,
+        hooks: contextlib.ExitStack,
+        found: list[MeasuredStep],
+        model: nn.Module,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+    ) -> None:
+        """Discover the anatomy from the first call of the model, and hook this call already."""
+        if self._plan is not None or self._discovering or not torch.is_grad_enabled():
+            return
+        self._discovering = True  # the discovery calls the model again
+        try:
+            anatomy = discover(model, lambda: model(*args, **options))
+        finally:
+            self._discovering = False
+        self._lay_out(anatomy)
+        self._hook(hooks, found)
+        found[0].begin(model, args, options)
+
+    def _lay_out(self, anatomy: Anatomy) -> None:
+        plan = WatchPlan(self.model, anatomy, blocks=self._blocks, names=self._names, segments=self._segments)
+        self._plan = plan
+        unmeasured = [f"{anatomy.writers[n].parameter}: {why}" for n, why in plan.broken.items()]
+        unknown = [of.writer.parameter for of in plan.writers.values() if not of.trunk]
+        if unmeasured:
+            say(f"no gradient parts are measured for {_listed(unmeasured)}")
+        if unknown and plan.wants("r_tr"):
+            say(f"r_tr is not measured for {_listed(unknown)}: the trunk or the branch is inside a module")
+
+    def _hook(self, hooks: contextlib.ExitStack, found: list[MeasuredStep]) -> None:
+        assert self._plan is not None
+        measured = MeasuredStep(self._plan, self._guard, first=not self._checked)
+        hooks.enter_context(measured.hooked())
+        found.append(measured)
+
+    def _finish(self, step: int, measured: MeasuredStep, scale: float) -> None:
+        plan = measured.plan
+        if not measured.passes:
+            say(f"step {step} was not measured: the watched model was not called inside it")
+            return
+        with torch.no_grad():
+            lost = measured.gradients.finish()
+            held = self._weights(measured)
+        arrays = measured.sums.arrays(plan.dims)
+        for name, power in SCALED.items():
+            if name in arrays:
+                arrays[name] /= scale**power
+        if not self._checked and plan.wants("max_logit") and plan.readers:
+            if np.isnan(arrays["max_logit"]).all():
+                say("attention logits are not measured: no call of torch.nn.functional forms them")
+        self._checked = True
+        if lost:
+            said = [f"{plan.anatomy.writers[number].parameter}: {why}" for number, why in lost.items()]
+            say(f"no gradient parts are measured for {_listed(said)}")
+            plan.broken |= lost
+        for number in plan.broken:
+            for name in ("g_mean", "g_ctr", "g_inner", "amplification", "kappa"):
+                if name in arrays:
+                    arrays[name][plan.writers[number].place] = math.nan
+        self.values = arrays
+        self._open = (step, arrays, held)
+        self._show(arrays)
+
+    def _weights(self, measured: MeasuredStep) -> dict[int, Tensor]:
+        """Record the sizes of the writers' weights, and keep these until the update has been made."""
+        plan = measured.plan
+        for of in plan.writers.values():
+            if plan.wants("weight_rms"):
+                measured.sums.size("weight_rms", of.place, _rms(of.weight))
+        if not plan.wants("update_rms"):
+            return {}
+        return {
+            number: of.weight.detach().clone()
+            for number, of in plan.writers.items()
+            if of.weight.requires_grad
+        }
+
+    def _show(self, arrays: Arrays) -> None:
+        shown = {name: _deep_median(arrays[name]) for name in SHOWN if name in arrays}
+        self.latest = {name: value for name, value in shown.items() if not math.isnan(value)}
+
+    # the rows
+
+    def _keep(self, given: dict[str, Any]) -> None:
+        """Hold scalars of this step, without waiting for a device."""
+        held = {
+            name: of.detach().clone() if isinstance(of, Tensor) else float(of) for name, of in given.items()
+        }
+        self._logged.setdefault(self._step, {}).update(held)
+
+    def _settle(self) -> None:
+        """Complete the last measured row by its update, and hand out all rows up to it."""
+        step, arrays, held = self._open or (0, {}, {})
+        self._open = None
+        plan = self._plan
+        if plan is None:
+            return
+        with torch.no_grad():
+            updates = {number: _rms(plan.writers[number].weight - before) for number, before in held.items()}
+        for number, value in updates.items():
+            arrays["update_rms"][plan.writers[number].place] = float(value)
+        logged, self._logged = self._logged, {}
+        rows: dict[int, dict[str, Any]] = {
+            number: {name: float(value) for name, value in row.items()} for number, row in logged.items()
+        }
+        if step:
+            rows.setdefault(step, {}).update(arrays)
+        for number in sorted(rows):
+            self._hand_out(plan, number, rows[number], measured=number == step)
+        if self._store is not None:
+            self._store.flush(now=False)
+
+    def _hand_out(self, plan: WatchPlan, step: int, row: dict[str, Any], *, measured: bool) -> None:
+        alarm = self._alarm(step, row) if self._out is not None or self._sink is not None else None
+        if self._out is not None:
+            self._stored(self._out, plan).write(step, row)
+            if alarm is not None:
+                self._stored(self._out, plan).annotate(alarm.document())
+        if self._sink is not None and (measured or alarm is not None):
+            scalars = {name: value for name, value in row.items() if isinstance(value, float)}
+            said = {f"alarm/{alarm.kind}": 1.0} if alarm else {}
+            self._sink(step, {**scalars, **(self.latest if measured else {}), **said})
+
+    def _stored(self, out: Path, plan: WatchPlan) -> "WatchedStore":
+        if self._store is None:
+            from meanmode.sim.watch.watched_store import WatchedStore
+
+            self._store = WatchedStore(out, plan, every=self.every, first=self._first)
+            atexit.register(_write_rest, weakref.ref(self))
+        return self._store
+
+    def _alarm(self, step: int, row: Mapping[str, Any]) -> "Alarm | None":
+        from meanmode.sim.onset.detector import Detector
+        from meanmode.sim.onset.training_onset import SIGNALS
+
+        self._detector = self._detector or Detector()
+        names = [name for name in SIGNALS if name in row and name != "tcs"]
+        names += [name for name in ("tcs_image", "tcs") if name in row and not np.isnan(row[name]).all()][:1]
+        signals = {name: _deep_median(row[name]) if np.ndim(row[name]) else row[name] for name in names}
+        alarm = self._detector.update(step, signals)
+        if alarm is not None:
+            self.alarms.append(alarm)
+            say(str(alarm))
+        return alarm
+
+
+def _write_rest(watch: "weakref.ref[Watch]") -> None:
+    """Write held rows when the program ends without `close`."""
+    alive = watch()
+    if alive is not None and alive._store is not None:
+        alive._guard(alive._settle)()
+        alive._guard(alive._store.flush)(now=True)
+
+
+def _need_one_process() -> None:
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise ValueError(
+            f"a watch measures one process, this training has {dist.get_world_size()}: "
+            "watch a run of one process, without DDP or FSDP"
+        )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of `torch.compile` and `DistributedDataParallel`."""
+    for name in ("_orig_mod", "module"):
+        inner = getattr(model, name, None)
+        if isinstance(inner, nn.Module) and type(model).__name__ in (
+            "OptimizedModule",
+            "DistributedDataParallel",
+        ):
+            return _unwrapped(inner)
+    return model
+
+
+def _rms(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x.detach(), dtype=torch.float64) / max(x.numel(), 1) ** 0.5
+
+
+def _deep_median(values: NDArray[np.float64]) -> float:
+    """Median over the blocks of the deeper half; NaN if none was measured."""
+    rows = values[np.arange(len(values)) > (len(values) - 1) / 2]
+    rows = rows[~np.isnan(rows)]
+    return float(np.median(rows)) if rows.size else math.nan
+
+
+def _listed(said: Sequence[str]) -> str:
+    return "; ".join(said[:3]) + (f"; and {len(said) - 3} more" if len(said) > 3 else "")
