@@ -11,7 +11,7 @@ from meanmode.sweeps.engine.store_kinds import OpenedStudy
 from meanmode.sweeps.statistics.scores import drawn_counts, with_interval
 from meanmode.sweeps.studies.forecast_files import read_forecast
 from meanmode.sweeps.studies.half_rates import fits_of
-from meanmode.sweeps.studies.hazards.hazard_candidates import candidate_rows, random_folds
+from meanmode.sweeps.studies.hazards.hazard_candidates import FOLDS, candidate_rows, random_folds
 from meanmode.sweeps.studies.hazards.hazard_experiments import (
     CLEAR,
     FEWEST,
@@ -116,7 +116,7 @@ def hazard_candidates(data: Path, *names: str) -> str:
     return captioned(
         pipe_table(heads, lines),
         studies_caption(data, names),
-        "Sum of the log scores of all runs in nats, each by a fit to other seeds (10 folds).",
+        f"Sum of the log scores of all runs in nats, each by a fit to other seeds ({FOLDS} folds).",
     )
 
 
