@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from meanmode.theory.meanfield.predicted_front import predict_front
     from meanmode.theory.setting import Setting
 
-__all__ = ["LAWS", "Anatomy", "Probe", "Setting", "Watch", "discover", "open_run", "open_sweep", "predict_front"]
+__all__ = [
+    "LAWS",
+    "Anatomy",
+    "Probe",
+    "Setting",
+    "Watch",
+    "discover",
+    "open_run",
+    "open_sweep",
+    "predict_front",
+]
 
 _HOMES = {
     "Anatomy": "meanmode.sim.anatomy.anatomy",

@@ -13,7 +13,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 STOREYS = {
     "theory": ("setting", "proof", "laws", "meanfield", "onset"),
-    "sim": ("trunk", "anatomy", "observe", "intervene", "store", "onset", "watch", "train", "imported", "simulate"),
+    "sim": (
+        "trunk",
+        "anatomy",
+        "observe",
+        "intervene",
+        "store",
+        "onset",
+        "watch",
+        "train",
+        "imported",
+        "simulate",
+    ),
     "dit": ("config", "model", "data", "train", "evaluate"),
     "sweeps": ("statistics", "engine", "named", "studies", "cli"),
     "paper_figs": ("shared", "figures", "all_figures"),

@@ -190,6 +190,8 @@ class MeasuredStep:
         measured = {}
         for stream, pieces in streams.items():
             layout = self.plan.anatomy.stream(stream).layout
+            if any(piece.ndim != len(layout) for piece in pieces):
+                continue  # a head that keeps one token, which has no pairs
             x = pieces[0] if len(pieces) == 1 else torch.cat(pieces, layout.index("T"))
             if not again:
                 with measuring(x.device):
