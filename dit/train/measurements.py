@@ -70,7 +70,7 @@ def _signals(row: Row) -> dict[str, float]:
     return {name: deep_median(row[name]) for name in names}
 
 
-class Watch:
+class TelemetryWatch:
     """Decides which steps to measure, alike on all processes and after a resume; finds events and alarms.
 
     Args:

@@ -21,7 +21,7 @@ from meanmode.dit.train.alarm_answers import answer, order_seed
 from meanmode.dit.train.autopsy import examine, not_finite
 from meanmode.dit.train.checkpoint_files import WATCH, load_tensors, notes_of, step_of, watch_of
 from meanmode.dit.train.checkpoints import delete_after, last_checkpoint, save, tidy
-from meanmode.dit.train.measurements import Event, Row, Watch, measured_blocks, measured_observables
+from meanmode.dit.train.measurements import Event, Row, TelemetryWatch, measured_blocks, measured_observables
 from meanmode.dit.train.memory import check_fits
 from meanmode.dit.train.optimiser import Optimiser
 from meanmode.dit.train.outcome import Outcome
@@ -115,7 +115,7 @@ class Trainer:
         self.interventions = ScheduledInterventions(self.network, self.run.training.interventions)
         self.optimiser = Optimiser(self.network, self.run.training)
         self.schedule = self.run.training.learning_rate(self.run.model.depth)
-        self.watch = Watch(self.run)
+        self.watch = TelemetryWatch(self.run)
         self.blocks = measured_blocks(self.run)
         self.step = self._roll_backs = 0
         self._alarm: Alarm | None = None
@@ -353,7 +353,7 @@ class Trainer:
         left = self.step
         self._load(checkpoint, step_of(checkpoint))
         self._roll_backs += 1
-        self.watch = Watch(self.run)
+        self.watch = TelemetryWatch(self.run)
         self._restore_watch(checkpoint)
         self.ring.begin(self.step, notes_of(checkpoint))
         if self.telemetry is not None:

@@ -102,6 +102,6 @@ def _own_call(trace: TracedPass, held: dict[int, list[int]], call: int, taken: s
 
 
 def _continues(additions: Sequence[Placed], block: list[int], number: int) -> bool:
-    """Whether an addition goes on with a block that no module holds: a feed-forward ends it."""
+    """Whether an addition continues a block that no module holds: a feed-forward ends it."""
     last = additions[block[-1]]
     return additions[number].stream == last.stream and not last.feeds

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Product = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
-"""Takes input, weight, bias and output of a product, and returns the output to go on with."""
+"""Takes input, weight, bias and output of a product, and returns the output that the pass then uses."""
 
 Attention = Callable[..., None]
 """Takes the arguments of `scaled_dot_product_attention`."""

@@ -26,6 +26,12 @@ def survival_curve(times: Array, collapsed: NDArray[np.bool_]) -> tuple[Array, A
     return np.insert(found.quantiles, 0, 0.0), np.insert(found.probabilities, 0, 1.0)
 
 
+def share_interval(hits: int, runs: int) -> tuple[float, float]:
+    """Wilson interval of a share of runs."""
+    low, high = stats.binomtest(hits, runs).proportion_ci(INTERVAL, "wilson")
+    return float(low), float(high)
+
+
 def drawn_counts(runs: int) -> Array:
     """Count of each run in every resample [1 + R, N]; row 0 is the original sample."""
     drawn = [np.bincount(row, minlength=runs) for row in resamples(runs)]

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest
 
-from meanmode.sweeps.statistics.censoring import INTERVAL
 from meanmode.sweeps.statistics.half_rate import HalfRate, probabilities
+from meanmode.sweeps.statistics.scores import share_interval
 
 
 def fits_of(runs: pd.DataFrame) -> dict[int, HalfRate]:
@@ -31,9 +30,9 @@ def share_rows(runs: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     for (depth, rate), of in runs.groupby(["depth", "rate"]):
         collapsed = int(of["collapsed"].sum())
-        low, high = binomtest(collapsed, len(of)).proportion_ci(INTERVAL, "wilson")
+        low, high = share_interval(collapsed, len(of))
         about = {"depth": int(depth), "rate": float(rate), "runs": len(of), "collapsed": collapsed}
-        rows.append({**about, "share": collapsed / len(of), "low": float(low), "high": float(high)})
+        rows.append({**about, "share": collapsed / len(of), "low": low, "high": high})
     return rows
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy import stats
 
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.sim.store.files import StoreError
@@ -25,6 +24,7 @@ from meanmode.sweeps.statistics.scores import (
     brier,
     calibration,
     drawn_counts,
+    share_interval,
     survival_curve,
     with_interval,
 )
@@ -228,7 +228,7 @@ def cases(
                 f"the forecast of {study} has {len(predicted)} rows of {share:g} at {depth} blocks"
             )
         count, rate = int(of["collapsed"].sum()), float(of["rate"].iloc[0])
-        low, high = stats.binomtest(count, len(of)).proportion_ci(INTERVAL, "wilson")
+        low, high = share_interval(count, len(of))
         steps, survival = survival_curve(of["time"].to_numpy(), of["collapsed"].to_numpy())
         reached = steps[survival <= 0.5]
         rows.append(

@@ -83,7 +83,7 @@ class Hazard:
         ageing: c.
         softening: exponent by which b falls with the depth.
         coherence: r of law O2.
-        youth: 100-step youth that is subtracted from ln h.
+        youth: how much young runs are protected: the factor of [100 / (t - d)]^2.
         delay: steps from what makes a collapse to its onset, at the reference.
         spread: variance of the hazard between runs of 16 blocks; it grows in proportion to the depth.
         samples: the five parameters, fitted to bootstrap samples of the runs [K, 5].

@@ -63,20 +63,6 @@ def random_folds(runs: Sequence[WaitingRuns]) -> list[NDArray[np.int64]]:
     return np.split(drawn, np.cumsum(counts)[:-1])
 
 
-def rate_folds(runs: Sequence[WaitingRuns]) -> list[NDArray[np.int64]]:
-    """Fold of every run by the rank of its rate among those of its depth: what is scored are other rates.
-
-    The runs of one rank are left out at all depths. A schedule asks for rates at which nothing was fitted.
-    """
-    depths = {group.depth for group in runs}
-    ranks = {
-        depth: sorted({float(group.rates.max()) for group in runs if group.depth == depth})
-        for depth in depths
-    }
-    at = [ranks[group.depth].index(float(group.rates.max())) for group in runs]
-    return [np.full(len(group.times), rank) for group, rank in zip(runs, at, strict=True)]
-
-
 def held_out(
     runs: Sequence[WaitingRuns],
     folds: Sequence[NDArray[np.int64]],

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.sweeps.engine.store_kinds import OpenedStudy
-from meanmode.sweeps.statistics.censoring import INTERVAL
 from meanmode.sweeps.statistics.power_law import PowerLaw
-from meanmode.sweeps.statistics.scores import drawn_counts, with_interval
+from meanmode.sweeps.statistics.scores import drawn_counts, share_interval, with_interval
 from meanmode.sweeps.studies.critical_rate_forecast import ramps_of, slope_of
 from meanmode.sweeps.studies.critical_rates import study_rows
 from meanmode.sweeps.studies.hazards.hazard_forecast import case_forecast, in_quantity
@@ -111,13 +110,13 @@ def schedule_rows(hazard: Hazard, base: RunConfig, source: OpenedStudy) -> list[
             continue
         found = case_forecast(hazard, run, study.seeds)
         hits, count = int(of.collapsed.sum()), len(of.times)
-        share = binomtest(hits, count).proportion_ci(INTERVAL, "wilson")
+        low, high = share_interval(hits, count)
         onsets = np.where(of.collapsed, of.times, np.inf)
         row = {
             **{"study": study.name, "case": case.label, "depth": run.model.depth},
             **{"chance": found.share, "chance_low": found.share_low, "chance_high": found.share_high},
-            **{"share": hits / count, "share_low": share.low, "share_high": share.high},
-            "covered": bool(share.low <= found.share <= share.high),
+            **{"share": hits / count, "share_low": low, "share_high": high},
+            "covered": low <= found.share <= high,
             "median": found.median if found.median <= run.training.steps else None,
             "measured": float(np.median(onsets)),
             **{"run_low": found.run_low, "run_high": found.run_high},

@@ -27,7 +27,7 @@ def forecast_document(path: Path) -> dict[str, Any]:
     """What the early warning says of a run.
 
     `step`: last step with a measured token cosine and functional step, None without one. `probability`:
-    horizon -> P(collapse within so many steps) there, None where it is silent. `not_valid`: why there is no
+    horizon -> P(collapse within that many steps) there, None where it is silent. `not_valid`: why there is no
     forecast, or why it does not hold. `rows`: probabilities of every measured step; empty where a premise is
     broken. `peak`: the row with the largest probability. `critical_rate`: forecast from the functional steps,
     None before step 150. `notes`: what limits the forecast.

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.sweeps.engine.store_kinds import OpenedStudy
 from meanmode.sweeps.statistics.censoring import INTERVAL
+from meanmode.sweeps.statistics.scores import share_interval
 from meanmode.sweeps.studies.hazards.hazard_forecast import ENDS, case_forecast
 from meanmode.sweeps.studies.hazards.hazard_runs import differences, schedule_rates, waiting_runs
 from meanmode.sweeps.studies.rows import Row, finite
@@ -139,13 +139,13 @@ def risk_rows(source: OpenedStudy) -> list[Row]:
         collapsed = groups[case.label].collapsed
         if not len(collapsed):
             continue
-        share = binomtest(int(collapsed.sum()), len(collapsed)).proportion_ci(INTERVAL, "wilson")
+        low, high = share_interval(int(collapsed.sum()), len(collapsed))
         fields = ("schedule", "rate", "warmup", "first_steps", "steps")
         rows.append(
             {
                 **{"case": case.label, "depth": run.model.depth, "runs": len(collapsed)},
                 **{name: getattr(run.training, name) for name in fields},
-                **{"share": float(collapsed.mean()), "low": float(share.low), "high": float(share.high)},
+                **{"share": float(collapsed.mean()), "low": low, "high": high},
             }
         )
     return rows

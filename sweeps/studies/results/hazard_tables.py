@@ -29,7 +29,7 @@ from meanmode.sweeps.studies.hazards.hazard_scores import (
     slope_rows,
 )
 from meanmode.sweeps.studies.markdown import pipe_table, with_ends
-from meanmode.sweeps.studies.results.sizes import captioned, store, studies_caption
+from meanmode.sweeps.studies.results.sizes import captioned, opened_studies, store, studies_caption
 from meanmode.sweeps.studies.rows import Row
 from meanmode.sweeps.studies.waiting_times import waiting_times
 from meanmode.theory.onset.hazard import Hazard
@@ -73,10 +73,6 @@ def _hazard(data: Path, name: str) -> Hazard:
     return Hazard.of_document(read_forecast(data / f"{name}.forecast.json")["hazard"])
 
 
-def _opened(data: Path, names: Sequence[str]) -> list[OpenedStudy]:
-    return [OpenedStudy.open(store(data, name)) for name in names]
-
-
 def hazard_fit(data: Path, name: str) -> str:
     """The fitted parameters of the hazard of a forecast, with their bootstrap errors."""
     hazard = _hazard(data, name)
@@ -98,7 +94,7 @@ def hazard_fit(data: Path, name: str) -> str:
 
 def hazard_candidates(data: Path, *names: str) -> str:
     """Forms of the hazard by their log score on held-out seeds of the fitted runs."""
-    runs = constant_rate_runs(_opened(data, names))
+    runs = constant_rate_runs(opened_studies(data, names))
     # r hardly matters for a ranking: that of law O2 as fitted on the ramps of 8 to 32 blocks
     rows = candidate_rows(runs, random_folds(runs), coherence=0.006766)
     lines = [
@@ -112,7 +108,7 @@ def hazard_candidates(data: Path, *names: str) -> str:
         ]
         for row in rows
     ]
-    heads = ("delay", "spread", "ageing", "softening", "youth", "parameters", "log score", "behind the best")
+    heads = ("delay", "spread", "ageing", "softening", "youth", "parameters", "log score", "below the best")
     return captioned(
         pipe_table(heads, lines),
         studies_caption(data, names),
@@ -122,7 +118,7 @@ def hazard_candidates(data: Path, *names: str) -> str:
 
 def hazard_ramps(data: Path, *names: str, law: str) -> str:
     """Median critical rates by the hazard of a forecast beside measured ones and the rivals' errors."""
-    hazard, sources = _hazard(data, law), _opened(data, names)
+    hazard, sources = _hazard(data, law), opened_studies(data, names)
     base = _base(data, law)
     rows = [row for source in sources for row in ramp_rows(hazard, base, source)]
     lines = [
@@ -188,7 +184,7 @@ def hazard_slopes(data: Path, *names: str, law: str) -> str:
     hazard, base = _hazard(data, law), _base(data, law)
     rows = [
         row
-        for source in _opened(data, names)
+        for source in opened_studies(data, names)
         for row in slope_rows(hazard, ramp_rows(hazard, base, source), source)
     ]
     lines = [
@@ -213,7 +209,7 @@ def hazard_slopes(data: Path, *names: str, law: str) -> str:
 def hazard_schedules(data: Path, *names: str, law: str) -> str:
     """Shares of collapsed runs and median steps by the hazard of a forecast beside measured ones."""
     hazard, base = _hazard(data, law), _base(data, law)
-    rows = [row for source in _opened(data, names) for row in schedule_rows(hazard, base, source)]
+    rows = [row for source in opened_studies(data, names) for row in schedule_rows(hazard, base, source)]
     lines = [
         [
             row["case"],
@@ -240,7 +236,7 @@ def hazard_schedules(data: Path, *names: str, law: str) -> str:
 
 def hazard_half_rates(data: Path, *names: str, law: str) -> str:
     """Half rates by the hazard of a forecast beside measured ones."""
-    hazard, sources, lines = _hazard(data, law), _opened(data, names), []
+    hazard, sources, lines = _hazard(data, law), opened_studies(data, names), []
     runs = {run.model.depth: run for source in sources for run in source.study.runs}
     for depth, found in fits_of(pd.concat([waiting_times(source.data) for source in sources])).items():
         forecast, half = half_rate(hazard, runs[depth]), found.half
@@ -254,7 +250,7 @@ def hazard_half_rates(data: Path, *names: str, law: str) -> str:
 
 def hazard_history(data: Path, name: str, law: str) -> str:
     """Observed over expected collapses of cold and prepared runs, in windows since the rate was reached."""
-    rows = history_rows(_hazard(data, law), *_opened(data, [name]), WINDOWS)
+    rows = history_rows(_hazard(data, law), *opened_studies(data, [name]), WINDOWS)
     lines = [
         [
             row["case"],
@@ -276,7 +272,7 @@ def hazard_history(data: Path, name: str, law: str) -> str:
 
 def hazard_means(data: Path, name: str, law: str) -> str:
     """Factor of the hazard where only a part of the mean of every branch is written."""
-    rows = factor_rows(_hazard(data, law), *_opened(data, [name]))
+    rows = factor_rows(_hazard(data, law), *opened_studies(data, [name]))
     heads = ("mean that is written", "runs at risk", "collapsed", "expected", "factor of the hazard (90 %)")
     lines = [[row["case"], *_observed(row)] for row in rows]
     return captioned(pipe_table(heads, lines), studies_caption(data, [name]), OBSERVED)
@@ -286,10 +282,10 @@ def hazard_afterwards(data: Path, *names: str, law: str) -> str:
     """Other forms of the hazard, fitted to the same runs, by their log score on runs that no form saw."""
     committed, base = _hazard(data, law), _base(data, law)
     made_from = [Path(path).stem for path in read_forecast(data / f"{law}.forecast.json")["made_from"]]
-    fitted = constant_rate_runs([of for of in _opened(data, made_from) if of.study.constant_rate])
+    fitted = constant_rate_runs([of for of in opened_studies(data, made_from) if of.study.constant_rate])
     groups = [
         (run.model.depth, waiting_runs(source.study, source.data)[case.label])
-        for source in _opened(data, names)
+        for source in opened_studies(data, names)
         for case, run in zip(source.study.cases, source.study.runs, strict=True)
         if not differences(base, run)
     ]
@@ -323,7 +319,7 @@ def hazard_afterwards(data: Path, *names: str, law: str) -> str:
 def hazard_gains(data: Path, *names: str) -> str:
     """Functional step per rate in windows of steps: mean of its logarithm, and its spread between runs."""
     lines = []
-    for source in _opened(data, names):
+    for source in opened_studies(data, names):
         rows = gain_rows(source, GAIN_WINDOWS)
         for case in dict.fromkeys(row["case"] for row in rows):
             lines.append([source.study.name, case, *(_gain(row) for row in rows if row["case"] == case)])

@@ -9,6 +9,7 @@ import xarray as xr
 
 from meanmode.sim.store.regular_files import read_json
 from meanmode.sim.store.sweep_store import open_cells
+from meanmode.sweeps.engine.store_kinds import OpenedStudy
 from meanmode.sweeps.engine.sweep import stored_stacks
 from meanmode.sweeps.studies.run_sizes import run_config, run_sizes, schedule_of, sizes_of, span
 
@@ -19,6 +20,11 @@ SIZES = ("width", "heads", "ffn_ratio", "tokens", "text_tokens", "batch", "weigh
 def store(data: Path, name: str) -> Path:
     """The store of a name in a folder of stores."""
     return data / f"{name}.zarr"
+
+
+def opened_studies(data: Path, names: Sequence[str]) -> list[OpenedStudy]:
+    """Studies of labelled runs in a folder of stores, by name."""
+    return [OpenedStudy.open(store(data, name)) for name in names]
 
 
 def document(data: Path, name: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import pandas as pd
 
 from meanmode.sim.onset.early_warning import HORIZONS, RATE_STEPS
 from meanmode.sim.onset.training_onset import WINDOW
-from meanmode.sweeps.engine.store_kinds import OpenedStudy
 from meanmode.sweeps.studies.hazards.reforecast import reforecast_rows, reforecast_summary
 from meanmode.sweeps.studies.hazards.warning_rows import (
     BROKEN,
@@ -28,7 +27,7 @@ from meanmode.sweeps.studies.hazards.warning_scores import (
     score_rows,
 )
 from meanmode.sweeps.studies.markdown import pipe_table
-from meanmode.sweeps.studies.results.sizes import captioned, store, studies_caption
+from meanmode.sweeps.studies.results.sizes import captioned, opened_studies, studies_caption
 from meanmode.sweeps.studies.rows import Row
 
 SPARSE = 5
@@ -42,8 +41,8 @@ BOOTSTRAP = "90 % intervals: bootstrap over runs."
 
 def early_warning(data: Path, *names: str) -> str:
     """Everything about the early warning on studies that it was not fitted to, in four tables."""
-    fitted = _opened(data, FITTED)
-    sources = _opened(data, names)
+    fitted = opened_studies(data, FITTED)
+    sources = opened_studies(data, names)
     rows = pd.concat([warning_rows(source) for source in fitted], ignore_index=True)
     groups = grouped_rows(sources, fitted)
     varied = set(groups[SETTINGS]["study"]) if SETTINGS in groups else set()
@@ -66,10 +65,6 @@ def early_warning(data: Path, *names: str) -> str:
         f"Fitted to {', '.join(FITTED)}.",
         studies_caption(data, (*FITTED, *names)),
     )
-
-
-def _opened(data: Path, names: Sequence[str]) -> list[OpenedStudy]:
-    return [OpenedStudy.open(store(data, name)) for name in names]
 
 
 def _interval(of: Mapping[str, Any], digits: int = 2) -> str:
@@ -156,7 +151,7 @@ def _number(value: float | None, form: str) -> str:
 
 def reforecasts(data: Path, *names: str) -> str:
     """Critical rates forecast inside the runs of studies of ramps, beside the forecasts made before them."""
-    rows = [row for source in _opened(data, names) for row in reforecast_rows(source)]
+    rows = [row for source in opened_studies(data, names) for row in reforecast_rows(source)]
     shown = ("error", "error_functional_law", "error_power_law")
     lines = [
         [

@@ -16,7 +16,7 @@ from meanmode.dit.data.sources import Digits
 from meanmode.dit.model.network import DiT
 from meanmode.dit.train import checkpoint_files, checkpoints
 from meanmode.dit.train.alarm_answers import ROLL_BACKS, answer, order_seed
-from meanmode.dit.train.measurements import Watch
+from meanmode.dit.train.measurements import TelemetryWatch
 from meanmode.dit.train.optimiser import Optimiser
 from meanmode.dit.train.trainer import Trainer
 from meanmode.sim.onset.detector import Alarm
@@ -187,7 +187,7 @@ def test_every_roll_back_has_its_own_data() -> None:
 
 
 def test_a_quiet_signal_hides_no_other(runs) -> None:
-    watch = Watch(runs.tiny(event_window=20))
+    watch = TelemetryWatch(runs.tiny(event_window=20))
     rows = {step: {"tcs": np.array([0.0, 0.0, 0.1, 0.1])} for step in range(1, 15)} | {
         15: {"tcs": np.array([0.0, 0.0, 0.99, 0.99])}
     }

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.config.warning_premises import broken_premises
 from meanmode.dit.train.checkpoint_files import folder_of, watch_of
-from meanmode.dit.train.measurements import Watch
+from meanmode.dit.train.measurements import TelemetryWatch
 from meanmode.dit.train.trainer import Trainer
 from meanmode.sim.onset.early_warning import RecentSignals
 from meanmode.sim.store.run_reader import open_run
@@ -108,7 +108,7 @@ def test_the_next_alarm_waits_for_a_window(runs, tmp_path: Path, monkeypatch: py
 def test_checkpoints_of_earlier_versions_have_no_signals_and_are_restored(run: Path) -> None:
     state = watch_of(folder_of(run, 40))
     old = {name: value for name, value in state.items() if name != "warned" and "recent." not in name}
-    watch = Watch(RunConfig())
+    watch = TelemetryWatch(RunConfig())
     watch.restore(old)
     assert np.isnan(watch.recent.chance(50))
     watch.restore(state)

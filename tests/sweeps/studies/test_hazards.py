@@ -20,7 +20,6 @@ from meanmode.sweeps.studies.hazards.hazard_candidates import (
     Candidate,
     candidate_rows,
     random_folds,
-    rate_folds,
 )
 from meanmode.sweeps.studies.hazards.hazard_forecast import case_row, half_rate
 from meanmode.sweeps.studies.hazards.hazard_runs import constant_rate_runs, differences, schedule_rates
@@ -106,14 +105,12 @@ def test_a_jump_is_forecast_in_steps(waiting: list[OpenedStudy], hazard: Hazard)
 
 
 def test_candidates_are_ranked_by_runs_that_they_were_not_fitted_to(runs: list[WaitingRuns]) -> None:
-    """Law O3 alone costs log score; ranks of rates are whole folds."""
+    """Law O3 alone costs log score."""
     candidates = (Candidate(), Candidate(delay=0, spread=0, softening=False, youth=False))
     assert [candidate.parameters for candidate in candidates] == [5, 3]
     rows = candidate_rows(runs, random_folds(runs), coherence=COHERENCE, candidates=candidates)
     assert [row["youth"] for row in rows] == [True, False]
     assert rows[1]["behind"] > 2 * rows[1]["behind_error"] > 0 == rows[0]["behind"]
-    folds = rate_folds(runs)
-    assert {len(set(of.tolist())) for of in folds} == {1} and len({int(of[0]) for of in folds}) == 10
 
 
 def test_the_command_writes_a_forecast_by_a_hazard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
