@@ -21,6 +21,7 @@ from meanmode.sim.onset.training_onset import (
     token_cosine,
 )
 from meanmode.sim.onset.watched_signal import (
+    LASTING_ROWS,
     LATEST,
     PERSISTENT,
     RISEN,
@@ -31,8 +32,8 @@ from meanmode.sim.onset.watched_signal import (
 )
 
 COLLAPSE, BORN, DIVERGENCE = "collapse", "homogeneous from the start", "divergence"
-NOT_A_NUMBER, GRADIENTS_DEAD = "not a number", "gradients dead"
-KINDS_OF_ALARMS = (NOT_A_NUMBER, COLLAPSE, BORN, DIVERGENCE, GRADIENTS_DEAD)
+NOT_A_NUMBER, GRADIENTS_DEAD, LOGITS = "not a number", "gradients dead", "attention logits"
+KINDS_OF_ALARMS = (NOT_A_NUMBER, COLLAPSE, BORN, DIVERGENCE, GRADIENTS_DEAD, LOGITS)
 """Kinds of alarms, in the order in which evidence is sought."""
 
 
@@ -59,6 +60,10 @@ CENTERED, QUERIES = ("g_ctr",), ("grad_rms_q", "grad_rms_k")
 """Names of the gradients that die."""
 
 
+MAX_LOGIT = "max_logit"
+"""Name of the largest attention logit, which `Watch` measures."""
+
+
 GLOBAL_NORMS = ("grad_norm", "train_grad_norm", "gradient_norm")
 """Names of the global gradient norm, one of which a run logs."""
 
@@ -81,9 +86,10 @@ GUESSED, SHARE = "guessed_", "share_"
 gradient divided by the global gradient norm."""
 
 
-COUNTS = ("quiet", "first_step", "loss_rows", "norm_rows", "bad_step", "noted")
+COUNTS = ("quiet", "first_step", "loss_rows", "norm_rows", "bad_step", "noted", "gone_step")
 """Counts of a detector: rows without evidence, first step, rows without a finite loss and without a finite
-gradient norm, the step of the first such row, and rows until the next note can be made."""
+gradient norm, the step of the first such row, rows until the next note can be made, and the latest step at
+which centered and query gradients were gone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,15 +134,21 @@ class Detector:
     * not a number: the loss was not finite, or was exactly 0 with a gradient norm that is not finite, in
       `NOT_FINITE_ROWS` consecutive rows; or the gradient norm alone was not finite in `GRADIENT_ROWS`;
     * collapse: a token cosine stays above the front (`WatchedSignal.at_front`) while the loss, if logged, is
-      near its initial level: the label of a collapse as far as its first samples show it. Two samples suffice
+      near its initial level: the label of a collapse as far as its first samples show it. While the loss has
+      never been below `BEGUN`, many networks become homogeneous for a while and learn later; then the
+      centered and the query or key gradients, divided by the global gradient norm, must also have been below
+      `GONE` of their first samples, or the cosine above the front for `LASTING_ROWS` samples. Two suffice
       if the loss is up by `SUDDEN` and a gradient off by `JUMPED_GRADIENTS` in both. If the cosine has been
       above the front since its first sample, the kind is homogeneous from the start;
     * divergence: the loss is above `DIVERGED` times its initial level for `LATEST` samples; or up by `JUMPED`
       (`JUMPED_ALONE` if no token cosine is logged) for as long, or by `DIVERGED` for `PERSISTENT` samples,
       while gradients have moved by `JUMPED_GRADIENTS`; or, if no gradient is logged, up by `DIVERGED` for
-      twice as long;
+      twice as long. If a token cosine is logged and no signal of the tokens has moved, it takes twice as many
+      samples, of which the last is not well below the highest: a loss that jumps and falls is that of other
+      data;
     * gradients dead, if no token cosine is logged: the centered writer gradients and those of queries or
-      keys, each divided by the global gradient norm, are below `DEAD` of their first samples, three in a row.
+      keys, each divided by the global gradient norm, are below `DEAD` of their first samples, three in a row;
+    * attention logits: the largest logit is above 100 and ten times its first samples, three in a row.
 
     A loss that moves for long without any of this is a note, not an alarm. In a log that starts late, near
     its initial level means above `RISEN` times its first losses.
@@ -206,9 +218,15 @@ class Detector:
             if signal.kind == "other":
                 self._guessed.setdefault(name, WatchedSignal(name, guessed=True)).add(step, float(value))
         norm = next((values[name] for name in GLOBAL_NORMS if name in values), math.nan)
+        front = any(signal.cosine and signal.front_rows for signal in self._signals.values())
+        gone = []
         for name in CENTERED + QUERIES:
             if norm > 0 and values.get(name, 0.0) > 0:
-                self._shares.setdefault(name, WatchedSignal(name)).add(step, float(values[name]) / norm)
+                share = self._shares.setdefault(name, WatchedSignal(name))
+                share.add(step, float(values[name]) / norm, initial=not front)
+                gone += [name] if share.gone() else []
+        if set(CENTERED) & set(gone) and set(QUERIES) & set(gone):
+            self._counts["gone_step"] = step
 
     def _readings(self) -> list[WatchedSignal]:
         return [signal for group in self._groups.values() for signal in group.values()]
@@ -255,7 +273,8 @@ class Detector:
         dead = [] if known else [signal for signal in self._shares.values() if signal.dead()]
         if any(of.name in CENTERED for of in dead) and any(of.name in QUERIES for of in dead):
             return GRADIENTS_DEAD, [self._signals[of.name] for of in dead]
-        return "", []
+        large = [signal for signal in signals if signal.kind == "logits" and signal.saturates()]
+        return (LOGITS, large) if large else ("", [])
 
     def _fronts(
         self,
@@ -271,23 +290,38 @@ class Detector:
         least = math.log(RISEN if late else BACK)
         if any(not loss.near_initial(least) for loss in losses):
             return []
-        fronts = [signal for signal in high if signal.at_front(step)]
+        fronts = [signal for signal in high if signal.at_front(step) and self._cannot_learn(signal, losses)]
         gradients = [of for of in self._signals.values() if of.kind == "gradients"]
         pushed = any(of.away(rows=SUDDEN_ROWS, factor=JUMPED_GRADIENTS, either=True) for of in gradients)
         sudden = losses and pushed and all(of.away(rows=SUDDEN_ROWS, factor=SUDDEN) for of in losses)
         return fronts or [of for of in high if known and sudden and not of.born()]
+
+    def _cannot_learn(self, front: WatchedSignal, losses: list[WatchedSignal]) -> bool:
+        """Whether a front says that the run fails: not if it has learned nothing yet, and its gradients live.
+
+        Where the shares of centered and query gradients are not known, the front alone says so.
+        """
+        learned = any(loss.has_begun() for loss in losses)
+        known = all(any(name in self._shares for name in names) for names in (CENTERED, QUERIES))
+        if learned or not losses or not known or front.born() or front.front_rows >= LASTING_ROWS:
+            return True
+        return self._counts["gone_step"] >= front.front_step
 
     def _diverges(
         self, known: list[WatchedSignal], losses: list[WatchedSignal], moved: list[WatchedSignal]
     ) -> bool:
         gradients = [signal for signal in self._signals.values() if signal.kind == "gradients"]
         pushed = any(of.kind == "gradients" and of.moved(factor=JUMPED_GRADIENTS) for of in moved)
+        # tokens that stay as they are: other data, perhaps, which the run learns as soon
+        alone = bool(known) and not any(of.kind == "tokens" for of in moved)
+        rows, few = (2 * LATEST, 2 * LATEST) if alone else (LATEST, PERSISTENT)
         return any(
-            loss.near_initial(math.log(DIVERGED), rows=LATEST, every=True)
-            or (pushed and loss.away(rows=LATEST, factor=JUMPED if known else JUMPED_ALONE))
-            or (pushed and loss.away(rows=PERSISTENT, factor=DIVERGED))
+            loss.near_initial(math.log(DIVERGED), rows=rows, every=True)
+            or (pushed and loss.away(rows=rows, factor=JUMPED if known else JUMPED_ALONE))
+            or (pushed and loss.away(rows=few, factor=DIVERGED))
             or (not gradients and loss.away(rows=2 * LATEST, factor=DIVERGED))
             for loss in losses
+            if not (alone and loss.falls())
         )
 
     def _note(self, step: int) -> None:
@@ -342,7 +376,7 @@ def watched(run: xr.Dataset) -> tuple[list[Alarm], list[tuple[int, str]]]:
 
 def watched_rows(run: xr.Dataset) -> list[tuple[int, dict[str, float]]]:
     """Steps of a run and the values that the detector is shown; NaN of a loss or norm where it was logged."""
-    names = [name for name in SIGNALS if name in run and name != "tcs"]
+    names = [name for name in (*SIGNALS, MAX_LOGIT) if name in run and name != "tcs"]
     if "tcs" in run or "tcs_image" in run:
         names.append(token_cosine(run))
     if "import" in run.attrs:

@@ -64,6 +64,7 @@ UP, EITHER = 1, 0
 
 KINDS = {
     "loss": ("loss", UP),
+    "max_logit": ("logits", UP),
     **dict.fromkeys(("tcs", "token_sim", "token_cosine", "rho"), ("tokens", UP)),
     **dict.fromkeys(("r_tr", "tr_ratio", "var_gain", "row_div", "mu_eff"), ("tokens", EITHER)),
     **dict.fromkeys(("retention", "leakage", "functional_step"), ("tokens", EITHER)),
@@ -99,6 +100,31 @@ become unlike and learn."""
 
 DEAD, DEAD_ROWS = 1e-2, 3
 """Share of its first samples below which a gradient, over the global norm, is dead, and samples it takes."""
+
+
+GONE = 1e-3
+"""The same share where a single sample decides, behind a front: in runs of BERT and ViT that are homogeneous
+before they learn, and learn, the query gradients stay above 5e-3 of their share; where they never learn, they
+fall below 1e-4 within two measurements."""
+
+
+LASTING_ROWS = 20
+"""Samples above the front that make an alarm although gradients live, in a run that has learned nothing."""
+
+
+BEGUN, FEWEST = 0.95, 3
+"""Share of its level in the first `FEWEST` samples below which the loss shows that a run has begun to learn.
+Of the runs of `detector_unseen`, 99 in 100 were below .91 before they collapsed; BERT and ViT that became
+homogeneous before they learned were above .975."""
+
+
+LARGE_LOGIT, LOGIT_GROWTH, LOGIT_ROWS = 100.0, 10.0, 3
+"""Attention logit, and multiple of its first samples, above which attention picks single tokens, and samples
+it takes: exp(-100) is below the resolution of single precision, and bfloat16 cannot tell 100 from 100.2."""
+
+
+FALLS = 0.75
+"""Share of the highest of its latest samples below which a loss that has jumped falls again."""
 
 
 SCALARS = (
@@ -172,8 +198,14 @@ class WatchedSignal:
         self.rows = self.front_rows = 0.0
         self.front_step = math.nan
 
-    def add(self, step: int, value: float) -> None:
-        """Judge a sample against the past, then add it to the past."""
+    def add(self, step: int, value: float, *, initial: bool = True) -> None:
+        """Judge a sample against the past, then add it to the past.
+
+        Args:
+            step: number of the step.
+            value: the sample.
+            initial: whether it can be one of the first samples, whose median is the initial level.
+        """
         if self.guessed and abs(value) > 1 + ROUNDING:
             self.forget()
             self.skip = math.inf
@@ -187,7 +219,7 @@ class WatchedSignal:
             self._follow_front(step, value)
         self.off.append(self._deviation(x))
         self.past.append(x)
-        if len(self.first) < INITIAL_STEPS:
+        if initial and len(self.first) < INITIAL_STEPS:
             self.first.append(x)
         if self.off[-1] and math.isnan(self.since):
             self.since = step
@@ -271,11 +303,33 @@ class WatchedSignal:
             return len(latest) == rows and min(latest) > level
         return max(median(latest), median(latest[-LATEST:])) > level
 
+    def has_begun(self) -> bool:
+        """Whether the signal is a loss that has been below `BEGUN` of its first samples, in the median."""
+        earliest = list(self.first)[:FEWEST]
+        return bool(earliest) and self.lowest < median(earliest) + math.log(BEGUN)
+
     def dead(self) -> bool:
         """Whether the latest samples are far below the first ones."""
         latest = list(self.past)[-DEAD_ROWS:]
         full = len(self.first) == INITIAL_STEPS and len(latest) == DEAD_ROWS
         return full and bool(max(latest) < median(self.first) + math.log(DEAD))
+
+    def gone(self) -> bool:
+        """Whether the latest sample is far below the first ones."""
+        return bool(self.first) and self.past[-1] < median(self.first) + math.log(GONE)
+
+    def falls(self) -> bool:
+        """Whether the latest sample is well below the highest of the latest ones."""
+        latest = list(self.past)[-2 * LATEST :]
+        return bool(latest) and latest[-1] < max(latest) + math.log(FALLS)
+
+    def saturates(self) -> bool:
+        """Whether the latest samples are attention logits that pick single tokens, unlike the first ones."""
+        latest = list(self.past)[-LOGIT_ROWS:]
+        if len(latest) < LOGIT_ROWS or not self.first:
+            return False
+        least = max(math.log(LARGE_LOGIT), median(self.first) + math.log(LOGIT_GROWTH))
+        return min(latest) > least
 
     def away(self, *, rows: int, factor: float, either: bool = False) -> bool:
         """Whether each of the latest samples is away upwards, or either way, by at least a factor."""

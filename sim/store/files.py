@@ -63,6 +63,8 @@ DIMENSIONS = {
         definition="steps since the jump of the rate; 0 is the last before it", units="step"
     ),
     "since_onset": Variable(definition="steps since the onset; 0 is its first step", units="step"),
+    "measurement": Variable(definition="measured optimiser step, counted from 1", units="step"),
+    "alarm": Variable(definition="number of the alarm in its run, from 1"),
 }
 """Coordinates that all kinds of store share."""
 

@@ -321,11 +321,11 @@ class Watch:
         return self._store
 
     def _alarm(self, step: int, row: Mapping[str, Any]) -> "Alarm | None":
-        from meanmode.sim.onset.detector import Detector
+        from meanmode.sim.onset.detector import MAX_LOGIT, Detector
         from meanmode.sim.onset.training_onset import SIGNALS
 
         self._detector = self._detector or Detector()
-        names = [name for name in SIGNALS if name in row and name != "tcs"]
+        names = [name for name in (*SIGNALS, MAX_LOGIT) if name in row and name != "tcs"]
         names += [name for name in ("tcs_image", "tcs") if name in row and not np.isnan(row[name]).all()][:1]
         signals = {name: _deep_median(row[name]) if np.ndim(row[name]) else row[name] for name in names}
         alarm = self._detector.update(step, signals)

@@ -15,10 +15,11 @@ from meanmode.sweeps.engine.committor_study import Committor, stored_committor
 from meanmode.sweeps.engine.event_study import EventStudy
 from meanmode.sweeps.engine.spectrum_study import SCORES, SpectrumStudy
 from meanmode.sweeps.engine.splitting.splitting_study import SplittingStudy, stored_splitting
+from meanmode.sweeps.engine.stock.stock_study import StockStudy, stored_stock
 from meanmode.sweeps.engine.study import Study, stored_study
 from meanmode.sweeps.engine.sweep import Sweep, stored_stacks
 
-StoredPlan = Sweep | Study | Committor | SplittingStudy
+StoredPlan = Sweep | Study | Committor | SplittingStudy | StockStudy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +57,11 @@ STORE_KINDS: Mapping[str, Kind] = {
     SplittingStudy.kind: Kind(
         title="trajectories split over levels of the mean mode",
         plan=stored_splitting,
+        recognises=lambda _configuration, _variables: False,
+    ),
+    StockStudy.kind: Kind(
+        title="watched models of other libraries",
+        plan=stored_stock,
         recognises=lambda _configuration, _variables: False,
     ),
     Study.kind: Kind(

@@ -2,6 +2,7 @@
 
 from meanmode.sweeps.engine.committor_study import Committor
 from meanmode.sweeps.engine.splitting.splitting_study import SplittingStudy
+from meanmode.sweeps.engine.stock.stock_study import StockStudy
 from meanmode.sweeps.engine.study import Study
 from meanmode.sweeps.engine.sweep import Sweep
 from meanmode.sweeps.named.collapse_front import COLLAPSE_FRONT
@@ -38,6 +39,7 @@ from meanmode.sweeps.named.hazard_ramps import (
 from meanmode.sweeps.named.interventions import INTERVENTION_TABLE, LADDER, LADDER_TOP
 from meanmode.sweeps.named.mixers_and_merges import MIXERS_AND_MERGES
 from meanmode.sweeps.named.stabilisers import STABILISERS, STABILISERS_DEEP
+from meanmode.sweeps.named.stock.watched_alarms import WATCHED_ALARMS
 from meanmode.sweeps.named.token_law import TOKEN_LAW
 from meanmode.sweeps.named.waiting_time import (
     WAITING_TIME,
@@ -50,7 +52,7 @@ from meanmode.sweeps.named.waiting_time import (
 )
 from meanmode.sweeps.named.waiting_time_spectrum import WAITING_TIME_LOW_SPECTRUM, WAITING_TIME_SPECTRUM
 
-SWEEPS: dict[str, Sweep | Study | Committor | SplittingStudy] = {
+SWEEPS: dict[str, Sweep | Study | Committor | SplittingStudy | StockStudy] = {
     sweep.name: sweep
     for sweep in (
         COLLAPSE_FRONT,
@@ -98,12 +100,13 @@ SWEEPS: dict[str, Sweep | Study | Committor | SplittingStudy] = {
         HAZARD_HISTORY,
         HAZARD_MEAN_WRITE,
         COMMITTOR_400,
+        WATCHED_ALARMS,
     )
 }
 """Name -> sweep."""
 
 
-def named_sweep(name: str) -> Sweep | Study | Committor | SplittingStudy:
+def named_sweep(name: str) -> Sweep | Study | Committor | SplittingStudy | StockStudy:
     """The sweep or study with this name.
 
     Raises:

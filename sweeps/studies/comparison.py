@@ -14,6 +14,7 @@ from meanmode.sweeps.engine.committor_study import Committor
 from meanmode.sweeps.engine.event_study import EventStudy
 from meanmode.sweeps.engine.spectrum_study import SpectrumStudy
 from meanmode.sweeps.engine.splitting.splitting_study import SplittingStudy
+from meanmode.sweeps.engine.stock.stock_study import StockStudy
 from meanmode.sweeps.engine.store_kinds import STORE_KINDS, kind_of
 from meanmode.sweeps.engine.study import Study
 from meanmode.sweeps.engine.sweep import Sweep
@@ -25,6 +26,7 @@ from meanmode.sweeps.studies.events.silence import compared_silence
 from meanmode.sweeps.studies.fronts import front_cells, sweep_rows
 from meanmode.sweeps.studies.markdown import front_table, study_tables
 from meanmode.sweeps.studies.rows import Row
+from meanmode.sweeps.studies.stock.alarm_scores import stock_rows
 
 Rows = Callable[[xr.Dataset], list[Row]]
 
@@ -56,6 +58,7 @@ READINGS: Mapping[str, Reading] = {
     Committor.kind: Reading(rows=committor_rows),
     EventStudy.kind: Reading(rows=compared_events),
     SplittingStudy.kind: Reading(rows=compared_silence),
+    StockStudy.kind: Reading(rows=stock_rows),
 }
 """Kind of store (`meanmode.sweeps.engine.store_kinds`) -> what is read out of it."""
 

@@ -13,6 +13,7 @@ from meanmode.sim.onset.detector import (
     COLLAPSE,
     DIVERGENCE,
     GRADIENTS_DEAD,
+    LOGITS,
     NOT_A_NUMBER,
     Detector,
     alarms,
@@ -379,3 +380,67 @@ def test_the_published_run_raises_no_alarm_before_its_collapse() -> None:
         for step, value in zip(series["s"], series["v"], strict=True):
             rows.setdefault(step, {})[name] = value
     assert raised(iter(sorted(rows.items()))) == []
+
+
+def not_learning(
+    count: int = 40, *, seed: int = 0, alive: float = 1.0
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """A run whose tokens are alike from sample 6 to 16 before it has learned anything, then learns or not.
+
+    Args:
+        count: number of samples, ten steps apart.
+        seed: seed of the noise.
+        alive: factor of the centered and query gradients while the tokens are alike.
+    """
+    rng = np.random.default_rng(seed)
+    for number in range(1, count + 1):
+        alike = number > 6 and (alive < 1e-3 or number <= 16)
+        own = np.exp(0.1 * rng.standard_normal(3))
+        yield (
+            10 * number,
+            {
+                "loss": 2.77
+                * (1 + 0.002 * rng.standard_normal())
+                * (1.0 if alive < 1e-3 or number < 17 else 0.3),
+                "grad_norm": own[0],
+                "tcs": 0.98 if alike else 0.5,
+                "g_ctr": own[1] * (alive if alike else 1.0),
+                "grad_rms_q": 1e-4 * own[2] * (alive if alike else 1.0),
+            },
+        )
+
+
+def test_alike_tokens_before_learning_are_a_collapse_only_if_gradients_vanish() -> None:
+    assert raised(not_learning(alive=0.02)) == []
+    (alarm,) = raised(not_learning(alive=1e-5))
+    assert (alarm.kind, alarm.step) == (COLLAPSE, 90)
+
+
+def test_without_those_gradients_the_front_alone_speaks() -> None:
+    (alarm,) = raised(not_learning(alive=0.02), only("loss", "grad_norm", "tcs"))
+    assert (alarm.kind, alarm.step) == (COLLAPSE, 90)
+
+
+@pytest.mark.parametrize(("fall", "kinds"), [(0.9, []), (1.0, [DIVERGENCE])])
+def test_a_loss_that_jumps_and_falls_while_tokens_stay_is_that_of_other_data(fall: float, kinds) -> None:
+    rng = np.random.default_rng(4)
+    rows = [
+        (
+            step,
+            {
+                "loss": (0.02 if step < 100 else 12.0 * fall ** (step - 100))
+                * (1 + 0.05 * rng.standard_normal()),
+                "grad_norm": 1.0 if step < 100 else 10.0,
+                "tcs": 0.3 + 0.02 * rng.standard_normal(),
+            }
+            | ({"loss": 2.8} if step < 20 else {}),
+        )
+        for step in range(1, 200)
+    ]
+    assert [alarm.kind for alarm in raised(iter(rows))][:1] == kinds
+
+
+@pytest.mark.parametrize(("peak", "kinds"), [(90.0, []), (130.0, [LOGITS])])
+def test_attention_logits_beyond_what_a_softmax_resolves(peak: float, kinds: list[str]) -> None:
+    grown = ((step, of | {"max_logit": peak if step > 100 else 2.0}) for step, of in healthy(150))
+    assert [alarm.kind for alarm in raised(grown)] == kinds

@@ -1,0 +1,1 @@
+"""Studies of watched models of other libraries."""

@@ -1,0 +1,1 @@
+"""What studies of watched models of other libraries say."""

@@ -1,0 +1,120 @@
+"""Alarms of watched models of other libraries against what became of the runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from meanmode.sim.onset.detector import BORN, COLLAPSE, KINDS_OF_ALARMS, NOT_A_NUMBER
+from meanmode.sim.onset.training_onset import LEARNED, WINDOW
+from meanmode.sim.store.sweep_store import DONE
+from meanmode.sweeps.engine.stock.stock_run import StockRun
+from meanmode.sweeps.engine.stock.stock_study import stored_stock
+from meanmode.sweeps.statistics.scores import share_interval
+from meanmode.sweeps.studies.detection import poisson_upper
+from meanmode.sweeps.studies.rows import Row
+
+MEASUREMENTS = 2
+"""Measurements after the first above the front, or after the NaN, within which a failure counts as found."""
+
+
+@dataclass(kw_only=True)
+class StockScore:
+    """Runs of one or several cases, and the alarms in them.
+
+    Attributes:
+        runs: number of finished runs.
+        learned: number whose final loss is below 0.75 of the initial one.
+        final_losses: their final losses, all runs.
+        failed: number that collapsed, or whose loss was made NaN.
+        found: number of these with an alarm of their kind in time.
+        delays: steps from the failure to the alarm, for those found.
+        false: number of other alarms: those in runs that did not fail, and those more than `WINDOW` steps
+            before a failure.
+        steps: number of steps in which an alarm would have been false.
+    """
+
+    runs: int = 0
+    learned: int = 0
+    final_losses: list[float] = field(default_factory=list)
+    failed: int = 0
+    found: int = 0
+    delays: list[float] = field(default_factory=list)
+    false: int = 0
+    steps: int = 0
+
+    def add(self, run: StockRun, cell: xr.Dataset) -> None:
+        """Count a finished run."""
+        final, initial = float(cell["final_loss"]), float(cell["initial_loss"])
+        self.runs += 1
+        self.learned += final < LEARNED * initial
+        self.final_losses.append(final)
+        collapse, nan = float(cell["collapse_step"]), run.disturbance == "nan"
+        failure = float(run.disturbed_step) if nan else collapse
+        kinds = {NOT_A_NUMBER} if nan else {COLLAPSE, BORN}
+        alarms = [
+            (step, KINDS_OF_ALARMS[int(kind)])
+            for step, kind in zip(cell["alarm_step"].values, cell["alarm_kind"].values, strict=True)
+            if np.isfinite(step)
+        ]
+        if np.isnan(failure):
+            self.false += len(alarms)
+            self.steps += run.steps
+            return
+        # up to a NaN every alarm is false; a collapse may be seen coming
+        early = failure if nan else failure - WINDOW
+        self.failed += 1
+        self.false += sum(step < early for step, _ in alarms)
+        self.steps += max(int(early), 0)
+        hits = [
+            step
+            for step, kind in alarms
+            if kind in kinds and early <= step <= failure + MEASUREMENTS * run.every
+        ]
+        if hits:
+            self.found += 1
+            self.delays.append(hits[0] - failure)
+
+    def row(self, label: str) -> Row:
+        """The counts as a row, with the 90 % interval of the recall and the 95 % bound of false alarms."""
+        found: dict[str, Any] = {
+            "quantity": label,
+            "runs": self.runs,
+            "learned": self.learned,
+            "median_final_loss": float(np.median(self.final_losses)) if self.final_losses else None,
+            "failed": self.failed,
+            "found": self.found,
+            "median_delay": float(np.median(self.delays)) if self.delays else None,
+            "false_alarms": self.false,
+            "steps": self.steps,
+            "false_per_10000": 1e4 * self.false / self.steps if self.steps else None,
+            "false_per_10000_high": 1e4 * poisson_upper(self.false) / self.steps if self.steps else None,
+        }
+        if self.failed:
+            low, high = share_interval(self.found, self.failed)
+            found |= {"recall": self.found / self.failed, "recall_low": low, "recall_high": high}
+        return found
+
+
+def stock_scores(data: xr.Dataset) -> dict[str, StockScore]:
+    """Label of a case -> the score of its finished runs."""
+    study = stored_stock(data.attrs)
+    found = {case.label: StockScore() for case in study.cases}
+    labels: Sequence[str] = [case.label for case in study.cases for _ in range(study.seeds)]
+    for index, (label, cell) in enumerate(zip(labels, study.cells, strict=True)):
+        if int(data["status"].values[index]) == DONE:
+            found[label].add(cell.run, data.isel(cell=index))
+    return found
+
+
+def stock_rows(data: xr.Dataset) -> list[Row]:
+    """One row per case, and one over all of them."""
+    study = stored_stock(data.attrs)
+    rows = [score.row(label) for label, score in stock_scores(data).items()]
+    whole = StockScore()
+    for index, cell in enumerate(study.cells):
+        if int(data["status"].values[index]) == DONE:
+            whole.add(cell.run, data.isel(cell=index))
+    return [*rows, whole.row("all cases")]
