@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from meanmode.sim.anatomy.anatomy import Anatomy
     from meanmode.sim.anatomy.discovery import discover
+    from meanmode.sim.convert.conversion import convert
     from meanmode.sim.observe.probe import Probe
     from meanmode.sim.store.run_reader import open_run
     from meanmode.sim.store.sweep_store import open_sweep
@@ -23,6 +24,7 @@ __all__ = [
     "Probe",
     "Setting",
     "Watch",
+    "convert",
     "discover",
     "open_run",
     "open_sweep",
@@ -35,6 +37,7 @@ _HOMES = {
     "Probe": "meanmode.sim.observe.probe",
     "Setting": "meanmode.theory.setting",
     "Watch": "meanmode.sim.watch.watch",
+    "convert": "meanmode.sim.convert.conversion",
     "discover": "meanmode.sim.anatomy.discovery",
     "open_run": "meanmode.sim.store.run_reader",
     "open_sweep": "meanmode.sim.store.sweep_store",

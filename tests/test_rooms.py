@@ -16,6 +16,7 @@ STOREYS = {
     "sim": (
         "trunk",
         "anatomy",
+        "convert",
         "observe",
         "intervene",
         "store",

@@ -19,6 +19,7 @@ from meanmode.sim.anatomy.stream_names import described
 from meanmode.sim.anatomy.traced_pass import TracedPass, traced
 from meanmode.sim.anatomy.untouched import untouched
 from meanmode.sim.anatomy.writer_branches import Branch, norm_of_branch, norm_of_trunk
+from meanmode.sim.trunk.combinations import Combination
 
 LABELS = {"attention": "attn", "feed-forward": "ffn", "other": "other"}
 
@@ -80,7 +81,7 @@ class _Assembly:
     """Joins what was found in the graph with the names of the model."""
 
     def __init__(self, model: nn.Module, trace: TracedPass, graph: Graph, streams: Streams) -> None:
-        self.trace, self.graph, self.streams = trace, graph, streams
+        self.model, self.trace, self.graph, self.streams = model, trace, graph, streams
         self.names = ParameterNames(model, trace, graph)
         self.readers = Readers(graph, streams, self.names.weight)
         self.doubts: list[Doubt] = []
@@ -156,6 +157,8 @@ class _Assembly:
     def _placed(self, addition: Addition) -> Placed:
         kinds = frozenset(self.kinds[addition.node])
         call = self.trace.call_at(self.graph.sequence[addition.node])
+        while call >= 0 and isinstance(self.model.get_submodule(self.trace.calls[call].module), Combination):
+            call = self.trace.calls[call].parent
         return Placed(call=call, stream=addition.stream, kinds=kinds)
 
     def _sources(self, each: _Found) -> set[int]:

@@ -185,6 +185,9 @@ class Streams:
         if not candidates:
             return False
         trunk = cone(self.graph, entry, self.states, whole=True)
+        candidates = [product for product in candidates if product not in trunk.products]  # x - mean(x)
+        if not candidates:
+            return False
         streams = {self.states[state] for state in trunk.trunk}
         if not streams:
             origin = self._common_origin(trunk, candidates, entry)

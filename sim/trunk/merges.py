@@ -2,136 +2,86 @@
 
 # B batch (after a leading axis of runs in an ensemble), T tokens, D width
 
-import torch
+from typing import Any
+
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import rms_norm
 
+from meanmode.sim.trunk.combinations import (
+    Combination,
+    DeepNormCombination,
+    LayerScaleCombination,
+    MVSplitCombination,
+    ReZeroCombination,
+)
 from meanmode.sim.trunk.constants import MERGE_EPS
-from meanmode.sim.trunk.segments import Segments, segment_mean
+from meanmode.sim.trunk.segments import Division, Segments, segment_mean
 from meanmode.theory.setting import Gains
 
 
-class Merge(nn.Module):
-    """A residual merge followed by a non-affine RMSNorm, X' = RMSNorm(Z(X, F)); only `PreNorm` has no norm.
+class Merge(Combination):
+    """A combination followed by a non-affine RMSNorm, X' = RMSNorm(Z(X, F)); only `PreNorm` has no norm.
 
     Args:
         width: features per token.
         eps: added to the mean square in the RMSNorm.
+        gains: those of the combination, in order or by name.
     """
 
-    def __init__(self, width: int, *, eps: float = MERGE_EPS) -> None:
-        super().__init__()
-        self.width = width
+    def __init__(self, width: int, *gains: float, eps: float = MERGE_EPS, **named: Any) -> None:
+        super().__init__(width, *gains, **named)
         self.eps = eps
-
-    def combine(self, trunk: Tensor, branch: Tensor, segments: Segments) -> Tensor:
-        """Z, the merged trunk before the norm."""
-        return trunk + branch
 
     def read(self, trunk: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
         """The trunk as a branch, or the layer after the last block, reads it: normalised."""
         return trunk
 
     def forward(
-        self, trunk: Float[Tensor, "*B T D"], branch: Float[Tensor, "*B T D"], segments: Segments
+        self,
+        trunk: Float[Tensor, "*B T D"],
+        branch: Float[Tensor, "*B T D"],
+        segments: Division = None,
+        kept: Tensor | None = None,
     ) -> Float[Tensor, "*B T D"]:
         """Merge trunk and branch and normalise; `segments` are the token counts of image and text.
 
         Under autocast the branch arrives in half precision; merge and norm use the precision of the trunk.
         """
-        merged = self.combine(trunk, branch.to(trunk.dtype), segments)
+        merged = self._combined(trunk, branch.to(trunk.dtype), segments, kept)
         return rms_norm(merged, (self.width,), eps=self.eps)
-
-    def gains(self) -> Gains:
-        """The merge's current gains on mean and centered part (rms over features), as the theory uses them.
-
-        Raises:
-            ValueError: the merge has no gains: it is not linear in the branch, or no norm follows.
-        """
-        return Gains(mean_skip=1.0, mean_write=1.0, centered_skip=1.0, centered_write=1.0)
 
 
 class Plain(Merge):
     """Z = X + F, the baseline."""
 
 
-def _rms(gain: Tensor) -> float:
-    return float(gain.detach().double().square().mean().sqrt())
-
-
-class LayerScale(Merge):
+class LayerScale(Merge, LayerScaleCombination):
     """Z = X + lambda * F with a learned lambda per feature (arXiv:2605.06169 App. D, Eq. 40)."""
 
-    def __init__(self, width: int, gain: float, *, eps: float = MERGE_EPS) -> None:
-        super().__init__(width, eps=eps)
-        self.gain = nn.Parameter(torch.full((width,), float(gain)))
 
-    def combine(self, trunk: Tensor, branch: Tensor, segments: Segments) -> Tensor:
-        return trunk + self.gain * branch
-
-    def gains(self) -> Gains:
-        gain = _rms(self.gain)
-        return Gains(mean_skip=1.0, mean_write=gain, centered_skip=1.0, centered_write=gain)
-
-
-class ReZero(LayerScale):
+class ReZero(Merge, ReZeroCombination):
     """Z = X + lambda F with one learned scalar."""
 
-    def __init__(self, width: int, gain: float, *, eps: float = MERGE_EPS) -> None:
-        super().__init__(width, gain, eps=eps)
-        self.gain = nn.Parameter(torch.tensor([float(gain)]))
 
-
-class DeepNorm(Merge):
+class DeepNorm(Merge, DeepNormCombination):
     """Z = a X + F with a constant a."""
 
-    def __init__(self, width: int, gain: float, *, eps: float = MERGE_EPS) -> None:
-        super().__init__(width, eps=eps)
-        self.gain: Tensor
-        self.register_buffer("gain", torch.tensor([float(gain)]), persistent=False)
 
-    def combine(self, trunk: Tensor, branch: Tensor, segments: Segments) -> Tensor:
-        return self.gain * trunk + branch
-
-    def gains(self) -> Gains:
-        gain = _rms(self.gain)
-        return Gains(mean_skip=gain, mean_write=1.0, centered_skip=gain, centered_write=1.0)
-
-
-class MVSplit(Merge):
-    """Z = X + beta * (P F) + alpha * J (F - X), J and P segment-wise (R1, arXiv:2605.06169 Eq. 7-8).
-
-    alpha, the gain on the mean, makes the mean a leaky integrator; beta is the gain on the centered part.
-    Both are learned per feature.
-    """
-
-    def __init__(self, width: int, alpha: float = 0.0, beta: float = 1.0, *, eps: float = MERGE_EPS) -> None:
-        super().__init__(width, eps=eps)
-        self.alpha = nn.Parameter(torch.full((width,), float(alpha)))
-        self.beta = nn.Parameter(torch.full((width,), float(beta)))
-
-    def combine(self, trunk: Tensor, branch: Tensor, segments: Segments) -> Tensor:
-        branch_mean = segment_mean(branch, segments)
-        shift = self.alpha * (branch_mean - segment_mean(trunk, segments))
-        return trunk + self.beta * (branch - branch_mean) + shift
-
-    def gains(self) -> Gains:
-        alpha = self.alpha.detach().double()
-        return Gains(
-            mean_skip=_rms(1 - alpha),
-            mean_write=_rms(alpha),
-            centered_skip=1.0,
-            centered_write=_rms(self.beta),
-        )
+class MVSplit(Merge, MVSplitCombination):
+    """Z = X + beta * (P F) + alpha * J (F - X), J and P segment-wise (R1, arXiv:2605.06169 Eq. 7-8)."""
 
 
 class HardCentering(Merge):
     """Z = P (X + F), P segment-wise: the mean is removed in every merge (N1, arXiv:2605.06169 App. J)."""
 
-    def combine(self, trunk: Tensor, branch: Tensor, segments: Segments) -> Tensor:
+    over_tokens = True
+
+    def combine(
+        self, trunk: Tensor, branch: Tensor, segments: Segments, kept: Tensor | None = None
+    ) -> Tensor:
         merged = trunk + branch
-        return merged - segment_mean(merged, segments)
+        return merged - segment_mean(merged, segments, kept)
 
     def gains(self) -> Gains:
         return Gains(mean_skip=0.0, mean_write=0.0, centered_skip=1.0, centered_write=1.0)
@@ -147,7 +97,9 @@ class Highway(DeepNorm):
     derivative there is 1 / sqrt(eps).
     """
 
-    def combine(self, trunk: Tensor, branch: Tensor, segments: Segments) -> Tensor:
+    def combine(
+        self, trunk: Tensor, branch: Tensor, segments: Segments, kept: Tensor | None = None
+    ) -> Tensor:
         return self.gain * trunk + rms_norm(branch, (self.width,), eps=self.eps)
 
     def gains(self) -> Gains:
@@ -165,9 +117,13 @@ class PreNorm(Merge):
         return rms_norm(trunk, (self.width,), eps=self.eps)
 
     def forward(
-        self, trunk: Float[Tensor, "*B T D"], branch: Float[Tensor, "*B T D"], segments: Segments
+        self,
+        trunk: Float[Tensor, "*B T D"],
+        branch: Float[Tensor, "*B T D"],
+        segments: Division = None,
+        kept: Tensor | None = None,
     ) -> Float[Tensor, "*B T D"]:
-        return self.combine(trunk, branch.to(trunk.dtype), segments)
+        return self._combined(trunk, branch.to(trunk.dtype), segments, kept)
 
     def gains(self) -> Gains:
         raise ValueError("no theory of the merge 'pre_norm': its trunk has no norm")

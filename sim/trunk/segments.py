@@ -1,10 +1,15 @@
 """Segments of a token sequence (image, text), their means, and token replication."""
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 Segments = tuple[int, ...]
+
+Division = Segments | Mapping[str, int] | None
+"""Token counts of the segments in order, or name -> count; None for one segment."""
 
 
 class Replicated(tuple[int, ...]):
@@ -19,18 +24,42 @@ class Replicated(tuple[int, ...]):
         return found
 
 
-def segment_mean(x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B T D"]:
+def token_counts(division: Division, tokens: int) -> Segments:
+    """The token counts of a division; those of one segment for None."""
+    if division is None:
+        return (tokens,)
+    return tuple(division.values()) if isinstance(division, Mapping) else division
+
+
+def segment_mean(
+    x: Float[Tensor, "*B T D"], segments: Segments, kept: Tensor | None = None
+) -> Float[Tensor, "*B T D"]:
     """J_seg X: every token replaced by the mean of its segment (arXiv:2605.06169 App. E).
 
     Empty segments are skipped.
 
+    Args:
+        x: tokens.
+        segments: their counts.
+        kept: tokens that count [*B, T], the others being padding; None keeps all. A segment without any has
+            the mean 0.
+
     Raises:
-        ValueError: the segments do not add up to the number of tokens.
+        ValueError: the segments do not add up to the number of tokens, or `kept` has another number.
     """
     if sum(segments) != x.shape[-2]:
         raise ValueError(f"segments {segments} hold {sum(segments)} tokens, the trunk has {x.shape[-2]}")
-    parts = x.split([length for length in segments if length], dim=-2)
-    return torch.cat([part.mean(-2, keepdim=True).expand_as(part) for part in parts], dim=-2)
+    lengths = [length for length in segments if length]
+    parts = x.split(lengths, dim=-2)
+    if kept is None:
+        return torch.cat([part.mean(-2, keepdim=True).expand_as(part) for part in parts], dim=-2)
+    if kept.shape[-1] != x.shape[-2]:
+        raise ValueError(f"kept marks {kept.shape[-1]} tokens, the trunk has {x.shape[-2]}")
+    means = [
+        (part.masked_fill(~there, 0.0).sum(-2, keepdim=True) / there.sum(-2, keepdim=True).clamp_min(1))
+        for part, there in zip(parts, kept[..., None].split(lengths, dim=-2), strict=True)
+    ]
+    return torch.cat([mean.expand_as(part) for mean, part in zip(means, parts, strict=True)], dim=-2)
 
 
 def replicate_tokens(

@@ -80,6 +80,7 @@ def test_the_examples_of_training_are_what_can_be_trained(
         ("stores.md", "('step',)"),
         ("your_own.md", "tensor("),
         ("your_model.md", "layers.11.linear2.weight"),
+        ("your_merge.md", "layers.0.merge_attn.alpha"),
         ("theory.md", "front at block"),
     ],
 )

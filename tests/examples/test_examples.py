@@ -1,6 +1,7 @@
 """Every example runs and leaves a run that can be read."""
 
 import importlib.util
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -29,3 +30,12 @@ def test_an_example_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     measured = run["g_ctr"].dropna("step", how="all")
     assert np.isfinite(measured.values[:, 1:]).all()
     assert "tcs" in capsys.readouterr().out
+
+
+def test_a_merge_is_converted(capsys: pytest.CaptureFixture[str]) -> None:
+    path = EXAMPLES / "converted_merge.py"
+    assert len(path.read_text().splitlines()) < 60
+    runpy.run_path(str(path), run_name="__main__")
+    out = capsys.readouterr().out
+    assert "24 layers as it is: homogeneous" in out and "24 layers with MV-Split: flat" in out
+    assert "layers.0.merge_attn.alpha" in out

@@ -1,0 +1,1 @@
+"""Other merges put into the blocks of any transformer."""
