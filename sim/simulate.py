@@ -16,6 +16,8 @@ from torch import Tensor
 from meanmode.sim.intervene.grammar import FIELDS, Intervention
 from meanmode.sim.intervene.interventions import Interventions
 from meanmode.sim.observe.block_probe import BlockProbe
+from meanmode.sim.observe.deferred import Queue
+from meanmode.sim.observe.measurement import Measurement
 from meanmode.sim.observe.observable_names import BACKWARD_OBSERVABLES, observable_dims
 from meanmode.sim.observe.record import Array, Record
 from meanmode.sim.trunk.ensemble import stack_members
@@ -159,7 +161,7 @@ class _Walk:
         self.weights = [layer.weight for layer in differentiated]
         dims = observable_dims(runs[0][0], backward=backward)
         self.record = Record(dims, self.depth, runs=len(runs) if self.stacked else None)
-        self.probe = BlockProbe(self.block, self.record, 1)
+        self.probe = BlockProbe(self.block, Measurement(self.record, Queue()), 1)
         # per run: the first block with an invalid trunk, and the last block with an invalid adjoint
         self.trunk_lost = np.full(len(runs), self.depth + 1)
         self.adjoint_lost = np.full(len(runs), -1)

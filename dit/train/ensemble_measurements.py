@@ -19,8 +19,9 @@ from meanmode.dit.data.sources import Source
 from meanmode.dit.model.flow import flow_losses
 from meanmode.dit.train.scheduled_interventions import ScheduledInterventions
 from meanmode.sim.observe.functional_step import displacement
-from meanmode.sim.observe.observables import tcs
+from meanmode.sim.observe.layer_hooks import recomputing
 from meanmode.sim.observe.probe import Probe
+from meanmode.sim.observe.record import Array
 from meanmode.sim.onset.training_onset import (
     DIVERGED,
     INITIAL_STEPS,
@@ -123,21 +124,20 @@ class EnsembleMeasurements:
         self.rows = {name: np.full((len(runs), steps), np.nan) for name in names}
         self.states: list[dict[int, State]] = [{} for _ in runs]
         self._blocks = watched_blocks(runs[0].model.depth)
+        self._cosine = "tcs_image" if runs[0].model.text_tokens else "tcs"
         self._last = np.zeros(len(runs), np.int64)
-        self._cosines: list[Tensor] = []
         self._trunk: Tensor | None = None
         self._batch: tuple[Tensor, ...] = ()
         self._step = 0
         self._running: Sequence[int] = ()
+        self._probes: dict[tuple[str, ...], Probe] = {}
         self._probe: Probe | None = None
         self._interventions = ScheduledInterventions(optimiser.network, runs[0].training.interventions)
         self._undo = ExitStack()
 
     def __enter__(self) -> "EnsembleMeasurements":
-        blocks = self.optimiser.network.blocks
-        for number in self._blocks:
-            hook = blocks[number - 1].register_forward_hook(self._measure_block)
-            self._undo.callback(hook.remove)
+        hook = self.optimiser.network.blocks[-1].register_forward_hook(self._keep_trunk)
+        self._undo.callback(hook.remove)
         self._undo.callback(self._interventions.close)
         self._probing = self._undo.enter_context(ExitStack())
         return self
@@ -145,13 +145,10 @@ class EnsembleMeasurements:
     def __exit__(self, *failure: object) -> None:
         self._undo.close()
 
-    def _measure_block(self, _: nn.Module, __: object, trunk: Tensor) -> None:
-        """Keep the TCS after a measured block, mean over the batch of every run [R]."""
-        if torch.is_grad_enabled():
-            model = self.runs[0].model
-            image = model.copies * model.image_tokens
+    def _keep_trunk(self, _: nn.Module, __: object, trunk: Tensor) -> None:
+        """Keep the last state of a training pass."""
+        if torch.is_grad_enabled() and not recomputing():
             self._trunk = trunk.detach()
-            self._cosines.append(tcs(self._trunk[..., :image, :]).mean(-1))
 
     def batches(self, step: int, running: Sequence[int]) -> tuple[Tensor, ...]:
         """Return noisy latents, texts, clean latents and noise, with a leading axis of runs."""
@@ -168,18 +165,27 @@ class EnsembleMeasurements:
     def losses(self, network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         """Return the mean loss of every run [R] on its batch."""
         noisy, texts, clean, noise = batch
-        self._cosines = []
         self._probing.close()  # left open if the forward pass is repeated because runs have ended
-        if self.observe:
-            self._probe = self._probing.enter_context(Probe(network, names=self.observe))
-        elif self.signals_every and self._step % self.signals_every == 0:
-            self._probe = self._probing.enter_context(Probe(network, blocks=self._blocks, names=SIGNALS))
+        self._probe = self._probing.enter_context(self._probe_of(network))
         return flow_losses(network(noisy, texts), clean, noise).mean(-1)
+
+    def _probe_of(self, network: nn.Module) -> Probe:
+        """The probe of the current step, made once for all steps that measure the same."""
+        names = tuple(dict.fromkeys((self._cosine, *(self.observe or self._signals()))))
+        if names not in self._probes:
+            blocks = None if self.observe else self._blocks
+            self._probes[names] = Probe(network, blocks=blocks, names=names)
+        return self._probes[names]
+
+    def _signals(self) -> tuple[str, ...]:
+        """Observables of the gradients that the current step measures."""
+        return SIGNALS if self.signals_every and self._step % self.signals_every == 0 else ()
 
     def ended(self, step: int, running: Sequence[int], losses: Tensor) -> list[int]:
         """Record losses and TCS of a step, and return the runs that end before its update."""
-        cosines = np.median(torch.stack(self._cosines).double().cpu().numpy(), axis=0)
-        self.rows["tcs_image"][running, step - 1] = cosines
+        assert self._probe is not None
+        cosines = self._probe.values()[self._cosine][:, list(self._blocks)].astype(np.float64)
+        self.rows["tcs_image"][running, step - 1] = np.median(cosines, axis=1)
         self.rows["loss"][running, step - 1] = losses.double().cpu().numpy()
         self._last[running] = step
         if step % LABEL_EVERY:
@@ -200,14 +206,15 @@ class EnsembleMeasurements:
     def updated(self, step: int, running: Sequence[int]) -> None:
         """Record what is known only after the backward pass or the update."""
         self._probing.close()
-        if self._probe is not None and self.observe:
-            self._keep(self._probe, step, running)
-            self._probe = None
-        if self._probe is not None:
-            for name, values in self._probe.values().items():
-                watched = values[:, list(self._blocks)].reshape(len(running), -1)
+        assert self._probe is not None
+        values = self._probe.values()
+        if self.observe:
+            self._dims = self._probe.dims
+            self._keep({name: values[name] for name in self.observe}, step, running)
+        elif self._signals():
+            for name in SIGNALS:
+                watched = values[name][:, list(self._blocks)].reshape(len(running), -1)
                 self.rows[name][running, step - 1] = np.median(watched, axis=1)
-            self._probe = None
         if self.functional_every and step % self.functional_every == 0:
             assert self._trunk is not None
             with torch.no_grad():
@@ -217,10 +224,9 @@ class EnsembleMeasurements:
             for position, run in enumerate(running):
                 self.states[run][step] = self.optimiser.state(position)
 
-    def _keep(self, probe: Probe, step: int, running: Sequence[int]) -> None:
+    def _keep(self, found: Mapping[str, Array], step: int, running: Sequence[int]) -> None:
         """Keep the observables of every block at a step."""
-        self._dims = probe.dims
-        for name, values in probe.values().items():
+        for name, values in found.items():
             if name not in self.observed:
                 shape = (len(self.runs), self.runs[0].training.steps, *values.shape[1:])
                 self.observed[name] = np.full(shape, np.nan, np.float32)

@@ -24,6 +24,14 @@ GRADIENT_SIZES = {"grad_rms_q": "q_proj", "grad_rms_k": "k_proj"}
 """Observable -> the mixer's projection whose gradient it measures (root mean square)."""
 
 
+ROOTS = ("grad_rms_q", "grad_rms_k", "grad_rms_v", "weight_rms", "update_rms")
+"""Observables that are a root mean square: what is averaged is the mean square."""
+
+
+LARGEST = ("max_logit",)
+"""Observables that are the largest value of a step."""
+
+
 BACKWARD_OBSERVABLES: dict[str, tuple[tuple[str, ...], str]] = {
     "g_mean": (("block", "writer"), "Frobenius norm of the mean-coherent part of a writer's gradient (G1)"),
     "g_ctr": (("block", "writer"), "Frobenius norm of the centered part of a writer's gradient (G1)"),

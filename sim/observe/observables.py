@@ -2,7 +2,6 @@
 
 # B batch (after a leading axis of runs in an ensemble), T tokens, D width
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -11,9 +10,9 @@ from meanmode.sim.observe.token_parts import (
     EPS,
     TokenParts,
     centered,
+    deficit,
     directions,
     need_pair,
-    spread_out_parts,
     token_parts,
     unit_parts,
 )
@@ -30,9 +29,6 @@ __all__ = [
     "retention",
     "rho",
     "row_div",
-    "segment_cosines",
-    "segment_parts",
-    "segment_state",
     "tcs",
     "tcs_deficit",
     "var_gain",
@@ -47,13 +43,6 @@ def zero_tokens(x: Float[Tensor, "*B T D"]) -> Int[Tensor, "*B"]:
     return (x.abs().amax(-1) == 0).sum(-1)
 
 
-def _deficit(parts: TokenParts) -> Tensor:
-    pairs = parts.tokens - 1
-    if isinstance(pairs, int):
-        return parts.spread / pairs
-    return torch.where(pairs > 0, parts.spread / pairs, torch.nan)
-
-
 def tcs_deficit(x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B"]:
     """1 - TCS, from the centered unit tokens, so that it stays accurate where all tokens nearly agree.
 
@@ -64,7 +53,7 @@ def tcs_deficit(x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B"]:
         ValueError: fewer than two tokens.
     """
     need_pair(x)
-    return _deficit(unit_parts(*directions(x)))
+    return deficit(unit_parts(*directions(x)))
 
 
 def tcs(x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B"]:
@@ -121,60 +110,3 @@ def var_gain(trunk: Float[Tensor, "*B T D"], branch: Float[Tensor, "*B T D"]) ->
     """|c(U(X))|_F / (|c(X)|_F + eps): the centered part a branch returns for the centered part it reads."""
     need_pair(trunk)
     return parts_var_gain(token_parts(trunk), token_parts(branch))
-
-
-def _lengths(segments: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(length for length in segments if length)
-
-
-def _sets(segments: tuple[int, ...]) -> dict[str, slice]:
-    """All tokens under "", and image and text where there is text, if they have two tokens or more."""
-    image, total = segments[0], sum(segments)
-    named = {"": slice(0, total), "_image": slice(0, image), "_text": slice(image, total)}
-    kept = named if len(_lengths(segments)) > 1 else {"": named[""]}
-    return {suffix: place for suffix, place in kept.items() if place.stop - place.start > 1}
-
-
-def _joined(segments: tuple[int, ...], measured: list[TokenParts]) -> dict[str, TokenParts]:
-    whole = measured[0] if len(measured) == 1 else measured[0].joined(measured[1])
-    named = dict(zip(("", "_image", "_text"), (whole, *measured), strict=False))
-    return {suffix: named[suffix] for suffix in _sets(segments)}
-
-
-def segment_parts(x: Float[Tensor, "*B T D"], segments: tuple[int, ...]) -> dict[str, TokenParts]:
-    """Mean and centered part of all tokens (suffix ""), and with text of `_image` and `_text` tokens.
-
-    A segment of one token has neither pairs nor a centered part and is left out.
-    """
-    spread_out = spread_out_parts(x, _lengths(segments), unit=False)
-    if spread_out:
-        return _joined(segments, spread_out[0])
-    return {suffix: token_parts(x[..., place, :]) for suffix, place in _sets(segments).items()}
-
-
-def segment_cosines(x: Float[Tensor, "*B T D"], segments: tuple[int, ...]) -> dict[str, Tensor]:
-    """TCS of the sets of tokens of `segment_parts`."""
-    spread_out = spread_out_parts(x, _lengths(segments), plain=False)
-    units = _joined(segments, spread_out[1]) if spread_out else _unit_parts(x, segments)
-    return {suffix: 1 - _deficit(part) for suffix, part in units.items()}
-
-
-def _unit_parts(x: Tensor, segments: tuple[int, ...]) -> dict[str, TokenParts]:
-    unit, directed = directions(x)
-    return {
-        suffix: unit_parts(unit[..., place, :], None if directed is None else directed[..., place, :])
-        for suffix, place in _sets(segments).items()
-    }
-
-
-def segment_state(
-    x: Float[Tensor, "*B T D"], segments: tuple[int, ...]
-) -> tuple[dict[str, TokenParts], dict[str, Tensor]]:
-    """`segment_parts` and the TCS of the same sets of tokens, from as few passes over them as can be."""
-    spread_out = spread_out_parts(x, _lengths(segments))
-    if spread_out:
-        parts, units = (_joined(segments, measured) for measured in spread_out)
-    else:
-        parts = {suffix: token_parts(x[..., place, :]) for suffix, place in _sets(segments).items()}
-        units = _unit_parts(x, segments)
-    return parts, {suffix: 1 - _deficit(part) for suffix, part in units.items()}

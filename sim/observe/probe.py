@@ -3,18 +3,26 @@
 # L blocks, W writers
 
 import contextlib
+import warnings
 from collections.abc import Sequence
 from types import TracebackType
 
 import torch.distributed as dist
 from torch import nn
 
-from meanmode.sim.observe.block_probe import BlockProbe, Queue, TrunkParts
+from meanmode.sim.observe.block_probe import BlockProbe
+from meanmode.sim.observe.deferred import Queue
 from meanmode.sim.observe.layer_hooks import eager
+from meanmode.sim.observe.measurement import Measurement
 from meanmode.sim.observe.observable_names import GRADIENT_MODES, GRADIENT_SIZES, observable_dims
 from meanmode.sim.observe.record import Array, Record
-from meanmode.sim.observe.step_record import StepRecord
 from meanmode.sim.trunk.stack import blocks_of
+
+UNKNOWN = (
+    "the gradients that the processes have averaged do not tell some centered parts: their g_ctr and g_inner "
+    "are NaN (too few digits beside the mean part, a changed or clipped gradient, or a frozen weight)"
+)
+"""Said where processes share a batch; Python shows the same warning once."""
 
 
 class Probe:
@@ -31,7 +39,12 @@ class Probe:
     Every process must then call `values`, after its last pass; nothing is exchanged before that.
     `grad_rms_q` and `grad_rms_k` are read from `weight.grad` at the end of the block, or when `values` is
     called inside it: zero the gradients before the block and clip them after it. Until `values` is called,
-    each writer holds a matrix of the size of its whole weight in single precision; `blocks` limits that.
+    each writer holds a matrix of the size of its weight in single precision; `blocks` limits that.
+
+    With a `group`, `g_ctr` and `g_inner` too are read from `weight.grad`, as processes have averaged it: they
+    are NaN, with a warning, where the gradient has too few digits for its centered part (G_mean / G_ctr above
+    about 1e6 in single precision and 100 in bf16; `meanmode.sim.observe.shared_writers.shared_modes`), where
+    an intervention changes the gradient, and where the weight is frozen.
 
     Args:
         model: any module with `meanmode.sim.trunk.stack.Block`s, in order.
@@ -48,7 +61,8 @@ class Probe:
         record: the values of the latest `with` block.
 
     Raises:
-        ValueError: the model has no blocks, a block or observable does not exist, or `passes` is below 1.
+        ValueError: the model has no blocks, a block or observable does not exist, `passes` is below 1, or an
+            ensemble is spread over processes.
     """
 
     def __init__(
@@ -73,6 +87,8 @@ class Probe:
                 raise ValueError(f"unknown observable {name!r}: choose from {', '.join(dims)}")
         if passes < 1:
             raise ValueError(f"passes must be at least 1, got {passes}")
+        if group is not None and first.ffn.w2.weight.ndim > 2:
+            raise ValueError("an ensemble is measured in one process: pass no `group`")
         self.dims = dims if names is None else {name: dims[name] for name in names}
         self.passes = passes
         self.group = group
@@ -83,14 +99,14 @@ class Probe:
     def _record(self) -> Record:
         weight, depth = self._blocks[0].ffn.w2.weight, len(self._blocks)
         runs = len(weight) if weight.ndim == 3 else None
-        if self.passes == 1 and self.group is None:
-            return Record(self.dims, depth, runs=runs)
-        return StepRecord(
+        several = self.passes > 1 or self.group is not None
+        return Record(
             self.dims,
             depth,
             runs=runs,
+            latest=not several,
             blocks=self.blocks,
-            passes=self.passes,
+            passes=self.passes if several else None,
             group=self.group,
             device=weight.device,
         )
@@ -98,13 +114,14 @@ class Probe:
     def __enter__(self) -> "Probe":
         if self._probes:
             raise ValueError("this probe is already inside its `with` block")
-        record, trunk, queue, probes = self._record(), TrunkParts(), Queue(), []
+        record, probes = self._record(), []
+        measurement = Measurement(record, Queue())
         if self.group is None and record.wants(*GRADIENT_MODES, *GRADIENT_SIZES):
             self._need_whole_weights()
         with contextlib.ExitStack() as undo:
             undo.enter_context(eager())
             for index in self.blocks:
-                probe = BlockProbe(self._blocks[index - 1], record, index, trunk=trunk, queue=queue)
+                probe = BlockProbe(self._blocks[index - 1], measurement, index)
                 undo.callback(probe.remove)
                 probes.append(probe)
             self._undo = undo.pop_all()
@@ -135,7 +152,11 @@ class Probe:
             ValueError: on some process, the step has made fewer or more passes than `passes`.
         """
         for probe in self._probes[:1]:
-            probe.finish()
+            probe.measurement.finish()
         for probe in self._probes:
             probe.read_gradients()
-        return self.record.values()
+        found = self.record.values()
+        if self.record.unknown:
+            self.record.unknown.clear()
+            warnings.warn(UNKNOWN, stacklevel=2)
+        return found

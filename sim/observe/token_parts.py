@@ -4,6 +4,7 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -106,6 +107,19 @@ class TokenParts(NamedTuple):
         step = apart * (share[..., None] if isinstance(share, Tensor) else share)
         between = self.tokens * share * apart.square().sum(-1)
         return TokenParts(count, self.mean + step, self.spread + other.spread + between)
+
+
+def deficit(unit: TokenParts) -> Tensor:
+    """1 - TCS from the parts of unit tokens; NaN for fewer than two."""
+    pairs = unit.tokens - 1
+    if isinstance(pairs, int):
+        return unit.spread / (pairs or math.nan)
+    return torch.where(pairs > 0, unit.spread / pairs, torch.nan)
+
+
+def cosine(unit: TokenParts) -> Tensor:
+    """TCS from the parts of unit tokens; NaN for fewer than two."""
+    return 1 - deficit(unit)
 
 
 def token_parts(x: Float[Tensor, "*B T D"]) -> TokenParts:

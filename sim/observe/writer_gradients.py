@@ -3,6 +3,7 @@
 # B batch (after a leading axis R of runs in an ensemble), T tokens, M features written, N features read,
 # S samples at a time
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -61,12 +62,6 @@ class Coherence(NamedTuple):
     kappa_abs: Tensor
 
 
-def _scale(x: Tensor) -> Tensor:
-    """Largest magnitude per run, 1 where all vanish; dividing by it prevents underflow."""
-    largest = x.abs().amax((-3, -2, -1))
-    return torch.where(largest > 0, largest, 1.0)
-
-
 def mean_coherent(y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]) -> Float[Tensor, "*R M N"]:
     """DW_mu = T sum_b dbar_b ybar_b^T, the mean-coherent part of a weight's gradient (G1, Eq. 13)."""
     return y.shape[-2] * (single(delta).mean(-2).mT @ single(y).mean(-2))
@@ -87,63 +82,190 @@ def centered_gradient(
     return centered(delta, kept).flatten(-3, -2).mT @ centered(y, kept).flatten(-3, -2)
 
 
-def writer_modes(y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]) -> WriterModes:
-    """G_mean, G_ctr and <DW_mu, DW_c> of a writer gradient sum_t,b delta y^T over a batch (G1, Eq. 11-17).
+class WriterSum:
+    """The gradient of a writer and its parts DW_mu and DW_c (G1), summed over backward passes.
 
-    DW_mu = T sum_b dbar_b ybar_b^T, DW_c = grad - DW_mu, and |grad|^2 = G_mean^2 + 2 <DW_mu, DW_c> + G_ctr^2.
-    G_mean^2 is the sum of the elementwise product of two B x B Gram matrices. DW_c is formed from the
-    centered parts, as one M x N matrix, so nothing cancels when the gradient is nearly coherent.
+    |grad|^2 = G_mean^2 + 2 <DW_mu, DW_c> + G_ctr^2. DW_mu is never formed: it is kept as the token means that
+    it is computed from, which are far fewer numbers, and G_mean^2 is the sum of the elementwise product of
+    two Gram matrices of samples. DW_c is formed from the centered parts, so that nothing cancels when the
+    gradient is nearly coherent; if nothing does, it is the weight's own gradient minus DW_mu.
+    """
+
+    def __init__(self) -> None:
+        self._means: list[tuple[Tensor, Tensor]] = []
+        self._centered: Tensor | None = None
+        self._scale: Tensor | None = None
+        # a single gradient from which DW_mu was not subtracted yet, and the modes that follow from it
+        self._whole: tuple[Tensor, WriterModes] | None = None
+
+    def add(
+        self,
+        y: Float[Tensor, "*R B T N"],
+        delta: Float[Tensor, "*R B T M"],
+        kept: Bool[Tensor, "*R B T 1"] | None = None,
+    ) -> None:
+        """Add the products of one pass.
+
+        Args:
+            y: inputs of the writer.
+            delta: cotangents of its outputs.
+            kept: tokens that count; the others must be zero in both. None keeps all.
+        """
+        part, scale = centered_gradient(y, delta, kept), None
+        if not within(torch.linalg.vector_norm(part, dim=(-2, -1))):  # products could underflow or overflow
+            y_scale, delta_scale = (_scale(x)[..., None, None, None] for x in (y, delta))
+            part = centered_gradient(single(y) / y_scale, single(delta) / delta_scale, kept)
+            scale = (y_scale.double() * delta_scale)[..., 0, 0, 0]
+        self._add_part(part, scale)
+        self._means.append(token_means(y, delta, kept))
+
+    def add_gradient(self, gradient: Float[Tensor, "*R M N"], pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Add a gradient that a backward pass has computed, which is faster; where it cancels, as `add` does.
+
+        Args:
+            gradient: gradient of the weight in this backward pass alone, over all tokens.
+            pairs: (y, delta) of all calls of the writer whose products the gradient is the sum of.
+        """
+        found = [token_means(y, delta) for y, delta in pairs]
+        modes = _modes_of_whole(gradient, pairs, found)
+        if modes is None:
+            for pair in pairs:
+                self.add(*pair)
+            return
+        if self._means:
+            self._add_part(_without_mean(gradient, *joined_means(found)))
+        else:
+            self._whole = gradient.clone(), modes  # a later pass is added to the gradient in place
+        self._means += found
+
+    def _add_part(self, part: Float[Tensor, "*R M N"], scale: Tensor | None = None) -> None:
+        if self._whole is not None:
+            self._centered, self._whole = _without_mean(self._whole[0], *joined_means(self._means)), None
+        if self._centered is None:
+            self._centered, self._scale = part, scale
+            return
+        self._centered, self._scale = _unscaled(self._centered, self._scale), None
+        self._centered.add_(_unscaled(part, scale))
+
+    def modes(self) -> WriterModes:
+        """The modes of the sum, in double precision."""
+        if self._whole is not None:
+            return self._whole[1]
+        assert self._centered is not None
+        # in double precision, since samples can cancel
+        y, delta = (means.double() for means in joined_means(self._means))
+        part, scale = self._centered, 1.0 if self._scale is None else self._scale
+        largest = _largest(delta)
+        seen = (delta / largest[..., None, None]).to(part.dtype) @ part
+        inner = largest * (seen.double() * y).sum((-2, -1))
+        size = torch.linalg.vector_norm(part, dim=(-2, -1), dtype=torch.float64)
+        return WriterModes(_coherent_square(y, delta).clamp_min(0.0).sqrt(), scale * size, scale * inner)
+
+    def total(self) -> Float[Tensor, "*R M N"]:
+        """The gradient: both parts together, in single precision or better."""
+        if self._whole is not None:
+            return self._whole[0]
+        assert self._centered is not None
+        y, delta = (means.double() for means in joined_means(self._means))
+        return (delta.mT @ y).to(self._centered.dtype) + _unscaled(self._centered, self._scale)
+
+
+def token_means(
+    y: Float[Tensor, "*R B T N"],
+    delta: Float[Tensor, "*R B T M"],
+    kept: Bool[Tensor, "*R B T 1"] | None = None,
+) -> tuple[Float[Tensor, "*R B N"], Float[Tensor, "*R B M"]]:
+    """ybar and T dbar of every sample, the sum of whose products is DW_mu (G1, Eq. 13).
 
     Args:
         y: inputs of the writer.
         delta: cotangents of its outputs.
+        kept: tokens that count; the others must be zero in both. None keeps all.
     """
-    y, delta = single(y), single(delta)
-    y_scale, delta_scale = _scale(y), _scale(delta)
-    y, delta = y / y_scale[..., None, None, None], delta / delta_scale[..., None, None, None]
-    tokens, scale = y.shape[-2], y_scale * delta_scale
-    y_mean, delta_mean = y.mean(-2), delta.mean(-2)
-    part = centered_gradient(y, delta)
-    inner = tokens * ((delta_mean @ part) * y_mean).sum((-2, -1))
-    # in double precision, since samples can cancel
-    y_mean, delta_mean = y_mean.double(), delta_mean.double()
-    gram = (y_mean @ y_mean.mT) * (delta_mean @ delta_mean.mT)
-    g_mean = (tokens * gram.sum((-2, -1)).clamp_min(0.0).sqrt()).to(y.dtype)
-    g_ctr = torch.linalg.vector_norm(part, dim=(-2, -1))
-    return WriterModes(scale * g_mean, scale * g_ctr, scale.square() * inner)
+    y_mean, delta_mean = (single(x).mean(-2) for x in (y, delta))
+    if kept is not None:
+        y_mean = y_mean * (y.shape[-2] / kept.sum(-2).clamp_min(1).to(y_mean.dtype))
+    return y_mean, y.shape[-2] * delta_mean
 
 
-def modes_of_parts(coherent: Float[Tensor, "*R M N"], part: Float[Tensor, "*R M N"]) -> WriterModes:
-    """The modes of a gradient from its parts DW_mu and DW_c."""
-    g_mean, g_ctr = (torch.linalg.vector_norm(matrix, dim=(-2, -1)) for matrix in (coherent, part))
-    return WriterModes(g_mean, g_ctr, (coherent * part).sum((-2, -1)))
+def joined_means(found: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Token means of several passes as those of one batch."""
+    if len(found) == 1:
+        return found[0]
+    y, delta = (torch.cat(means, -2) for means in zip(*found, strict=True))
+    return y, delta
 
 
-def modes_from_gradient(
-    gradient: Float[Tensor, "*R M N"], y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]
-) -> WriterModes:
-    """`writer_modes` from an existing gradient sum_t,b delta y^T, without forming DW_c.
+def _largest(x: Tensor) -> Tensor:
+    """Largest magnitude in the last two axes, 1 where all vanish; dividing by it prevents underflow."""
+    largest = x.abs().amax((-2, -1))
+    return torch.where(largest > 0, largest, 1.0)
 
-    Uses |DW_c|^2 = |grad|^2 - 2 <grad, DW_mu> + |DW_mu|^2 unless that cancels; then, and in half precision,
-    falls back to `writer_modes`.
 
-    Args:
-        gradient: gradient of the weight on this batch alone, not accumulated with others.
-        y: inputs of the writer.
-        delta: cotangents of its outputs.
-    """
-    if min(dtype.itemsize for dtype in (gradient.dtype, y.dtype, delta.dtype)) < 4:
-        return writer_modes(y, delta)
-    tokens, y_mean, delta_mean = y.shape[-2], y.mean(-2), delta.mean(-2)
-    shared = tokens * ((delta_mean @ gradient).double() * y_mean.double()).sum((-2, -1))
-    y_mean, delta_mean = y_mean.double(), delta_mean.double()
-    coherent = tokens**2 * ((y_mean @ y_mean.mT) * (delta_mean @ delta_mean.mT)).sum((-2, -1))
+def _scale(x: Float[Tensor, "*R B T F"]) -> Tensor:
+    """Largest magnitude per run, 1 where all vanish."""
+    return _largest(single(x).flatten(-3, -2))
+
+
+def _unscaled(part: Float[Tensor, "*R M N"], scale: Tensor | None) -> Tensor:
+    return part if scale is None else part * scale[..., None, None].to(part.dtype)
+
+
+def _coherent_square(y: Tensor, delta: Tensor) -> Tensor:
+    """|DW_mu|^2 from token means in double precision, by whichever product is smaller."""
+    samples, read, written = y.shape[-2], y.shape[-1], delta.shape[-1]
+    if samples * (read + written) > read * written:
+        return (delta.mT @ y).square().sum((-2, -1))
+    return ((y @ y.mT) * (delta @ delta.mT)).sum((-2, -1))
+
+
+def _without_mean(gradient: Tensor, y: Tensor, delta: Tensor) -> Tensor:
+    """DW_c = grad - DW_mu."""
+    product = torch.addmm if gradient.ndim == 2 else torch.baddbmm
+    return product(gradient, delta.to(gradient.dtype).mT, y.to(gradient.dtype), alpha=-1)
+
+
+def _modes_of_whole(
+    gradient: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], means: Sequence[tuple[Tensor, Tensor]]
+) -> WriterModes | None:
+    """Modes by |DW_c|^2 = |grad|^2 - 2 <grad, DW_mu> + |DW_mu|^2; None if that cancels, in half precision."""
+    if min(x.dtype.itemsize for x in (gradient, *(x for pair in pairs for x in pair))) < 4:
+        return None
+    y, delta = joined_means(means)
+    shared = ((delta.to(gradient.dtype) @ gradient).double() * y.double()).sum((-2, -1))
+    coherent = _coherent_square(y.double(), delta.double())
     total = torch.linalg.vector_norm(gradient, dim=(-2, -1), dtype=torch.float64).square()
     rest = total - 2 * shared + coherent
     if not within(total) or not bool((rest > TRUSTED_SHARE * (total + coherent)).all()):
-        return writer_modes(y, delta)
-    modes = (coherent.clamp_min(0.0).sqrt(), rest.sqrt(), shared - coherent)
-    return WriterModes(*(mode.to(gradient.dtype) for mode in modes))
+        return None
+    return WriterModes(coherent.clamp_min(0.0).sqrt(), rest.sqrt(), shared - coherent)
+
+
+def modes_from_gradient(
+    gradient: Float[Tensor, "*R M N"], pairs: Sequence[tuple[Tensor, Tensor]]
+) -> WriterModes:
+    """The modes of `WriterSum.add_gradient` for one backward pass, without a copy of the gradient."""
+    modes = _modes_of_whole(gradient, pairs, [token_means(y, delta) for y, delta in pairs])
+    if modes is None:
+        summed = WriterSum()
+        for pair in pairs:
+            summed.add(*pair)
+        modes = summed.modes()
+    return modes
+
+
+def writer_modes(y: Float[Tensor, "*R B T N"], delta: Float[Tensor, "*R B T M"]) -> WriterModes:
+    """G_mean, G_ctr and <DW_mu, DW_c> of a writer gradient sum_t,b delta y^T over a batch (G1, Eq. 11-17).
+
+    DW_mu = T sum_b dbar_b ybar_b^T, DW_c = grad - DW_mu, formed from the centered parts as `WriterSum` does.
+
+    Args:
+        y: inputs of the writer.
+        delta: cotangents of its outputs.
+    """
+    summed = WriterSum()
+    summed.add(y, delta)
+    return WriterModes(*(mode.to(single(y).dtype) for mode in summed.modes()))
 
 
 def coherence(

@@ -15,13 +15,13 @@ from torch.utils.hooks import RemovableHandle
 
 from meanmode.sim.anatomy.anatomy import Block
 from meanmode.sim.observe.layer_hooks import recomputing, watched
-from meanmode.sim.observe.observables import parts_r_tr, parts_rho
+from meanmode.sim.observe.measurement import Measurement
+from meanmode.sim.observe.record import Record
 from meanmode.sim.observe.token_parts import measuring
-from meanmode.sim.watch.gradient_sums import GradientSums
+from meanmode.sim.observe.token_sets import Measured, TokenSets, groups_of, together
+from meanmode.sim.watch.backward_hooks import BackwardHooks
 from meanmode.sim.watch.guard import Guard
 from meanmode.sim.watch.intercepted import intercepted, logits, peak_and_entropy
-from meanmode.sim.watch.step_sums import StepSums
-from meanmode.sim.watch.token_sets import Measured, TokenSets, cosine, groups_of, together
 from meanmode.sim.watch.watch_plan import WatchedWriter, WatchPlan
 
 
@@ -36,14 +36,20 @@ class MeasuredStep:
 
     def __init__(self, plan: WatchPlan, guard: Guard, *, first: bool) -> None:
         self.plan, self.first = plan, first
-        self.sums = StepSums({"block": plan.depth + 1, "writer": len(plan.labels)})
-        self.gradients = GradientSums(plan, self.sums, guard, first=first)
+        self.record = Record(
+            plan.dims,
+            plan.depth,
+            writers=len(plan.labels),
+            suffixes=[f"_{suffix}" for suffix in plan.suffixes],
+            latest=False,
+        )
+        self.measurement = Measurement(self.record)
+        self.gradients = BackwardHooks(plan, self.measurement, guard, first=first)
         self.passes = 0
         self._guard = guard
         self._calls: Counter[Any] = Counter()
         self._arguments: dict[str, object] = {}
         self._sets: dict[str, TokenSets] = {}
-        self._trunks: dict[str, tuple[Tensor, tuple[int, bool], Measured]] = {}
         self._adjoints: set[tuple[int, str]] = set()
         self._block = 0
         self._live = False
@@ -120,7 +126,7 @@ class MeasuredStep:
         self.passes += self._live
         self._calls.clear()
         self._sets.clear()
-        self._trunks.clear()
+        self.measurement.forget()
         try:
             bound = inspect.signature(model.forward).bind_partial(*args, **options).arguments
         except TypeError:
@@ -151,21 +157,20 @@ class MeasuredStep:
             with measuring(x.device):
                 found = self._trunk(streams[0], x, unit=block.index == 1)
                 if block.index == 1:
-                    self._state(0, found)
+                    self.measurement.state(0, found)
             if block.index == 1:
                 self._watch_adjoint(0, streams[0], "", x)
 
     def _given(self, stream: str, args: Any, options: dict[str, Any]) -> Tensor | None:
         """The argument that is the known state of the stream, or else the first that can be one."""
         found = self.plan.anatomy.stream(stream)
-        known = self._trunks.get(stream)
         first = None
         for x in (*args, *options.values()):
             if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != len(found.layout):
                 continue
             if found.width and x.shape[found.layout.index("D")] != found.width:
                 continue
-            if known is not None and x.data_ptr() == known[0].data_ptr():
+            if self.measurement.lies_at(stream, x):
                 return x
             first = x if first is None else first
         return first
@@ -202,7 +207,7 @@ class MeasuredStep:
         if measured and block.index in self.plan.blocks:
             device = next(iter(streams.values()))[0].device
             with measuring(device):
-                self._state(block.index, together(measured, self.plan.several))
+                self.measurement.state(block.index, together(measured, self.plan.several))
 
     # the trunk
 
@@ -220,26 +225,10 @@ class MeasuredStep:
         return sets
 
     def _trunk(self, stream: str, x: Tensor, *, unit: bool = True) -> Measured:
-        """The parts of the current state of a stream, computed once; those of its unit tokens on demand."""
-        x = x.detach()
-        known = self._trunks.get(stream)
-        if known is not None and known[0].data_ptr() == x.data_ptr() and known[0].shape == x.shape:
-            if known[1] == (x._version, True) or known[1] == (x._version, unit):
-                return known[2]
+        """The parts of the current state of a stream, those of its unit tokens on demand."""
+        plain, wanted = self.measurement.wants_state()
         sets = self._set_of(stream, x)
-        found = sets.measured(sets.state(x), unit=unit)
-        self._trunks[stream] = (x, (x._version, unit), found)
-        return found
-
-    def _state(self, block: int, found: Measured) -> None:
-        for suffix, (plain, unit) in found.items():
-            end = f"_{suffix}" if suffix else ""
-            values = cosine(unit)
-            counted = None if isinstance(plain.tokens, int) else plain.tokens > 1
-            if self.plan.wants("tcs"):
-                self.sums.mean(f"tcs{end}", (block,), values, counted)
-            if self.plan.wants("rho"):
-                self.sums.mean(f"rho{end}", (block,), parts_rho(plain), counted)
+        return self.measurement.trunk(x, sets, stream=stream, plain=plain, unit=unit and wanted)
 
     def _watch_adjoint(self, block: int, stream: str, suffix: str, x: Tensor) -> None:
         """Hook the adjoint once per pass: checkpointing builds the graph twice, or late if reentrant."""
@@ -351,15 +340,12 @@ class MeasuredStep:
 
     def _branch(self, of: WatchedWriter, branch: Tensor) -> None:
         stream = of.writer.stream
-        if not (of.trunk and self.plan.wants("r_tr") and stream in self._trunks):
+        trunk = self.measurement.latest(stream)
+        if not of.trunk or trunk is None or not self.plan.wants("r_tr"):
             return
-        sets = self._sets[stream]
-        x = sets.in_order(branch, tokens_first=of.tokens_first)
-        if x is None:
-            return
-        for suffix, (parts, _) in sets.measured(x, unit=False).items():
-            end, trunk = f"_{suffix}" if suffix else "", self._trunks[stream][2][suffix][0]
-            self.sums.mean(f"r_tr{end}", of.place, parts_r_tr(trunk, parts))
+        x = self._sets[stream].in_order(branch, tokens_first=of.tokens_first)
+        if x is not None:
+            self.measurement.branch(of.place, trunk, self._sets[stream], x)
 
     # attention
 
@@ -388,8 +374,8 @@ class MeasuredStep:
         if found.ndim != 4 or self._block not in self.plan.blocks:
             return
         peak, entropy, there = peak_and_entropy(found.detach(), kept)
-        self.sums.largest("max_logit", (self._block,), peak)
-        self.sums.mean("attention_entropy", (self._block,), entropy, there)
+        self.record.put("max_logit", (self._block,), peak)
+        self.record.put("attention_entropy", (self._block,), entropy, there)
 
 
 def _ignored(y: Tensor, delta: Tensor) -> None:

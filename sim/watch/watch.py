@@ -232,7 +232,7 @@ class Watch:
         with torch.no_grad():
             lost = measured.gradients.finish()
             held = self._weights(measured)
-        arrays = measured.sums.arrays(plan.dims)
+            arrays = measured.record.arrays()
         for name, power in SCALED.items():
             if name in arrays:
                 arrays[name] /= scale**power
@@ -257,7 +257,7 @@ class Watch:
         plan = measured.plan
         for of in plan.writers.values():
             if plan.wants("weight_rms"):
-                measured.sums.size("weight_rms", of.place, _rms(of.weight))
+                measured.measurement.root_mean_square("weight_rms", of.place, of.weight)
         if not plan.wants("update_rms"):
             return {}
         return {

@@ -1,5 +1,6 @@
 """What to hook in a model, from its anatomy: writers, blocks, norms, readers, and what cannot be measured."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -58,6 +59,7 @@ class WatchPlan:
     Attributes:
         dims: name of an observable, with its suffix -> dimensions.
         labels: coordinate of the axis `writer`.
+        alone: parameter of a writer that no other product uses -> index of the writer.
         several: names of the streams that share blocks with others.
         broken: index of a writer -> why it is not measured.
 
@@ -86,14 +88,18 @@ class WatchPlan:
         self.streams = {block: self._streams(block) for block in range(1, self.depth + 1)}
         several = [name for streams in self.streams.values() if len(streams) > 1 for name in streams]
         self.several = tuple(dict.fromkeys(several))
-        placed = {
-            (writer.block, writer.stream, writer.label): self._label(writer) for writer in anatomy.writers
-        }
-        self.labels = tuple(dict.fromkeys(placed.values()))
+        self._labels = self._apart()
+        self.labels = tuple(dict.fromkeys(self._labels))
         self.writers = {
-            number: self._watched(writer)
+            number: self._watched(number, writer)
             for number, writer in enumerate(anatomy.writers)
             if writer.block in self.blocks
+        }
+        uses = Counter(writer.parameter for writer in anatomy.writers)
+        self.alone = {
+            of.writer.parameter: number
+            for number, of in self.writers.items()
+            if uses[of.writer.parameter] == 1
         }
         self.broken = {number: of.routed for number, of in self.writers.items() if of.routed}
         self.suffixes = self._suffixes()
@@ -121,20 +127,27 @@ class WatchPlan:
         parts = [part.stream for stream in self.anatomy.streams for part in stream.parts if part.stream]
         return tuple(dict.fromkeys([*self.segments, *self.several, *parts]))
 
-    def _label(self, writer: Writer) -> str:
-        label = writer.label or writer.kind
-        return f"{writer.stream}_{label}" if writer.stream in self.several else label
+    def _apart(self) -> list[str]:
+        """Labels of all writers; of those of a block that have the same, further ones are numbered."""
+        found, known = [], Counter[tuple[int, str]]()
+        for writer in self.anatomy.writers:
+            label = writer.label or writer.kind
+            label = f"{writer.stream}_{label}" if writer.stream in self.several else label
+            known[writer.block, label] += 1
+            number = known[writer.block, label]
+            found.append(label if number == 1 else f"{label}{number}")
+        return found
 
     def module_of(self, writer: Writer) -> str:
         """Name of the module that owns the weight of a writer."""
         return writer.module or writer.parameter.rpartition(".")[0]
 
-    def _watched(self, writer: Writer) -> WatchedWriter:
+    def _watched(self, number: int, writer: Writer) -> WatchedWriter:
         owner = self.module_of(writer)
         parent = self.modules[owner.rpartition(".")[0]]
         return WatchedWriter(
             writer=writer,
-            place=(writer.block, self.labels.index(self._label(writer))),
+            place=(writer.block, self.labels.index(self._labels[number])),
             module=self.modules[owner],
             weight=self.parameters[writer.parameter],
             bias=getattr(self.modules[owner], "bias", None) if writer.parameter.endswith("weight") else None,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from meanmode.sim.observe import observables, writer_gradients
-from meanmode.sim.observe.writer_gradients import coherence, modes_from_gradient
+from meanmode.sim.observe.writer_gradients import WriterSum, coherence
 from meanmode.theory.laws.all_laws import LAWS
 
 
@@ -227,17 +227,38 @@ def test_short_tokens_against_long_cotangents_keep_their_amplification() -> None
     assert found.amplification.item() == pytest.approx(4.0)
 
 
+@pytest.mark.parametrize("passes", [1, 2, 3])
 @pytest.mark.parametrize("shared", [0.0, 10.0, 1e3, 1e6])
-def test_modes_from_a_gradient_stay_accurate(shared: float) -> None:
+def test_modes_from_gradients_stay_accurate(shared: float, passes: int) -> None:
     """If the gradient is nearly coherent, the centered part is computed separately."""
     generator = torch.Generator().manual_seed(4)
-    y, delta = (torch.randn(2, 50, size, generator=generator) for size in (24, 16))
+    y, delta = (torch.randn(6, 50, size, generator=generator) for size in (24, 16))
     y, delta = y + shared**0.5, delta + shared**0.5
-    gradient = torch.einsum("btm,btn->mn", delta, y)
+    summed = WriterSum()
+    for pair in zip(y.chunk(passes), delta.chunk(passes), strict=True):
+        summed.add_gradient(torch.einsum("btm,btn->mn", *pair[::-1]), [pair])
     expected = observables.writer_modes(y.double(), delta.double())
-    found = modes_from_gradient(gradient, y, delta)
     for name in ("g_mean", "g_ctr"):
-        assert getattr(found, name).item() == pytest.approx(getattr(expected, name).item(), rel=3e-5)
+        assert getattr(summed.modes(), name).item() == pytest.approx(getattr(expected, name).item(), rel=3e-5)
+    gradient = torch.einsum("btm,btn->mn", delta.double(), y.double())
+    torch.testing.assert_close(summed.total().double(), gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max())
+
+
+@pytest.mark.parametrize("first", ["gradient", "products", "tiny products"])
+def test_gradients_and_products_add_up(first: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    y, delta = (torch.randn(2, 3, 20, size, generator=generator) for size in (7, 5))
+    scale = 1e-25 if first == "tiny products" else 1.0
+    pairs = [(y[0] * scale, delta[0] * scale), (y[1], delta[1])]
+    summed = WriterSum()
+    for number, pair in enumerate(pairs):
+        if (first == "gradient") == (number == 0):
+            summed.add_gradient(torch.einsum("btm,btn->mn", *pair[::-1]), [pair])
+        else:
+            summed.add(*pair)
+    expected = observables.writer_modes(*(torch.cat(sides).double() for sides in zip(*pairs, strict=True)))
+    for found, wanted in zip(summed.modes(), expected, strict=True):
+        assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("entries", [10, 700, 10**6])

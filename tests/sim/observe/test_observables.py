@@ -10,10 +10,13 @@ from torch import Tensor
 
 from meanmode.sim.observe import attention_statistics, observables
 from meanmode.sim.observe.observable_names import observable_dims
+from meanmode.sim.observe.token_parts import cosine
+from meanmode.sim.observe.token_sets import TokenSets
 from meanmode.sim.trunk.attention import SoftmaxAttention
 from meanmode.theory.setting import Setting
 
 EPS = observables.EPS
+SEGMENTS = (("image", 9), ("text", 3))
 
 
 def draw(seed: int, *shape: int) -> Tensor:
@@ -314,26 +317,26 @@ def test_matrices_formed_a_few_at_a_time_have_the_statistics_of_all(
 @pytest.mark.parametrize("shared", [0.0, 1.0, 1e3, 1e6])
 def test_parts_stay_accurate_where_tokens_nearly_agree(shared: float) -> None:
     x = torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(7)) + shared
-    found, cosines = observables.segment_state(x, (9, 3))
-    alone = observables.segment_cosines(x, (9, 3))
-    for suffix, part in (("", x), ("_image", x[:, :9]), ("_text", x[:, 9:])):
+    sets = TokenSets("BTD", tuple(x.shape), segments=SEGMENTS)
+    found, alone = sets.measured(x), sets.measured(x, plain=False)
+    for suffix, part in (("", x), ("image", x[:, :9]), ("text", x[:, 9:])):
         exact = part.double() - part.double().mean(1, keepdim=True)
         torch.testing.assert_close(
-            found[suffix].centered_norm.double(), exact.norm(dim=(1, 2)), rtol=2e-6, atol=1e-9
+            found.plain[suffix].centered_norm.double(), exact.norm(dim=(1, 2)), rtol=2e-6, atol=1e-9
         )
         deficit = observables.tcs_deficit(part.double())
-        for values in (cosines[suffix], alone[suffix]):
+        for values in (cosine(found.unit[suffix]), cosine(alone.unit[suffix])):
             assert (1 - values.double() - deficit).abs().max() < 2e-7
 
 
 def test_observables_of_segments_join_to_those_of_all_tokens() -> None:
     x = torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(7), dtype=torch.float64) + 0.5
     x[0, 4] = 0.0
-    _, found = observables.segment_state(x, (9, 3))
-    for suffix, part in (("", x), ("_image", x[:, :9]), ("_text", x[:, 9:])):
-        torch.testing.assert_close(found[suffix], observables.tcs(part), rtol=1e-12, atol=1e-12)
-        parts = observables.segment_parts(x, (9, 3))[suffix]
-        torch.testing.assert_close(observables.parts_rho(parts), observables.rho(part))
-    assert set(observables.segment_parts(x, (12, 0))) == {""}
-    assert set(observables.segment_parts(x, (11, 1))) == {"", "_image"}
+    found = TokenSets("BTD", tuple(x.shape), segments=SEGMENTS).measured(x)
+    for suffix, part in (("", x), ("image", x[:, :9]), ("text", x[:, 9:])):
+        torch.testing.assert_close(cosine(found.unit[suffix]), observables.tcs(part), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(observables.parts_rho(found.plain[suffix]), observables.rho(part))
+    others = {(("image", 12), ("text", 0)): {"", "image"}, (("image", 11), ("text", 1)): {"", "image"}}
+    for segments, names in others.items():
+        assert set(TokenSets("BTD", tuple(x.shape), segments=segments).measured(x).plain) == names
     assert set(observable_dims(Setting(text_tokens=3))) >= {"tcs", "tcs_image", "tcs_text"}

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from meanmode.sim.intervene.grammar import Intervention
+from meanmode.sim.intervene.interventions import Interventions
 from meanmode.sim.observe.probe import Probe
 from meanmode.sim.observe.record import Array
 from meanmode.sim.simulate import stream
@@ -45,15 +47,17 @@ CASES = [
     for memory in ("kept", "recomputed")
     for passes in (1, 2)
 ]
-REPORTS = ("missed", "alone", "bits", "forward")
+
+SINGLE = ("ddp", "fsdp")
+"""Wrappers that are also measured in single precision, in two passes."""
 
 
 class Network(nn.Module):
     """A stack whose blocks are recomputed in the backward pass, or not."""
 
-    def __init__(self, *, recomputed: bool) -> None:
+    def __init__(self, *, recomputed: bool, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        self.stack = Stack(SETTING).double()
+        self.stack = Stack(SETTING).to(dtype)
         self.recomputed = recomputed
         for index, block in enumerate(self.stack.blocks, start=1):
             block.reset_parameters(stream(SETTING, 0, index))
@@ -67,12 +71,12 @@ class Network(nn.Module):
         return x
 
 
-def wrapped(wrap: str, memory: str = "kept") -> nn.Module:
+def wrapped(wrap: str, memory: str = "kept", dtype: torch.dtype = torch.float64) -> nn.Module:
     """The network, shared by the two processes."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    network = Network(recomputed=memory == "recomputed")
+    network = Network(recomputed=memory == "recomputed", dtype=dtype)
     if wrap == "ddp":
         return DistributedDataParallel(network)
     mesh = init_device_mesh("cpu", (PROCESSES,))
@@ -81,9 +85,9 @@ def wrapped(wrap: str, memory: str = "kept") -> nn.Module:
     return fully_shard(network, mesh=mesh)
 
 
-def data() -> tuple[Tensor, Tensor]:
+def data(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Inputs and targets of the whole batch."""
-    x, targets = (synthetic_input(SETTING, stream(SETTING, 0, name)).double() for name in (0, 77))
+    x, targets = (synthetic_input(SETTING, stream(SETTING, 0, name)).to(dtype) for name in (0, 77))
     return x, targets
 
 
@@ -100,9 +104,9 @@ def step(network: nn.Module, x: Tensor, targets: Tensor, passes: int = 1) -> Non
             (loss / passes).backward()
 
 
-def share(rank: int) -> tuple[Tensor, Tensor]:
+def share(rank: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Inputs and targets of one process."""
-    x, targets = data()
+    x, targets = data(dtype)
     return x.chunk(PROCESSES)[rank], targets.chunk(PROCESSES)[rank]
 
 
@@ -133,6 +137,12 @@ def reports(rank: int) -> dict[str, object]:
             step(network, *share(rank))
         gradients.append([weight.grad.to_local().clone() for weight in network.parameters()])
         network.zero_grad()
+    changed = wrapped("ddp")
+    asked = Intervention.parse("delete:mean:writer-gradient@blocks=2")
+    with Interventions(changed, [asked]), Probe(changed, group=group) as probe:
+        step(changed, *share(rank))
+        with pytest.warns(UserWarning, match="do not tell some centered parts"):
+            found["changed"] = probe.values()["g_ctr"]
     found["bits"] = all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
     return found
 
@@ -153,6 +163,11 @@ def process(rank: int, folder: Path) -> None:
             step(network, *share(rank), passes=passes)
         network.zero_grad()
         np.savez(folder / f"{wrap}-{memory}-{passes}-{rank}.npz", **probe.values())
+    for wrap in SINGLE:
+        network = wrapped(wrap, dtype=torch.float32)
+        with Probe(network, passes=2, group=dist.group.WORLD) as probe:
+            step(network, *share(rank, torch.float32), passes=2)
+        np.savez(folder / f"{wrap}-single-{rank}.npz", **probe.values())
     np.savez(folder / f"reports-{rank}.npz", **reports(rank))
     dist.destroy_process_group()
 
@@ -193,6 +208,17 @@ def test_processes_together_measure_what_one_measures_on_the_whole_batch(
             np.testing.assert_allclose(found[name], expected, rtol=1e-6, atol=1e-9, err_msg=name)
 
 
+@pytest.mark.parametrize("wrap", SINGLE)
+def test_they_do_in_single_precision(folder: Path, wrap: str) -> None:
+    network = Network(recomputed=False, dtype=torch.float32)
+    with Probe(network) as probe:
+        step(network, *data(torch.float32))
+    with np.load(folder / f"{wrap}-single-0.npz") as found:
+        for name, expected in probe.values().items():
+            scale = np.nanmax(np.abs(expected)) if name == "g_inner" else 0.1
+            np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-5 * scale, err_msg=name)
+
+
 def test_gradients_of_the_halves_do_not_average(whole: dict[str, Array]) -> None:
     """Otherwise the test above could not fail."""
     halves = []
@@ -223,6 +249,16 @@ def test_sharded_gradients_need_the_group(folder: Path, rank: int) -> None:
     with np.load(folder / f"reports-{rank}.npz") as found:
         assert "the weights of block 1 are sharded over processes: pass their `group`" in str(found["alone"])
         assert np.isfinite(found["forward"]).all()
+
+
+@pytest.mark.parametrize("rank", range(PROCESSES))
+def test_a_gradient_that_is_changed_has_no_centered_part(
+    folder: Path, whole: dict[str, Array], rank: int
+) -> None:
+    """Only the averaged gradient is there to tell it; the writers of other blocks have theirs."""
+    with np.load(folder / f"reports-{rank}.npz") as found:
+        assert np.isnan(found["changed"][2]).all()
+        np.testing.assert_allclose(found["changed"][[1, 3]], whole["g_ctr"][[1, 3]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("rank", range(PROCESSES))

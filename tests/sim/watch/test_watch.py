@@ -172,6 +172,23 @@ def test_a_batch_equals_its_samples_one_by_one(family: str) -> None:
     same(single, whole)
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("family", ["bert", "gpt2", "albert", "tokens first"])
+def test_later_steps_measure_what_the_first_does(family: str, passes: int) -> None:
+    """At the first step products are summed and compared with gradients; later these take their place."""
+    make, batch, _ = FAMILIES[family]
+    model, found = make().eval(), []
+    watch = Watch(model, every=1)
+    for step in (1, 2):
+        with watch.step(step):
+            for number in range(passes):
+                (loss_of(model(**batch)) * (1 + number)).backward()
+        model.zero_grad()
+        found.append({name: values.copy() for name, values in watch.values.items()})
+    same(found[1], found[0])
+    assert not np.isnan(found[1]["g_ctr"][1:]).any()
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_padding_is_left_out(attention: str) -> None:
     model = bert(attn_implementation=attention).eval()
@@ -384,6 +401,16 @@ def test_a_wrong_writer_has_no_values() -> None:
     assert len(caught) == 1
     assert np.isnan(watch.values["g_ctr"][1:]).sum() == np.isnan(watch.values["kappa"][1:]).sum() == 1
     assert np.isfinite(watch.values["r_tr"][1:]).all()
+
+
+def test_writers_of_one_label_are_kept_apart() -> None:
+    model, batch = InplaceModel(), {"x": torch.randn(2, 5, 16)}
+    anatomy = Watch(model, run=batch).anatomy
+    document = anatomy.document()
+    for writer in document["writers"]:
+        writer["label"], writer["kind"] = "", "other"
+    expected = measured(model, [batch], anatomy=anatomy)
+    same(measured(model, [batch], anatomy=Anatomy.of_document(document)), expected)
 
 
 def test_experts_have_no_gradient_parts() -> None:

@@ -4,6 +4,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,8 +12,20 @@ from torch import Tensor
 
 from meanmode.sim.observe.token_parts import TokenParts, directions, spread_out_parts, token_parts, unit_parts
 
-Measured = dict[str, tuple[TokenParts, TokenParts]]
-"""Name of a segment (empty: all tokens) -> parts of its tokens and of their unit tokens."""
+Parts = dict[str, TokenParts]
+"""Name of a segment (empty: all tokens) -> its parts."""
+
+
+class Measured(NamedTuple):
+    """Parts of all tokens and of every segment.
+
+    Attributes:
+        plain: parts of the tokens; empty if they were not asked for.
+        unit: parts of the unit tokens; empty if they were not asked for.
+    """
+
+    plain: Parts
+    unit: Parts
 
 
 @dataclass(frozen=True)
@@ -81,13 +94,17 @@ class TokenSets:
             return None
         return x.reshape(self.batch, self.tokens, x.shape[-1])
 
-    def state(self, x: Tensor) -> Float[Tensor, "B T D"]:
-        """A state as [B, T, D], whichever layout it has."""
+    def state(self, x: Tensor) -> Float[Tensor, "*R B T D"]:
+        """A state as [B, T, D], whichever layout it has; one of this layout may have an axis of runs too."""
+        if self.layout == "BTD":
+            return x
         found = self.in_order(x.movedim(self.layout.index("D"), -1))
         assert found is not None
         return found
 
-    def apart(self, x: Float[Tensor, "B T F"]) -> tuple[Float[Tensor, "S N F"], Bool[Tensor, "S N 1"] | None]:
+    def apart(
+        self, x: Float[Tensor, "*B T F"]
+    ) -> tuple[Float[Tensor, "*S N F"], Bool[Tensor, "*S N 1"] | None]:
         """Tokens of every sequence, zero where it has none, and a mask of those it has (None: all)."""
         if self.groups is None:
             return x, None
@@ -97,47 +114,71 @@ class TokenSets:
         index, there = _packed(self.groups)
         return x.flatten(0, 1)[index].masked_fill(~there[..., None], 0.0), there[..., None]
 
-    def measured(self, x: Float[Tensor, "B T D"], *, unit: bool = True) -> Measured:
+    @property
+    def spans(self) -> dict[str, slice]:
+        """Places of all tokens (empty name) and of each segment of two tokens or more."""
+        found, start = {"": slice(0, self.tokens)}, 0
+        for name, count in self.segments:
+            if count > 1:
+                found[name] = slice(start, start + count)
+            start += count
+        return found
+
+    def measured(self, x: Float[Tensor, "*B T D"], *, plain: bool = True, unit: bool = True) -> Measured:
         """Parts of all tokens and of every segment that has two tokens or more.
 
         Args:
-            x: tokens.
-            unit: whether the parts of the unit tokens are needed; those of the tokens stand for them if not.
+            x: tokens; only with groups may they not have more than one leading axis.
+            plain: whether the parts of the tokens are needed.
+            unit: whether the parts of the unit tokens are needed.
         """
         if self.groups is not None:
-            return self._masked(x)
-        lengths = tuple(count for _, count in self.segments) or (self.tokens,)
-        fast = spread_out_parts(x, lengths, unit=unit) if all(lengths) else None
-        pieces = x.split(lengths, dim=-2)
-        plain = fast[0] if fast else [token_parts(piece) for piece in pieces]
-        units = plain
-        if unit:
-            units = fast[1] if fast else [unit_parts(*directions(piece)) for piece in pieces]
-        found: Measured = {"": (joined(plain), joined(units))}
-        for (name, count), parts, of_unit in zip(self.segments, plain, units, strict=False):
-            if count > 1:
-                found[name] = (parts, of_unit)
+            return self._masked(x, unit=unit)
+        fast = spread_out_parts(x, self._lengths, plain=plain, unit=unit)
+        if fast:
+            return Measured(*(self._named(parts) for parts in fast))
+        found = Measured({}, {})
+        units, directed = directions(x) if unit else (x, None)
+        for name, place in self.spans.items():
+            if plain:
+                found.plain[name] = token_parts(x[..., place, :])
+            if unit:
+                mask = None if directed is None else directed[..., place, :]
+                found.unit[name] = unit_parts(units[..., place, :], mask)
         return found
 
-    def _masked(self, x: Tensor) -> Measured:
+    @property
+    def _lengths(self) -> tuple[int, ...]:
+        return tuple(count for _, count in self.segments if count) or (self.tokens,)
+
+    def _named(self, parts: list[TokenParts]) -> Parts:
+        if not parts:
+            return {}
+        names = [name for name, count in self.segments if count]
+        named = {"": joined(parts), **dict(zip(names, parts, strict=False))}
+        return {name: named[name] for name in self.spans}
+
+    def _masked(self, x: Float[Tensor, "B T D"], *, unit: bool) -> Measured:
         assert self.groups is not None
-        found: Measured = {}
-        ends = [0]
-        for _, count in self.segments:
-            ends.append(ends[-1] + count)
-        spans = [
-            ("", 0, self.tokens),
-            *zip((name for name, _ in self.segments), ends, ends[1:], strict=False),
-        ]
+        found = Measured({}, {})
         place = torch.arange(self.tokens, device=x.device)
-        for name, start, stop in spans:
-            inside = (place >= start) & (place < stop)
+        for name, span in self.spans.items():
+            inside = (place >= span.start) & (place < span.stop)
             part, kept = replace(self, groups=self.groups * inside).apart(x)
             assert kept is not None
-            units, directed = directions(part)
-            there = kept if directed is None else directed & kept
-            found[name] = (unit_parts(part, kept), unit_parts(units, there))
+            found.plain[name] = unit_parts(part, kept)
+            if unit:
+                units, directed = directions(part)
+                found.unit[name] = unit_parts(units, kept if directed is None else directed & kept)
         return found
+
+    def unit_measured(self, x: Float[Tensor, "*B T D"]) -> TokenParts:
+        """Parts of all unit tokens, without the fast path: exact whether they are spread out or not."""
+        x, kept = self.apart(x)
+        units, directed = directions(x)
+        if kept is not None:
+            directed = kept if directed is None else directed & kept
+        return unit_parts(units, directed)
 
 
 def joined(parts: list[TokenParts]) -> TokenParts:
@@ -152,14 +193,10 @@ def together(measured: dict[str, Measured], several: tuple[str, ...]) -> Measure
     """The states of several streams as one, and each under its name."""
     if not set(measured) <= set(several):
         return next(iter(measured.values()))
-    whole = [joined([found[""][kind] for found in measured.values()]) for kind in (0, 1)]
-    return {"": (whole[0], whole[1]), **{stream: found[""] for stream, found in measured.items()}}
-
-
-def cosine(unit: TokenParts) -> Tensor:
-    """TCS of a token set from the parts of its unit tokens; NaN for fewer than two."""
-    count = torch.as_tensor(unit.tokens, dtype=unit.spread.dtype, device=unit.spread.device)
-    return 1 - unit.spread / torch.where(count > 1, count - 1, torch.nan)
+    kinds = (
+        {stream: found[kind][""] for stream, found in measured.items() if found[kind]} for kind in (0, 1)
+    )
+    return Measured(*({"": joined(list(of.values())), **of} if of else {} for of in kinds))
 
 
 def _packed(groups: Int[Tensor, "B T"]) -> tuple[Int[Tensor, "S N"], Bool[Tensor, "S N"]]:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from meanmode.sim.observe.observables import parts_rho, rho, tcs
-from meanmode.sim.watch.token_sets import TokenSets, cosine, groups_of
+from meanmode.sim.observe.token_parts import cosine
+from meanmode.sim.observe.token_sets import TokenSets, groups_of
 
 X = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -14,7 +15,7 @@ def test_padding_and_segments() -> None:
     sets = TokenSets("BTD", (2, 6, 5)).masked(groups).divided({"image": 3, "text": 3})
     found = sets.measured(X.masked_fill(groups[..., None] == 0, 7.0))
     for name, columns in (("", slice(0, 6)), ("image", slice(0, 3)), ("text", slice(3, 6))):
-        plain, unit = found[name]
+        plain, unit = found.plain[name], found.unit[name]
         for sample in range(2):
             kept = X[sample, columns][groups[sample, columns] == 1]
             assert float(cosine(unit)[sample]) == pytest.approx(float(tcs(kept[None])), abs=1e-12)
@@ -25,7 +26,7 @@ def test_packed_sequences() -> None:
     groups = groups_of({"position_ids": torch.tensor([[0, 1, 0, 1, 2, 3], [0, 1, 2, 3, 0, 1]])}, "main")
     sets = TokenSets("BTD", (2, 6, 5)).masked(groups)
     expected = [tcs(piece[None]) for piece in (X[0, :2], X[0, 2:], X[1, :4], X[1, 4:])]
-    torch.testing.assert_close(cosine(sets.measured(X)[""][1]), torch.cat(expected))
+    torch.testing.assert_close(cosine(sets.measured(X).unit[""]), torch.cat(expected))
 
 
 @pytest.mark.parametrize("layout", ["BTD", "TBD", "BTTD", "BDTT"])

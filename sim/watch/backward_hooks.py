@@ -12,13 +12,12 @@ from torch.utils.hooks import RemovableHandle
 
 from meanmode.sim.anatomy.anatomy import Reader, Weight
 from meanmode.sim.observe.layer_hooks import watched
-from meanmode.sim.observe.step_record import WriterSum
-from meanmode.sim.observe.token_parts import directions, token_parts, unit_parts
-from meanmode.sim.observe.writer_gradients import coherence
+from meanmode.sim.observe.measurement import Measurement
+from meanmode.sim.observe.observable_names import COHERENCE_OBSERVABLES, GRADIENT_MODES
+from meanmode.sim.observe.token_sets import TokenSets
+from meanmode.sim.observe.writer_gradients import WriterSum
 from meanmode.sim.trunk.precision import single
 from meanmode.sim.watch.guard import Guard
-from meanmode.sim.watch.step_sums import StepSums
-from meanmode.sim.watch.token_sets import TokenSets, cosine
 from meanmode.sim.watch.watch_plan import WatchPlan
 
 PRODUCT_ERROR = 1e-2
@@ -30,23 +29,19 @@ GRADIENT_ERROR, HALF_ERROR = 1e-4, 1e-2
 computed with fewer digits than single precision has."""
 
 
-MODES = ("g_mean", "g_ctr", "g_inner")
-
-
-class GradientSums:
-    """What the backward passes of a step say.
+class BackwardHooks:
+    """Hooks the backward passes of a step, and checks at the first step what they report.
 
     Args:
         plan: what is measured.
-        sums: receives the values.
+        measurement: measures the tensors.
         guard: wraps every hook.
-        first: whether to keep what the check of the gradients needs.
+        first: whether to check every writer against its weight and its gradient.
     """
 
-    def __init__(self, plan: WatchPlan, sums: StepSums, guard: Guard, *, first: bool) -> None:
-        self.plan, self.sums, self.first = plan, sums, first
+    def __init__(self, plan: WatchPlan, measurement: Measurement, guard: Guard, *, first: bool) -> None:
+        self.plan, self.measurement, self.first = plan, measurement, first
         self._guard = guard
-        self.writers: dict[int, WriterSum] = {}
         self._errors: dict[int, Tensor] = {}
         self._own: dict[str, Tensor] = {}
         self._coarse = False
@@ -62,9 +57,9 @@ class GradientSums:
                 if self.plan.wants(name) and parameter.requires_grad:
                     rows = partial(self._rows, name, block, weight, _is_transposed(reader, weight, parameter))
                     yield parameter.register_post_accumulate_grad_hook(self._guard(rows))
-        if self.first and self.plan.wants(*MODES):
+        if self.plan.wants(*GRADIENT_MODES):
             for name in {of.writer.parameter for of in self.plan.writers.values()}:
-                if self.plan.parameters[name].requires_grad:
+                if self.plan.parameters[name].requires_grad and (self.first or name in self.plan.alone):
                     yield self.plan.parameters[name].register_hook(self._guard(partial(self._weight, name)))
 
     def _readers(self) -> Iterator[tuple[Reader, int]]:
@@ -79,11 +74,13 @@ class GradientSums:
         gradient = parameter.grad.detach()
         gradient = gradient.mT if transposed else gradient
         rows = [gradient[start:stop] for start, stop in weight.rows] or [gradient]
-        energy = sum(torch.linalg.vector_norm(part, dtype=torch.float64).square() for part in rows)
-        assert isinstance(energy, Tensor)
-        self.sums.size(name, (block,), (energy / sum(part.numel() for part in rows)).sqrt())
+        self.measurement.root_mean_square(name, (block,), rows[0] if len(rows) == 1 else torch.cat(rows))
 
     def _weight(self, name: str, gradient: Tensor) -> None:
+        if not self.first:
+            of = self.plan.writers[self.plan.alone[name]]
+            self.measurement.gradient(of.place, gradient.mT if of.writer.transposed else gradient)
+            return
         self._coarse |= gradient.dtype.itemsize < 4
         gradient = single(gradient.detach())
         self._own[name] = self._own[name] + gradient if name in self._own else gradient.clone()
@@ -102,7 +99,7 @@ class GradientSums:
         """Have the backward pass report the cotangent of a writer's output; returns what takes its place."""
         if not (torch.is_grad_enabled() and output.requires_grad):
             return None
-        if not self.plan.wants(*MODES, "amplification", "kappa"):
+        if not self.plan.wants(*GRADIENT_MODES, *COHERENCE_OBSERVABLES):
             return None
         of = self.plan.writers[number]
         if sets is None or sets.in_order(y.detach(), tokens_first=of.tokens_first) is None:
@@ -119,21 +116,13 @@ class GradientSums:
         in_order = [sets.in_order(x.detach(), tokens_first=of.tokens_first) for x in (y, delta)]
         assert in_order[0] is not None and in_order[1] is not None
         (read, kept), (written, _) = sets.apart(in_order[0]), sets.apart(in_order[1])
-        if self.plan.wants(*MODES):
-            self.writers.setdefault(number, WriterSum()).add(read, written, kept)
-            if self.first and sets.groups is not None:
-                self._add_padding(of.writer.parameter, sets.groups == 0, in_order[0], in_order[1])
-        if self.plan.wants("amplification", "kappa"):
-            found = coherence(read, written, absolute=False)
-            directed = None
-            if bool(
-                found.kappa.isnan().any()
-            ):  # samples with too few tokens that have a direction do not count
-                directed = ((read.abs().amax(-1) != 0) & (written.abs().amax(-1) != 0)).sum(-1)
-            for name, least in (("amplification", 1), ("kappa", 2)):
-                if self.plan.wants(name):
-                    counted = None if directed is None else directed >= least
-                    self.sums.mean(name, of.place, getattr(found, name), counted)
+        # a weight whose only products these are has their sum as its gradient, if no token is left out;
+        # at the first step that is checked
+        follows = not self.first and kept is None and of.writer.parameter in self.plan.alone
+        follows = follows and of.weight.requires_grad
+        self.measurement.product(of.place, read, written, kept, gradient_follows=follows)
+        if self.first and sets.groups is not None and self.plan.wants(*GRADIENT_MODES):
+            self._add_padding(of.writer.parameter, sets.groups == 0, in_order[0], in_order[1])
 
     def _add_padding(self, name: str, left_out: Tensor, y: Tensor, delta: Tensor) -> None:
         """Keep the gradient by tokens that are left out, for the comparison with that of the weight."""
@@ -142,30 +131,24 @@ class GradientSums:
 
     def adjoint(self, block: int, suffix: str, sets: TokenSets, adjoint: Tensor) -> None:
         """Record the TCS of the loss adjoint of a state."""
-        with torch.no_grad(), torch.autocast(adjoint.device.type, enabled=False):
-            x, kept = sets.apart(sets.state(adjoint.detach()))
-            unit, directed = directions(x)
-            if kept is not None:
-                directed = kept if directed is None else directed & kept
-            parts = token_parts(unit) if directed is None else unit_parts(unit, directed)
-            values = cosine(parts)
-            counted = None if isinstance(parts.tokens, int) else parts.tokens > 1
-            name = f"adjoint_tcs_{suffix}" if suffix else "adjoint_tcs"
-            self.sums.mean(name, (block,), values, counted)
+        self.measurement.adjoint(block, sets, adjoint, suffix)
 
     def finish(self) -> dict[int, str]:
-        """Turn the sums into sizes; returns the writers that are not to be trusted, with reasons."""
-        lost = dict(self._lost)
+        """Complete what waits; returns the writers that are not to be trusted, with reasons."""
+        self.measurement.finish()
+        if not self.first:
+            return dict(self._lost)
         totals: dict[str, Tensor] = {}
-        for number, summed in self.writers.items():
-            of = self.plan.writers[number]
-            for name, mode in zip(MODES, summed.modes(), strict=True):
-                self.sums.size(name, of.place, mode)
-            if self.first:
-                total = summed.parts().sum(0)
+        for of in self.plan.writers.values():
+            summed = self.measurement.record.writers.get(of.place)
+            if isinstance(summed, WriterSum):
                 known = totals.get(of.writer.parameter)
-                totals[of.writer.parameter] = total if known is None else known + total
-        return {**self._checked(totals), **lost} if self.first else lost
+                totals[of.writer.parameter] = summed.total() if known is None else known + summed.total()
+        # a gradient that was not compared with its products is not used in their place
+        self.plan.alone = {
+            name: of for name, of in self.plan.alone.items() if name in self._own.keys() & totals
+        }
+        return {**self._checked(totals), **self._lost}
 
     def _checked(self, totals: dict[str, Tensor]) -> dict[int, str]:
         """Writers whose product or gradient is not what their weight says."""
