@@ -98,7 +98,7 @@ def compare(paths: Sequence[Path]) -> dict[str, Any]:
         data = open_cells(path)
         rows += compare_store(data)
         kinds.append(kind_of(data.attrs))
-    errors = [abs(row["relative_error"]) for row in rows if row["relative_error"] is not None]
+    errors = [abs(row["relative_error"]) for row in rows if row.get("relative_error") is not None]
     return {
         "rows": rows,
         "kinds": list(dict.fromkeys(kinds)),

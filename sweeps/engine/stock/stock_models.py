@@ -5,12 +5,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+from meanmode.sim.convert.conversion import convert
 from meanmode.sweeps.engine.stock.stock_run import StockRun
 
 WORDS, TOKENS, HEADS = 16, 16, 4
@@ -37,9 +39,35 @@ class Trained:
 
 
 def stock_model(run: StockRun) -> Trained:
-    """The model of a run with its task; weights are drawn from the global generator."""
-    builders = {"bert": _bert, "gpt2": _gpt2, "vit": _vit, "dit": _dit}
-    return builders[run.family](run)
+    """The model of a run with its task and its merge; weights are drawn from the global generator."""
+    builders = {"bert": _bert, "bert_pre_norm": _bert_pre_norm, "gpt2": _gpt2, "vit": _vit, "dit": _dit}
+    trained = builders[run.family](run)
+    if run.merge != "as built":
+        merge, frozen = run.merge.removesuffix(" frozen"), run.merge.endswith(" frozen")
+        convert(
+            trained.model,
+            merge,
+            lambda: trained.loss(torch.Generator().manual_seed(0), False),
+            frozen_alpha=frozen,
+        )
+        if merge == "deepnorm":
+            _scale_down(trained.model, run.depth)
+    return trained
+
+
+def _scale_down(model: nn.Module, depth: int) -> None:
+    """Divide values, feed-forward and output weights by (8 L)^(1/4), as DeepNorm does (arXiv:2203.00555).
+
+    Raises:
+        ValueError: a model whose weights have other names than those of BERT.
+    """
+    ends = ("attention.self.value.weight", "intermediate.dense.weight", "output.dense.weight")
+    scaled = [weight for name, weight in model.named_parameters() if name.endswith(ends)]
+    if len(scaled) != 4 * depth:
+        raise ValueError("the initial weights of DeepNorm are known for BERT: choose the family bert")
+    with torch.no_grad():
+        for weight in scaled:
+            weight /= (8 * depth) ** 0.25
 
 
 def _words(
@@ -51,22 +79,37 @@ def _words(
     return words, (5 * reverse + 3) % WORDS if other else reverse
 
 
+def _encoder_options(run: StockRun) -> dict[str, Any]:
+    return {
+        "hidden_size": run.width,
+        "num_hidden_layers": run.depth,
+        "num_attention_heads": HEADS,
+        "intermediate_size": 4 * run.width,
+        "num_labels": WORDS,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+
+
 def _bert(run: StockRun) -> Trained:
     from transformers import BertConfig, BertForTokenClassification
 
-    config = BertConfig(
-        vocab_size=WORDS,
-        hidden_size=run.width,
-        num_hidden_layers=run.depth,
-        num_attention_heads=HEADS,
-        intermediate_size=4 * run.width,
-        max_position_embeddings=TOKENS,
-        num_labels=WORDS,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    model = BertForTokenClassification(config)
+    config = BertConfig(vocab_size=WORDS, max_position_embeddings=TOKENS, **_encoder_options(run))
+    return _reversing(run, BertForTokenClassification(config))
 
+
+def _bert_pre_norm(run: StockRun) -> Trained:
+    from transformers import RobertaPreLayerNormConfig, RobertaPreLayerNormForTokenClassification
+
+    # one more word stands for padding, which does not occur; positions are counted from the one after it
+    positions = WORDS + 1 + TOKENS
+    config = RobertaPreLayerNormConfig(
+        vocab_size=WORDS + 1, pad_token_id=WORDS, max_position_embeddings=positions, **_encoder_options(run)
+    )
+    return _reversing(run, RobertaPreLayerNormForTokenClassification(config))
+
+
+def _reversing(run: StockRun, model: nn.Module) -> Trained:
     def loss(random: torch.Generator, other: bool) -> Tensor:
         words, reverse = _words(run, random, other)
         return cross_entropy(model(input_ids=words).logits.flatten(0, 1), reverse.flatten())

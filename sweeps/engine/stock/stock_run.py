@@ -7,17 +7,19 @@ from typing import Any
 
 from meanmode.theory.setting import Setting
 
-FAMILIES = ("bert", "gpt2", "vit", "dit")
-"""BERT that reverses a sequence, GPT-2 that continues one with its reverse, ViT that tells digits apart, and
-a diffusion transformer (DiT) that denoises them."""
+FAMILIES = ("bert", "bert_pre_norm", "gpt2", "vit", "dit")
+"""BERT that reverses a sequence, BERT with norms before its branches (`RobertaPreLayerNorm`), GPT-2 that
+continues a sequence with its reverse, ViT that tells digits apart, and a diffusion transformer (DiT) that
+denoises them."""
 
 
 DISTURBANCES = ("none", "data", "restart", "nan")
 """Nothing; other data from a step on; a cosine decay of the rate that starts anew; one loss that is NaN."""
 
 
-MERGES = ("as built", "mv_split", "mv_split frozen", "layerscale", "deepnorm", "pre_norm")
-"""The residual merge of the library, or the one that the model is converted to."""
+MERGES = ("as built", "mv_split", "mv_split frozen", "layerscale", "deepnorm")
+"""The residual merge of the library, or the one that the model is converted to: MV-Split with a learned alpha
+or with one frozen at 0, LayerScale at .1, DeepNorm with the initial weights that belong to it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,6 +30,6 @@ WATCHED_ALARMS = StockStudy(
     seeds=20,
     first_seed=100,
     expectation="BERT of 24 blocks collapses in at least 18 of 20 seeds, its twin of 4 blocks learns in all; "
-    "recall of collapses and NaN at least .95 within two measurements; at most 1 false alarm per 10,000 steps, "
-    "with ViT whose tokens are alike for a while before it learns",
+    "recall of collapses and NaN at least .95 within two measurements; at most 1 false alarm per 10,000 "
+    "steps, with ViT whose tokens are alike for a while before it learns",
 )
