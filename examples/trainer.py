@@ -1,4 +1,4 @@
-"""Watch a BERT that `transformers.Trainer` trains: `python examples/trainer.py [FOLDER]`."""
+"""Trainer: BERT with 24 blocks collapses where 4 blocks learn; `python examples/trainer.py [FOLDER]`."""
 
 import sys
 
@@ -7,49 +7,52 @@ from transformers import BertConfig, BertForTokenClassification, Trainer, Traini
 
 from meanmode import Watch
 
-TOKENS, WORDS = 16, 40
+WORDS, TOKENS, STEPS = 16, 16, 180
 
 
-class Parity(torch.utils.data.Dataset):
-    """Sequences whose tokens are tagged by whether they equal their neighbour."""
+class Reverse(torch.utils.data.Dataset):
+    """Random sequences, to be read backwards."""
 
     def __len__(self) -> int:
-        return 512
+        return 16 * STEPS
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        ids = torch.randint(1, WORDS, (TOKENS,), generator=torch.Generator().manual_seed(index)) // 8 + 1
-        return {"input_ids": ids, "labels": (ids == ids.roll(1)).long()}
+        words = torch.randint(WORDS, (TOKENS,), generator=torch.Generator().manual_seed(index))
+        return {"input_ids": words, "labels": words.flip(0)}
 
 
-def main(folder: str) -> None:
+def train(blocks: int, folder: str) -> None:
     set_seed(0)
     config = BertConfig(
         vocab_size=WORDS,
         hidden_size=32,
-        num_hidden_layers=6,
+        num_hidden_layers=blocks,
         num_attention_heads=4,
-        intermediate_size=64,
-        num_labels=2,
+        intermediate_size=128,
+        max_position_embeddings=TOKENS,
+        num_labels=WORDS,
     )
-    model = BertForTokenClassification(config)
     arguments = TrainingArguments(
         output_dir=f"{folder}/checkpoints",
-        max_steps=40,
+        max_steps=STEPS,
         per_device_train_batch_size=16,
-        logging_steps=10,
-        learning_rate=1e-3,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=100,
+        logging_steps=30,
         save_strategy="no",
         report_to=[],
+        disable_tqdm=True,
         use_cpu=True,
     )
-    trainer = Trainer(model=model, args=arguments, train_dataset=Parity())
-    watch = Watch(model, every=10, out=folder)
+    trainer = Trainer(model=BertForTokenClassification(config), args=arguments, train_dataset=Reverse())
+    watch = Watch(trainer.model, every=10, out=f"{folder}/{blocks}-blocks")
     watch.attach(trainer)
     trainer.train()
-    for row in trainer.state.log_history:
-        if "meanmode/tcs" in row:
-            print(f"step {row['step']}: loss {row['loss']:.3f}, tcs {row['meanmode/tcs']:.3f}")
+    said = "; ".join(map(str, watch.alarms)) or "no alarm"
+    print(f"{blocks} blocks: last loss {trainer.state.log_history[-2]['loss']:.2f}, {said}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "runs/trainer")
+    for blocks in (4, 24):
+        train(blocks, sys.argv[1] if len(sys.argv) > 1 else "runs/trainer")

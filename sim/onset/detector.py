@@ -118,7 +118,7 @@ class Alarm:
         }
 
     def __str__(self) -> str:
-        said = (f"{of.signal} by a factor of {of.factor:.3g} from step {of.first_step}" for of in self.moved)
+        said = (f"{of.change()} from step {of.first_step}" for of in self.moved)
         return f"alarm at step {self.step}: {self.kind}, {', '.join(said)}"
 
 

@@ -155,6 +155,12 @@ class Moved:
     reference: float
     factor: float
 
+    def change(self) -> str:
+        """How far the signal has moved, in words."""
+        if known_name(self.signal)[2]:
+            return f"{self.signal} at {self.value:.3g} (median before: {self.reference:.3g})"
+        return f"{self.signal} by a factor of {self.factor:.3g}"
+
 
 @cache
 def known_name(name: str) -> tuple[str, int, bool]:
