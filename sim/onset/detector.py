@@ -21,6 +21,7 @@ from meanmode.sim.onset.training_onset import (
     token_cosine,
 )
 from meanmode.sim.onset.watched_signal import (
+    ALIKE,
     LASTING_ROWS,
     LATEST,
     PERSISTENT,
@@ -135,9 +136,9 @@ class Detector:
       `NOT_FINITE_ROWS` consecutive rows; or the gradient norm alone was not finite in `GRADIENT_ROWS`;
     * collapse: a token cosine stays above the front (`WatchedSignal.at_front`) while the loss, if logged, is
       near its initial level: the label of a collapse as far as its first samples show it. While the loss has
-      never been below `BEGUN`, many networks become homogeneous for a while and learn later; then the
-      centered and the query or key gradients, divided by the global gradient norm, must also have been below
-      `GONE` of their first samples, or the cosine above the front for `LASTING_ROWS` samples. Two suffice
+      never been below `BEGUN`, many networks become homogeneous for a while and learn later; then tokens must
+      have been alike to `ALIKE`, or the centered and the query or key gradients, divided by the global
+      gradient norm, below `GONE` of their first samples, or it takes `LASTING_ROWS` samples. Two suffice
       if the loss is up by `SUDDEN` and a gradient off by `JUMPED_GRADIENTS` in both. If the cosine has been
       above the front since its first sample, the kind is homogeneous from the start;
     * divergence: the loss is above `DIVERGED` times its initial level for `LATEST` samples; or up by `JUMPED`
@@ -305,7 +306,7 @@ class Detector:
         known = all(any(name in self._shares for name in names) for names in (CENTERED, QUERIES))
         if learned or not losses or not known or front.born() or front.front_rows >= LASTING_ROWS:
             return True
-        return self._counts["gone_step"] >= front.front_step
+        return 1 - front.front_high < ALIKE or self._counts["gone_step"] >= front.front_step
 
     def _diverges(
         self, known: list[WatchedSignal], losses: list[WatchedSignal], moved: list[WatchedSignal]

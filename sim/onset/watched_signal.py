@@ -108,6 +108,11 @@ before they learn, and learn, the query gradients stay above 5e-3 of their share
 fall below 1e-4 within two measurements."""
 
 
+ALIKE = 1e-3
+"""1 - TCS behind a front below which tokens are taken to be alike for good: 17 of 20 runs of BERT that never
+learned were below within two measurements, none of 8 that were homogeneous and learned (least: 1.6e-3)."""
+
+
 LASTING_ROWS = 20
 """Samples above the front that make an alarm although gradients live, in a run that has learned nothing."""
 
@@ -129,7 +134,7 @@ FALLS = 0.75
 
 SCALARS = (
     *("lowest", "since", "value", "reference", "skip"),
-    *("rows", "front_rows", "front_step"),
+    *("rows", "front_rows", "front_step", "front_high"),
 )
 """Attributes of a signal that are single numbers, in the order of its state."""
 
@@ -203,6 +208,7 @@ class WatchedSignal:
         self.skip = 0.0
         self.rows = self.front_rows = 0.0
         self.front_step = math.nan
+        self.front_high = -math.inf
 
     def add(self, step: int, value: float, *, initial: bool = True) -> None:
         """Judge a sample against the past, then add it to the past.
@@ -235,9 +241,10 @@ class WatchedSignal:
     def _follow_front(self, step: int, value: float) -> None:
         """Count the consecutive samples of a cosine that are above the front."""
         if value <= FRONT_COSINE:
-            self.front_rows, self.front_step = 0.0, math.nan
+            self.front_rows, self.front_step, self.front_high = 0.0, math.nan, -math.inf
             return
         self.front_rows += 1
+        self.front_high = max(self.front_high, value)
         if self.front_rows == 1:
             self.front_step = float(step)
 
@@ -353,6 +360,7 @@ class WatchedSignal:
         self.skip = max(self.skip, LATEST)
         self.off.clear()
         self.since, self.front_rows, self.front_step = math.nan, 0.0, math.nan
+        self.front_high = -math.inf
 
     def report(self, step: int) -> Moved:
         """Describe how the signal has moved up to a step."""

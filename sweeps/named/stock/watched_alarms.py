@@ -15,11 +15,14 @@ HEALTHY = {
 SAID = {"none": "", "data": ", other data", "restart": ", restart of the rate", "nan": ", a loss of NaN"}
 
 
+DEEP = StockCase(label="BERT, 24 blocks", options={"family": "bert", "depth": 24, "rate": 1e-2})
+
+
 WATCHED_ALARMS = StockStudy(
     name="watched_alarms",
     claim="alarms in watched BERT, GPT-2, ViT and DiT: collapses and NaN found in time, and false alarms",
     cases=(
-        StockCase(label="BERT, 24 blocks", options={"family": "bert", "depth": 24, "rate": 1e-2}),
+        DEEP,
         *(
             StockCase(label=f"{label}{SAID[kind]}", options={**options, "disturbance": kind})
             for label, options in HEALTHY.items()
@@ -32,4 +35,14 @@ WATCHED_ALARMS = StockStudy(
     expectation="BERT of 24 blocks collapses in at least 18 of 20 seeds, its twin of 4 blocks learns in all; "
     "recall of collapses and NaN at least .95 within two measurements; at most 1 false alarm per 10,000 "
     "steps, with ViT whose tokens are alike for a while before it learns",
+)
+
+
+WATCHED_ALARMS_DEEP = StockStudy(
+    name="watched_alarms_deep",
+    claim="collapses of BERT found in time, after the seeds of watched_alarms had changed a rule",
+    cases=(DEEP,),
+    seeds=20,
+    first_seed=300,
+    expectation="17 of 20 collapses found within two measurements, all of them within ten",
 )

@@ -1,4 +1,4 @@
-"""Alarms of watched models of other libraries against what became of the runs."""
+"""Alarms of watched models of other libraries, by today's rules, against what became of the runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from meanmode.sim.onset.detector import BORN, COLLAPSE, KINDS_OF_ALARMS, NOT_A_NUMBER
-from meanmode.sim.onset.training_onset import LEARNED, WINDOW
+from meanmode.sim.onset.detector import BORN, COLLAPSE, MAX_LOGIT, NOT_A_NUMBER, Alarm, Detector
+from meanmode.sim.onset.training_onset import LEARNED, SIGNALS, WINDOW
 from meanmode.sim.store.sweep_store import DONE
 from meanmode.sweeps.engine.stock.stock_run import StockRun
 from meanmode.sweeps.engine.stock.stock_study import stored_stock
@@ -45,8 +45,14 @@ class StockScore:
     false: int = 0
     steps: int = 0
 
-    def add(self, run: StockRun, cell: xr.Dataset) -> None:
-        """Count a finished run."""
+    def add(self, run: StockRun, cell: xr.Dataset, alarms: Sequence[Alarm]) -> None:
+        """Count a finished run.
+
+        Args:
+            run: what was run.
+            cell: its outcome.
+            alarms: alarms in it.
+        """
         final, initial = float(cell["final_loss"]), float(cell["initial_loss"])
         self.runs += 1
         self.learned += final < LEARNED * initial
@@ -54,11 +60,6 @@ class StockScore:
         collapse, nan = float(cell["collapse_step"]), run.disturbance == "nan"
         failure = float(run.disturbed_step) if nan else collapse
         kinds = {NOT_A_NUMBER} if nan else {COLLAPSE, BORN}
-        alarms = [
-            (step, KINDS_OF_ALARMS[int(kind)])
-            for step, kind in zip(cell["alarm_step"].values, cell["alarm_kind"].values, strict=True)
-            if np.isfinite(step)
-        ]
         if np.isnan(failure):
             self.false += len(alarms)
             self.steps += run.steps
@@ -66,13 +67,10 @@ class StockScore:
         # up to a NaN every alarm is false; a collapse may be seen coming
         early = failure if nan else failure - WINDOW
         self.failed += 1
-        self.false += sum(step < early for step, _ in alarms)
+        self.false += sum(alarm.step < early for alarm in alarms)
         self.steps += max(int(early), 0)
-        hits = [
-            step
-            for step, kind in alarms
-            if kind in kinds and early <= step <= failure + MEASUREMENTS * run.every
-        ]
+        last = failure + MEASUREMENTS * run.every
+        hits = [alarm.step for alarm in alarms if alarm.kind in kinds and early <= alarm.step <= last]
         if hits:
             self.found += 1
             self.delays.append(hits[0] - failure)
@@ -98,23 +96,33 @@ class StockScore:
         return found
 
 
-def stock_scores(data: xr.Dataset) -> dict[str, StockScore]:
-    """Label of a case -> the score of its finished runs."""
-    study = stored_stock(data.attrs)
-    found = {case.label: StockScore() for case in study.cases}
-    labels: Sequence[str] = [case.label for case in study.cases for _ in range(study.seeds)]
-    for index, (label, cell) in enumerate(zip(labels, study.cells, strict=True)):
-        if int(data["status"].values[index]) == DONE:
-            found[label].add(cell.run, data.isel(cell=index))
-    return found
+def replayed(data: xr.Dataset, index: int) -> list[Alarm]:
+    """The alarms that today's detector raises on the series of a run, as the watch shows them to it.
+
+    Args:
+        data: a study of watched models.
+        index: position of the run along `cell`.
+    """
+    detector, measured = Detector(), data["measurement"].values.tolist()
+    names = [name for name in (*SIGNALS, MAX_LOGIT) if name in data and "measurement" in data[name].dims]
+    series = {name: data[name].values[index].astype(float) for name in ("loss", "grad_norm", *names)}
+    found = []
+    for step in data["step"].values.tolist():
+        values = {name: float(series[name][step - 1]) for name in ("loss", "grad_norm")}
+        if step in measured:
+            values |= {name: float(series[name][measured.index(step)]) for name in names}
+        found.append(detector.update(step, values))
+    return [alarm for alarm in found if alarm is not None]
 
 
 def stock_rows(data: xr.Dataset) -> list[Row]:
     """One row per case, and one over all of them."""
     study = stored_stock(data.attrs)
-    rows = [score.row(label) for label, score in stock_scores(data).items()]
-    whole = StockScore()
-    for index, cell in enumerate(study.cells):
+    scores = {label: StockScore() for label in (*(case.label for case in study.cases), "all cases")}
+    labels = [case.label for case in study.cases for _ in range(study.seeds)]
+    for index, (label, cell) in enumerate(zip(labels, study.cells, strict=True)):
         if int(data["status"].values[index]) == DONE:
-            whole.add(cell.run, data.isel(cell=index))
-    return [*rows, whole.row("all cases")]
+            alarms = replayed(data, index)
+            for name in (label, "all cases"):
+                scores[name].add(cell.run, data.isel(cell=index), alarms)
+    return [score.row(label) for label, score in scores.items()]

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
 pytest.importorskip("sklearn")
 
-from meanmode.sim.onset.detector import COLLAPSE, DIVERGENCE, KINDS_OF_ALARMS, NOT_A_NUMBER
+from meanmode.sim.onset.detector import COLLAPSE, DIVERGENCE, KINDS_OF_ALARMS, NOT_A_NUMBER, Alarm
 from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.sweep_store import open_cells
 from meanmode.sweeps.engine.execution import run_sweep
@@ -21,7 +21,7 @@ from meanmode.sweeps.engine.stock.stock_run import FAMILIES, MERGES, StockRun
 from meanmode.sweeps.engine.stock.stock_study import StockCase, StockStudy, stored_stock
 from meanmode.sweeps.engine.stock.stock_training import MEASURED, stock_trained
 from meanmode.sweeps.studies.comparison import compare
-from meanmode.sweeps.studies.stock.alarm_scores import StockScore
+from meanmode.sweeps.studies.stock.alarm_scores import StockScore, replayed
 
 TINY = {"depth": 2, "width": 16, "steps": 12, "batch": 2, "every": 4, "warmup": 4}
 
@@ -97,19 +97,13 @@ def test_a_study_is_stored_read_and_compared(tmp_path: Path) -> None:
     rows = {row["quantity"]: row for row in compare([tmp_path / "tiny.zarr"])["rows"]}
     assert rows["NaN"]["failed"] == rows["NaN"]["found"] == 1 and rows["BERT"]["failed"] == 0
     assert rows["all cases"]["runs"] == 2
+    for index in range(2):  # replayed from the store as raised live
+        raised = [(alarm.step, KINDS_OF_ALARMS.index(alarm.kind)) for alarm in replayed(data, index)]
+        live = zip(data["alarm_step"].values[index], data["alarm_kind"].values[index], strict=True)
+        assert raised == [(step, kind) for step, kind in live if np.isfinite(step)]
     broken = {**data.attrs, "configuration": json.dumps({"name": "tiny"})}
     with pytest.raises(StoreError, match="no study of stock models"):
         stored_stock(broken)
-
-
-def cell(collapse: float, *alarms: tuple[float, str]) -> xr.Dataset:
-    """A finished run as the store has it."""
-    steps = np.full(4, np.nan)
-    kinds = np.full(4, np.nan)
-    for number, (step, kind) in enumerate(alarms):
-        steps[number], kinds[number] = step, KINDS_OF_ALARMS.index(kind)
-    of = {"final_loss": 2.7, "initial_loss": 2.8, "collapse_step": collapse}
-    return xr.Dataset({**of, "alarm_step": ("alarm", steps), "alarm_kind": ("alarm", kinds)})
 
 
 @pytest.mark.parametrize(
@@ -127,5 +121,7 @@ def cell(collapse: float, *alarms: tuple[float, str]) -> xr.Dataset:
 )
 def test_alarms_are_scored(collapse: float, alarms, disturbance: str, expected) -> None:
     score = StockScore()
-    score.add(StockRun(disturbance=disturbance), cell(collapse, *alarms))
+    cell = xr.Dataset({"final_loss": 2.7, "initial_loss": 2.8, "collapse_step": collapse})
+    moved = [Alarm(step=step, moved=(), kind=kind) for step, kind in alarms]
+    score.add(StockRun(disturbance=disturbance), cell, moved)
     assert (score.failed, score.found, score.false, score.steps) == expected
