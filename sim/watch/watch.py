@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from meanmode.sim.anatomy.anatomy import Anatomy
 from meanmode.sim.anatomy.discovery import discover
 from meanmode.sim.observe.layer_hooks import eager
+from meanmode.sim.watch.forms import Form, form_of
 from meanmode.sim.watch.guard import Guard, say
 from meanmode.sim.watch.measured_step import MeasuredStep
-from meanmode.sim.watch.trainer_callback import WatchCallback
 from meanmode.sim.watch.watch_plan import WatchPlan
 from meanmode.sim.watch.watched_names import SHOWN, chosen
 
@@ -34,6 +34,12 @@ Sink = Callable[[int, dict[str, float]], object]
 
 SCALED = {"g_mean": 1, "g_ctr": 1, "g_inner": 2, "grad_rms_q": 1, "grad_rms_k": 1, "grad_rms_v": 1}
 """Observable -> power of the loss scale of mixed-precision training that is in it."""
+
+UNCALLED = (
+    "step {step} was not measured: the watched model was not called inside it; watch the module whose call "
+    "makes the forward pass"
+)
+"""Said of a step without a forward pass."""
 
 Arrays = dict[str, NDArray[np.float64]]
 
@@ -102,6 +108,7 @@ class Watch:
         self._segments = dict(segments or {})
         self._sink = sink
         self._guard = Guard()
+        self._forms: list[Form] = []
         self._plan: WatchPlan | None = None
         self._store: WatchedStore | None = None
         self._detector: Detector | None = None
@@ -137,6 +144,8 @@ class Watch:
         """
         if step < 1:
             raise ValueError(f"steps are counted from 1, got {step}: use enumerate(loader, 1)")
+        if not self._first:
+            _need_one_process()
         self._step = step
         self._first = self._first or step
         if self._open is not None:
@@ -158,12 +167,22 @@ class Watch:
             self._guard(self._keep)({name: value for name, value in given.items() if value is not None})
 
     def attach(self, trainer: Any) -> "Watch":
-        """Watch the training of a `transformers.Trainer`; scalars appear in its logs under `meanmode/`."""
-        trainer.callback_handler.callbacks.insert(0, WatchCallback(self, trainer))
+        """Watch what a trainer trains, without `step` and `log`; scalars appear in its logs as `meanmode/...`.
+
+        Args:
+            trainer: a Trainer of `transformers` or of Lightning, or an `Accelerator` after its `prepare`.
+
+        Raises:
+            ValueError: something else, or an accelerator that prepared no optimiser of the model.
+        """
+        if all(form.trainer is not trainer for form in self._forms):
+            self._forms.append(form_of(self, trainer))
         return self
 
     def close(self) -> None:
         """Write everything that is left to the store; the watch can go on afterwards."""
+        for form in self._forms:
+            form.steps.discard()
         self._guard(self._settle)()
         if self._store is not None:
             self._guard(self._store.finish)()
@@ -186,7 +205,7 @@ class Watch:
         for measured in found:
             self._guard(self._finish)(step, measured, scale)
         if not found and self._plan is None and not self._guard.failed:
-            say(f"step {step} was not measured: the watched model was not called inside it")
+            say(UNCALLED.format(step=step))
 
     def _discovered(
         self,
@@ -227,7 +246,7 @@ class Watch:
     def _finish(self, step: int, measured: MeasuredStep, scale: float) -> None:
         plan = measured.plan
         if not measured.passes:
-            say(f"step {step} was not measured: the watched model was not called inside it")
+            say(UNCALLED.format(step=step))
             return
         with torch.no_grad():
             lost = measured.gradients.finish()
