@@ -23,6 +23,7 @@ class DrivenSteps:
     def __init__(self, watch: "Watch") -> None:
         self.watch = watch
         self._opened: AbstractContextManager[None] | None = None
+        self._shown: dict[str, float] = {}
 
     @property
     def is_open(self) -> bool:
@@ -37,7 +38,7 @@ class DrivenSteps:
         self._opened = opened
 
     def close(self) -> bool:
-        """Close the step after its last backward pass, if one is open; returns whether it was to be measured."""
+        """Close the step after its last backward pass, if one is open; returns whether it was measured."""
         opened, self._opened = self._opened, None
         if opened is not None:
             opened.__exit__(None, None, None)
@@ -48,6 +49,18 @@ class DrivenSteps:
         opened, self._opened = self._opened, None
         if opened is not None:
             opened.__exit__(GeneratorExit, GeneratorExit(), None)
+
+
+    def fresh(self) -> dict[str, float]:
+        """Scalars of the last measured step as a trainer logs them; none if they were handed out before."""
+        if self.watch.latest is self._shown:
+            return {}
+        self._shown = self.watch.latest
+        return self.shown()
+
+    def shown(self) -> dict[str, float]:
+        """Scalars of the last measured step as a trainer logs them."""
+        return {f"{PREFIX}{name}": value for name, value in self.watch.latest.items()}
 
 
 class MeanLoss:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.nn.utils import get_total_norm
 
-from meanmode.sim.watch.driven_steps import PREFIX, DrivenSteps, MeanLoss
+from meanmode.sim.watch.driven_steps import DrivenSteps, MeanLoss
 
 if TYPE_CHECKING:
     from meanmode.sim.watch.watch import Watch
@@ -36,7 +36,6 @@ class LightningCallback:
     def __init__(self, watch: "Watch", trainer: Any) -> None:
         self.steps, self.trainer = DrivenSteps(watch), trainer
         self._loss = MeanLoss()
-        self._shown: dict[str, float] = {}
         trainer.callbacks.insert(0, self)  # before others that change the gradients
 
     def __getattr__(self, name: str) -> Any:
@@ -83,12 +82,11 @@ class LightningCallback:
         self._loss.add(None if loss is None else loss * trainer.accumulate_grad_batches)
         if self.steps.is_open:
             return
-        watch = self.steps.watch
-        watch.log(loss=self._loss.take())
-        if watch.latest != self._shown or index < trainer.accumulate_grad_batches:
-            # Lightning repeats what was logged until the epoch ends
-            self._shown = dict(watch.latest)
-            shown = {f"{PREFIX}{name}": value for name, value in self._shown.items()}
+        self.steps.watch.log(loss=self._loss.take())
+        shown = self.steps.fresh()
+        if index < trainer.accumulate_grad_batches:  # Lightning keeps what was logged until the epoch ends
+            shown = self.steps.shown()
+        if shown:
             module.log_dict(shown, on_step=True, on_epoch=False, batch_size=1)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:

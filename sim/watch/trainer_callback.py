@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from meanmode.sim.watch.driven_steps import PREFIX, DrivenSteps
+from meanmode.sim.watch.driven_steps import DrivenSteps
 
 if TYPE_CHECKING:
     from meanmode.sim.watch.watch import Watch
@@ -40,12 +40,12 @@ class TrainerCallback:
         self.steps.close()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Add the scalars to what the other callbacks log, and to the history; take loss, norm and rate."""
+        """Add what was measured since the last time to the logs and the history; take loss, norm and rate."""
         if not logs or "loss" not in logs:
             return
         watch = self.steps.watch
         watch.log(loss=logs["loss"], grad_norm=logs.get("grad_norm"), lr=logs.get("learning_rate"))
-        shown = {f"{PREFIX}{name}": value for name, value in watch.latest.items()}
+        shown = self.steps.fresh()
         logs.update(shown)
         history = getattr(state, "log_history", None)
         if history and history[-1].get("step") == state.global_step:

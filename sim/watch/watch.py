@@ -41,6 +41,12 @@ UNCALLED = (
 )
 """Said of a step without a forward pass."""
 
+BACKWARDS = (
+    "step {step} comes after step {last}: open a step once, around all its micro-batches, and watch another "
+    "training with another Watch"
+)
+"""Said of steps that do not grow."""
+
 Arrays = dict[str, NDArray[np.float64]]
 
 
@@ -146,6 +152,8 @@ class Watch:
             raise ValueError(f"steps are counted from 1, got {step}: use enumerate(loader, 1)")
         if not self._first:
             _need_one_process()
+        if self._open is not None and step <= self._open[0] or step < self._step:
+            self._guard.fail(ValueError(BACKWARDS.format(step=step, last=self._step)))
         self._step = step
         self._first = self._first or step
         if self._open is not None:
@@ -167,7 +175,7 @@ class Watch:
             self._guard(self._keep)({name: value for name, value in given.items() if value is not None})
 
     def attach(self, trainer: Any) -> "Watch":
-        """Watch what a trainer trains, without `step` and `log`; scalars appear in its logs as `meanmode/...`.
+        """Watch what a trainer trains, without `step` and `log`; its logs show the scalars as `meanmode/...`.
 
         Args:
             trainer: a Trainer of `transformers` or of Lightning, or an `Accelerator` after its `prepare`.

@@ -1,4 +1,4 @@
-"""A watch attached to a Trainer of Lightning: the package where it is installed, and its protocol where not."""
+"""A watch attached to a Trainer of Lightning: the package, where it is installed, and a stand-in for it."""
 
 import warnings
 from pathlib import Path
@@ -133,7 +133,10 @@ def real(folder: Path, scaler: Any = None) -> tuple[Any, ...]:
 
 FORMS = pytest.mark.parametrize("form", [standin, real])
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:::lightning", "ignore:.*LeafSpec.*", "ignore:.*_register_pytree_node.*", "ignore:::pytorch_lightning"
+    "ignore:::lightning",
+    "ignore:.*LeafSpec.*",
+    "ignore:.*_register_pytree_node.*",
+    "ignore:::pytorch_lightning",
 )
 
 
