@@ -1,4 +1,4 @@
-"""Watch a ViT that Lightning (`pip install lightning`) trains: `python examples/lightning_trainer.py [FOLDER]`."""
+"""Watch a ViT that Lightning trains (`pip install lightning`): `python lightning_trainer.py [FOLDER]`."""
 
 import sys
 

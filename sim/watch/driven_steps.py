@@ -50,7 +50,6 @@ class DrivenSteps:
         if opened is not None:
             opened.__exit__(GeneratorExit, GeneratorExit(), None)
 
-
     def fresh(self) -> dict[str, float]:
         """Scalars of the last measured step as a trainer logs them; none if they were handed out before."""
         if self.watch.latest is self._shown:

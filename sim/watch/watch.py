@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from meanmode.sim.anatomy.anatomy import Anatomy
 from meanmode.sim.anatomy.discovery import discover
 from meanmode.sim.observe.layer_hooks import eager
-from meanmode.sim.watch.forms import Form, form_of
+from meanmode.sim.watch.forms import Form, form_of, need_one_process, unwrapped
 from meanmode.sim.watch.guard import Guard, say
 from meanmode.sim.watch.measured_step import MeasuredStep
 from meanmode.sim.watch.watch_plan import WatchPlan
@@ -103,8 +102,8 @@ class Watch:
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
-        _need_one_process()
-        self.model, self.every = _unwrapped(model), every
+        need_one_process()
+        self.model, self.every = unwrapped(model), every
         self.latest: dict[str, float] = {}
         self.values: Arrays = {}
         self.alarms: list[Alarm] = []
@@ -151,8 +150,11 @@ class Watch:
         if step < 1:
             raise ValueError(f"steps are counted from 1, got {step}: use enumerate(loader, 1)")
         if not self._first:
-            _need_one_process()
-        if self._open is not None and step <= self._open[0] or step < self._step:
+            need_one_process()
+        again = self._open is not None and step == self._open[0]
+        if again or step < self._step:
+            self._open = None if again else self._open  # a part of a step is no step
+            self.close()
             self._guard.fail(ValueError(BACKWARDS.format(step=step, last=self._step)))
         self._step = step
         self._first = self._first or step
@@ -368,26 +370,6 @@ def _write_rest(watch: "weakref.ref[Watch]") -> None:
     if alive is not None and alive._store is not None:
         alive._guard(alive._settle)()
         alive._guard(alive._store.flush)(now=True)
-
-
-def _need_one_process() -> None:
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        raise ValueError(
-            f"a watch measures one process, this training has {dist.get_world_size()}: "
-            "watch a run of one process, without DDP or FSDP"
-        )
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside the wrappers of `torch.compile` and `DistributedDataParallel`."""
-    for name in ("_orig_mod", "module"):
-        inner = getattr(model, name, None)
-        if isinstance(inner, nn.Module) and type(model).__name__ in (
-            "OptimizedModule",
-            "DistributedDataParallel",
-        ):
-            return _unwrapped(inner)
-    return model
 
 
 def _rms(x: Tensor) -> Tensor:

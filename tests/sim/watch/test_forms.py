@@ -57,8 +57,10 @@ def test_trainer(tmp_path: Path) -> None:
     plain, _ = trained(tmp_path, watched=False)
     weights, history = trained(tmp_path, watched=True)
     assert torch.equal(weights, plain)
-    shown = [row["meanmode/tcs"] for row in history if "loss" in row]
-    assert len(shown) == 4 and shown[0] != shown[-1]
+    shown = {row["step"]: row["meanmode/tcs"] for row in history if "meanmode/tcs" in row}
+    assert (
+        list(shown) == [2, 4, 8] and len(set(shown.values())) == 3
+    )  # measured at 1, 4 and 8, logged at even steps
     run = open_run(tmp_path / "run")
     assert run["g_ctr"].notnull().any(("block", "writer")).values.nonzero()[0].tolist() == [0, 3, 7]
     assert run["loss"].notnull().values.nonzero()[0].tolist() == [1, 3, 5, 7]
@@ -149,3 +151,27 @@ def test_an_accelerator_without_an_optimiser_of_the_model_is_refused() -> None:
     model = transformers.BertForMaskedLM(transformers.BertConfig(**SMALL))
     with pytest.raises(ValueError, match=r"0 prepared optimisers.*prepare"):
         Watch(model).attach(accelerator)
+
+
+def test_a_second_training_is_not_mixed_into_the_first(tmp_path: Path) -> None:
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**SMALL))
+    batch = {name: of[None] for name, of in Rows()[0].items()}
+    watch = Watch(model, every=2, out=tmp_path / "run")
+    for step in (1, 2, 3):
+        with watch.step(step):
+            model(**batch).loss.backward()
+    with pytest.warns(UserWarning, match=r"step 1 comes after step 3.*another Watch"):
+        with watch.step(1):
+            model(**batch).loss.backward()
+    watch.close()
+    assert open_run(tmp_path / "run").sizes["step"] == 2
+
+
+def test_a_step_that_is_opened_for_each_micro_batch_is_named(tmp_path: Path) -> None:
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**SMALL))
+    batch = {name: of[None] for name, of in Rows()[0].items()}
+    watch = Watch(model)
+    with pytest.warns(UserWarning, match=r"step 1 comes after step 1: open a step once"):
+        for _ in range(2):
+            with watch.step(1):
+                model(**batch).loss.backward()
