@@ -9,9 +9,9 @@ LOG = logging.getLogger("meanmode")
 
 
 def say(message: str) -> None:
-    """Warn; where warnings are errors, log instead."""
+    """Warn without showing a line of code, since none is to blame; where warnings are errors, log instead."""
     try:
-        warnings.warn(message, stacklevel=3)
+        warnings.warn_explicit(message, UserWarning, "meanmode", 0)
     except Warning:
         LOG.error(message)
 

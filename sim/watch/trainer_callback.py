@@ -2,25 +2,27 @@
 
 from typing import TYPE_CHECKING, Any
 
+from meanmode.sim.watch.driven_steps import DrivenSteps
+
 if TYPE_CHECKING:
     from meanmode.sim.watch.watch import Watch
 
-PREFIX = "meanmode/"
-"""Prefix of the keys in the logs of a trainer."""
 
-
-class WatchCallback:
+class TrainerCallback:
     """Opens and closes the steps of a watch, and adds its scalars to the logs.
 
     Args:
         watch: the watch.
-        trainer: the trainer, whose gradient scaler is read.
+        trainer: the trainer whose callbacks this one joins.
+
+    Attributes:
+        steps: the steps of the watch.
+        trainer: the trainer.
     """
 
     def __init__(self, watch: "Watch", trainer: Any) -> None:
-        self._watch = watch
-        self._trainer = trainer
-        self._step: Any = None
+        self.steps, self.trainer = DrivenSteps(watch), trainer
+        trainer.callback_handler.callbacks.insert(0, self)  # before those that report the logs
 
     def __getattr__(self, name: str) -> Any:
         """Do nothing at every other event."""
@@ -30,21 +32,20 @@ class WatchCallback:
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Open the step before its first micro-batch."""
-        self._close()
-        scaler = getattr(getattr(self._trainer, "accelerator", None), "scaler", None)
-        self._step = self._watch.step(state.global_step + 1, scaler=scaler)
-        self._step.__enter__()
+        scaler = getattr(getattr(self.trainer, "accelerator", None), "scaler", None)
+        self.steps.open(state.global_step + 1, scaler)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the step after its last backward pass."""
-        self._close()
+        self.steps.close()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Add the scalars to what the other callbacks log, and to the history; take loss, norm and rate."""
+        """Add what was measured since the last time to the logs and the history; take loss, norm and rate."""
         if not logs or "loss" not in logs:
             return
-        self._watch.log(loss=logs["loss"], grad_norm=logs.get("grad_norm"), lr=logs.get("learning_rate"))
-        shown = {f"{PREFIX}{name}": value for name, value in self._watch.latest.items()}
+        watch = self.steps.watch
+        watch.log(loss=logs["loss"], grad_norm=logs.get("grad_norm"), lr=logs.get("learning_rate"))
+        shown = self.steps.fresh()
         logs.update(shown)
         history = getattr(state, "log_history", None)
         if history and history[-1].get("step") == state.global_step:
@@ -52,10 +53,4 @@ class WatchCallback:
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write what is left."""
-        self._close()
-        self._watch.close()
-
-    def _close(self) -> None:
-        if self._step is not None:
-            self._step.__exit__(None, None, None)
-            self._step = None
+        self.steps.watch.close()

@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from meanmode.sim.anatomy.anatomy import Anatomy
 from meanmode.sim.anatomy.discovery import discover
 from meanmode.sim.observe.layer_hooks import eager
+from meanmode.sim.watch.forms import Form, form_of, need_one_process, unwrapped
 from meanmode.sim.watch.guard import Guard, say
 from meanmode.sim.watch.measured_step import MeasuredStep
-from meanmode.sim.watch.trainer_callback import WatchCallback
 from meanmode.sim.watch.watch_plan import WatchPlan
 from meanmode.sim.watch.watched_names import SHOWN, chosen
 
@@ -34,6 +33,18 @@ Sink = Callable[[int, dict[str, float]], object]
 
 SCALED = {"g_mean": 1, "g_ctr": 1, "g_inner": 2, "grad_rms_q": 1, "grad_rms_k": 1, "grad_rms_v": 1}
 """Observable -> power of the loss scale of mixed-precision training that is in it."""
+
+UNCALLED = (
+    "step {step} was not measured: the watched model was not called inside it; watch the module whose call "
+    "makes the forward pass"
+)
+"""Said of a step without a forward pass."""
+
+BACKWARDS = (
+    "step {step} comes after step {last}: open a step once, around all its micro-batches, and watch another "
+    "training with another Watch"
+)
+"""Said of steps that do not grow."""
 
 Arrays = dict[str, NDArray[np.float64]]
 
@@ -91,8 +102,8 @@ class Watch:
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
-        _need_one_process()
-        self.model, self.every = _unwrapped(model), every
+        need_one_process()
+        self.model, self.every = unwrapped(model), every
         self.latest: dict[str, float] = {}
         self.values: Arrays = {}
         self.alarms: list[Alarm] = []
@@ -102,6 +113,7 @@ class Watch:
         self._segments = dict(segments or {})
         self._sink = sink
         self._guard = Guard()
+        self._forms: list[Form] = []
         self._plan: WatchPlan | None = None
         self._store: WatchedStore | None = None
         self._detector: Detector | None = None
@@ -137,6 +149,13 @@ class Watch:
         """
         if step < 1:
             raise ValueError(f"steps are counted from 1, got {step}: use enumerate(loader, 1)")
+        if not self._first:
+            need_one_process()
+        again = self._open is not None and step == self._open[0]
+        if again or step < self._step:
+            self._open = None if again else self._open  # a part of a step is no step
+            self.close()
+            self._guard.fail(ValueError(BACKWARDS.format(step=step, last=self._step)))
         self._step = step
         self._first = self._first or step
         if self._open is not None:
@@ -158,12 +177,22 @@ class Watch:
             self._guard(self._keep)({name: value for name, value in given.items() if value is not None})
 
     def attach(self, trainer: Any) -> "Watch":
-        """Watch the training of a `transformers.Trainer`; scalars appear in its logs under `meanmode/`."""
-        trainer.callback_handler.callbacks.insert(0, WatchCallback(self, trainer))
+        """Watch what a trainer trains, without `step` and `log`; its logs show the scalars as `meanmode/...`.
+
+        Args:
+            trainer: a Trainer of `transformers` or of Lightning, or an `Accelerator` after its `prepare`.
+
+        Raises:
+            ValueError: something else, or an accelerator that prepared no optimiser of the model.
+        """
+        if all(form.trainer is not trainer for form in self._forms):
+            self._forms.append(form_of(self, trainer))
         return self
 
     def close(self) -> None:
         """Write everything that is left to the store; the watch can go on afterwards."""
+        for form in self._forms:
+            form.steps.discard()
         self._guard(self._settle)()
         if self._store is not None:
             self._guard(self._store.finish)()
@@ -186,7 +215,7 @@ class Watch:
         for measured in found:
             self._guard(self._finish)(step, measured, scale)
         if not found and self._plan is None and not self._guard.failed:
-            say(f"step {step} was not measured: the watched model was not called inside it")
+            say(UNCALLED.format(step=step))
 
     def _discovered(
         self,
@@ -227,7 +256,7 @@ class Watch:
     def _finish(self, step: int, measured: MeasuredStep, scale: float) -> None:
         plan = measured.plan
         if not measured.passes:
-            say(f"step {step} was not measured: the watched model was not called inside it")
+            say(UNCALLED.format(step=step))
             return
         with torch.no_grad():
             lost = measured.gradients.finish()
@@ -341,26 +370,6 @@ def _write_rest(watch: "weakref.ref[Watch]") -> None:
     if alive is not None and alive._store is not None:
         alive._guard(alive._settle)()
         alive._guard(alive._store.flush)(now=True)
-
-
-def _need_one_process() -> None:
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        raise ValueError(
-            f"a watch measures one process, this training has {dist.get_world_size()}: "
-            "watch a run of one process, without DDP or FSDP"
-        )
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside the wrappers of `torch.compile` and `DistributedDataParallel`."""
-    for name in ("_orig_mod", "module"):
-        inner = getattr(model, name, None)
-        if isinstance(inner, nn.Module) and type(model).__name__ in (
-            "OptimizedModule",
-            "DistributedDataParallel",
-        ):
-            return _unwrapped(inner)
-    return model
 
 
 def _rms(x: Tensor) -> Tensor:

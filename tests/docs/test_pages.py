@@ -82,6 +82,8 @@ def test_the_examples_of_training_are_what_can_be_trained(
         ("your_model.md", "layers.11.linear2.weight"),
         ("your_merge.md", "layers.0.merge_attn.alpha"),
         ("theory.md", "front at block"),
+        ("watch/plain_loop.md", "'tcs': "),
+        ("watch/accelerate.md", "'tcs': "),
     ],
 )
 def test_the_python_runs(

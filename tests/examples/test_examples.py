@@ -11,10 +11,20 @@ from meanmode import open_run
 from meanmode.sim.onset.verdict import verdict
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+NEEDS = {
+    "plain_loop": [],
+    "accelerate_loop": ["transformers", "accelerate"],
+    "diffusers_dit": ["diffusers", "sklearn"],
+    "lightning_trainer": ["lightning", "transformers", "sklearn"],
+}
 
 
-@pytest.mark.parametrize("name", ["plain_loop"])
+@pytest.mark.parametrize("name", NEEDS)
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")  # the Trainer asks for it without a GPU
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*", "ignore:.*does not have many workers.*")  # of Lightning
 def test_an_example_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for package in NEEDS[name]:
+        pytest.importorskip(package)
     path = EXAMPLES / f"{name}.py"
     assert len(path.read_text().splitlines()) < 60
     spec = importlib.util.spec_from_file_location(name, path)
