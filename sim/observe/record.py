@@ -175,6 +175,10 @@ class Record:
         """The sums of the gradients of all writers so far."""
         return self._writers
 
+    def keep_writers(self, places: set[tuple[int, int]]) -> None:
+        """Drop the sums of the gradients of all other writers."""
+        self._writers = {place: of for place, of in self._writers.items() if place in places}
+
     def put_modes(self, place: tuple[int, int], modes: WriterModes) -> None:
         """Record the modes of a writer's gradient."""
         for name, mode in zip(GRADIENT_MODES, modes, strict=True):
