@@ -257,9 +257,7 @@ class BackwardHooks:
                 continue
             own = own.mT if of.writer.transposed else own
             size = torch.linalg.vector_norm(own)
-            error = (
-                summed.error_of(own - self._padding.get(name, 0.0)) / float(size) if bool(size > 0) else 0.0
-            )
+            error = summed.error_of(own - self._padding.get(name, 0.0)) / max(float(size), 1e-300)
             if self._allowed() < error < math.inf:
                 found[self.plan.alone[name]] = DIFFERS.format(error)
         return found

@@ -1,4 +1,4 @@
-"""The processes that train a model together, by DDP or FSDP2, and what they agree on at each measured step."""
+"""The processes that train a model together (DDP, FSDP2), and what they agree on at each measured step."""
 
 from collections.abc import Sequence
 
@@ -55,7 +55,8 @@ class TrainingProcesses:
             cuts = [placement for placement in parameter.placements if placement.is_shard()]
             if id(parameter) not in inside or len(cuts) > 1:
                 raise ValueError(
-                    f"{name} is cut by tensor parallelism: a watch measures data parallelism (DDP, `fully_shard`)"
+                    f"{name} is cut by tensor parallelism: a watch measures data parallelism "
+                    "(DDP, `fully_shard`)"
                 )
             if parameter.device_mesh.size() != dist.get_world_size():
                 raise ValueError(

@@ -42,9 +42,9 @@ class Watch:
     hooked. Residual writers, blocks and streams are discovered in the first forward pass that is measured. An
     error inside the watch is reported once, and training goes on.
 
-    With `DistributedDataParallel` and `fully_shard`, values are those of the batch of all processes and of the
-    gradient that they have averaged, the same in every process; the first one writes, reports and calls the
-    sink. Every process opens the same steps; small sums are exchanged when one closes.
+    With `DistributedDataParallel` and `fully_shard`, values are those of the batch of all processes and of
+    the gradient that they have averaged, the same in every process; the first one writes, reports and calls
+    the sink. Every process opens the same steps; small sums are exchanged when one closes.
 
         watch = Watch(model, every=100, out="runs/mine")
         for step, batch in enumerate(loader, 1):
@@ -218,7 +218,7 @@ class Watch:
         record = found[0].record
         summed = [of.place in record.writers for of in plan.writers.values()]
         agreed = processes.common([*known, *summed])
-        for (number, of), mine, all_ in zip(plan.writers.items(), known, agreed[: len(known)], strict=True):
+        for number, mine, all_ in zip(plan.writers, known, agreed[: len(known)], strict=True):
             if mine and not all_:
                 lost[number] = "another process cannot measure it"
         places = (of.place for of in plan.writers.values())
