@@ -115,7 +115,7 @@ class BackwardHooks:
             if is_sharded(current):
                 return  # given back before the output could be seen
             self._watch_gathered(of, current)
-            bias = None if bias is None else of.module.bias
+            bias = None if bias is None else of.module._parameters.get("bias")
         weight = single(current.detach())
         product = single(y) @ (weight if of.writer.transposed else weight.mT)
         product = product if bias is None else product + bias
@@ -153,8 +153,9 @@ class BackwardHooks:
         with torch.no_grad():
             for of in self.plan.writers.values():
                 gradient = of.weight.grad
-                transposed = gradient is not None and of.writer.transposed
-                self.measurement.shared_gradient(of.place, gradient.mT if transposed else gradient)
+                if gradient is not None and of.writer.transposed:
+                    gradient = gradient.mT
+                self.measurement.shared_gradient(of.place, gradient)
             for reader, block in self._readers():
                 for letter in "qkv":
                     name, weight = f"grad_rms_{letter}", getattr(reader, letter)

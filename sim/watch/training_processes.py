@@ -1,6 +1,7 @@
 """The processes that train a model together (DDP, FSDP2), and what they agree on at each measured step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -49,7 +50,8 @@ class TrainingProcesses:
         if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
             raise ValueError("the model is sharded by FSDP1, whose weights cannot be told: use `fully_shard`")
         inside = {id(of) for module in sharded_modules(model) for of in module.parameters()}
-        for name, parameter in model.named_parameters() if self.sharded else ():
+        parameters: Iterable[tuple[str, Any]] = model.named_parameters() if self.sharded else ()
+        for name, parameter in parameters:
             if not is_sharded(parameter):
                 continue
             cuts = [placement for placement in parameter.placements if placement.is_shard()]

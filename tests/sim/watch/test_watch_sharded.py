@@ -144,6 +144,9 @@ def process(rank: int, folder: Path) -> None:
         world_size=PROCESSES,
         timeout=datetime.timedelta(seconds=60),
     )
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
     found: dict[str, object] = {}
     for wrap in WRAPS:
         model = wrapped(wrap)
@@ -164,6 +167,12 @@ def process(rank: int, folder: Path) -> None:
             values, _ = train(model, watch, rank, fault=2 if rank == 1 else 0)
         found[f"{wrap} said"] = [str(of.message) for of in said]
         found[f"{wrap} measured"] = [values[0] is not values[1], watch.values is values[0]]
+    cut = network()
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+    cut.head.weight = nn.Parameter(distribute_tensor(cut.head.weight.detach(), mesh, [Shard(0)]))
+    with pytest.raises(ValueError) as caught:
+        Watch(cut)
+    found["refused"] = str(caught.value)
     np.savez(folder / f"reports-{rank}.npz", **found)
     dist.destroy_process_group()
 
@@ -245,6 +254,11 @@ def test_an_error_in_one_process_stops_the_watch_in_all(folder: Path, wrap: str,
         error = "ZeroDivisionError: division by zero" if rank else "there is an error in another process"
         assert found[f"{wrap} said"].tolist() == [f"the watch stops, training goes on: {error}"]
         assert found[f"{wrap} measured"].tolist() == [False, True]
+
+
+def test_tensor_parallelism_is_refused(folder: Path) -> None:
+    with np.load(folder / "reports-0.npz") as found:
+        assert "head.weight is cut by tensor parallelism" in str(found["refused"])
 
 
 if __name__ == "__main__":
