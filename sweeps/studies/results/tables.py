@@ -30,6 +30,7 @@ from meanmode.sweeps.studies.results.run_tables import (
 )
 from meanmode.sweeps.studies.results.splitting_table import silence
 from meanmode.sweeps.studies.results.stack_tables import exponents, fronts, profiles
+from meanmode.sweeps.studies.results.stock_tables import watched_alarms, watched_merges
 from meanmode.sweeps.studies.results.training_tables import (
     critical_rates,
     detection,
@@ -87,5 +88,7 @@ TABLES = {
     "mode_ratios": mode_ratios,
     "samples": sample_metrics,
     "timestep_probe": timestep_scores,
+    "watched_alarms": watched_alarms,
+    "watched_merges": watched_merges,
 }
 """Name -> function of the folder of the stores, names of stores in it and options."""
