@@ -21,6 +21,9 @@ class ParameterNames:
         self._names: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self._names.setdefault(id(parameter), []).append(name)
+        for number, names in trace.gathered.items():
+            known = self._names.setdefault(number, [])
+            known += [name for name in dict.fromkeys(names) if name not in known]
         self._calls: dict[int, int] = {}
         self._number: dict[int, int] = {}
         inside: dict[int, int] = {}

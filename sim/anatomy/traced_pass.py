@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
+from meanmode.sim.anatomy.untouched import sharded_modules
+
 Path = tuple[int | str, ...]
 
 
@@ -42,12 +44,14 @@ class TracedPass:
         calls: calls of modules in the order in which they began.
         boundaries: sequence numbers at which the innermost call changes.
         innermost: index of the innermost call from that boundary on; -1 outside all.
+        gathered: names of the parameters that FSDP2 gathered for the pass, by identity.
     """
 
     roots: list[Any]
     calls: list[ModuleCall]
     boundaries: list[int]
     innermost: list[int]
+    gathered: dict[int, list[str]] = dataclasses.field(default_factory=dict)
 
     def call_at(self, sequence: int) -> int:
         """Index of the innermost call in which the node of a sequence number was made; -1 if in none."""
@@ -109,6 +113,7 @@ class _Recorder:
 
     def __init__(self, model: nn.Module) -> None:
         self._names = {id(module): name for name, module in model.named_modules()}
+        self._sharded = {id(module) for module in sharded_modules(model)}
         self._open: list[int] = []
         self._counts: dict[str, int] = {}
         self.trace = TracedPass(roots=[], calls=[], boundaries=[], innermost=[])
@@ -136,6 +141,9 @@ class _Recorder:
         call.stop = torch._C._autograd._get_sequence_nr()
         call.outputs = _with_graph(output)
         self._change(call.stop)
+        if id(module) in self._sharded:  # its own hook, which gives the parameters back, is yet to come
+            for name, parameter in module.named_parameters(self._names[id(module)], remove_duplicate=False):
+                self.trace.gathered.setdefault(id(parameter), []).append(name)
 
 
 def traced(model: nn.Module, run: Any) -> TracedPass:

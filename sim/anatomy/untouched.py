@@ -31,12 +31,27 @@ def untouched(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_random_states())
+        reshard(model)
         stack.enter_context(_attributes(model))
+        stack.callback(reshard, model)  # before the parameters are put back, which FSDP2 would not notice
         stack.enter_context(_flags(model))
         stack.enter_context(_no_checkpoints())
         torch.clear_autocast_cache()  # casts of parameters that asked for no gradients
         stack.callback(torch.clear_autocast_cache)  # casts that hold the graph of this pass
         yield
+
+
+def sharded_modules(model: nn.Module) -> list[Any]:
+    """The modules whose parameters FSDP2 (`fully_shard`) shards."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # nothing is sharded without it
+    kind = getattr(fsdp, "FSDPModule", None)
+    return [module for module in model.modules() if isinstance(module, kind)] if kind else []
+
+
+def reshard(model: nn.Module) -> None:
+    """Give back the parameters that FSDP2 has gathered for a forward pass."""
+    for module in sharded_modules(model):
+        module.reshard()
 
 
 @contextlib.contextmanager

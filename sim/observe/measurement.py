@@ -4,6 +4,7 @@
 # S token sets
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from meanmode.sim.observe.observable_names import (
     OPERATOR_OBSERVABLES,
 )
 from meanmode.sim.observe.observables import parts_r_tr, parts_rho, parts_var_gain
-from meanmode.sim.observe.process_sums import mean_square
+from meanmode.sim.observe.process_sums import mean_square, mean_square_of_rows
 from meanmode.sim.observe.record import Record
 from meanmode.sim.observe.shared_writers import SharedWriterSum
 from meanmode.sim.observe.token_parts import TokenParts, cosine, measuring
@@ -223,6 +224,13 @@ class Measurement:
         """Record the root mean square of a weight or gradient [*R, ...], whole or sharded."""
         with torch.no_grad():
             self.record.put(name, place, mean_square(x.detach(), runs=len(self.record.lead)))
+
+    def root_mean_square_of_rows(
+        self, name: str, place: tuple[int, ...], x: Any, rows: Sequence[tuple[int, int]]
+    ) -> None:
+        """Record the root mean square of some rows of a weight or gradient, whole or sharded."""
+        with torch.no_grad():
+            self.record.put(name, place, mean_square_of_rows(x.detach(), rows))
 
     def finish(self) -> None:
         """Complete what waits: deferred measurements, and products whose gradient did not follow."""

@@ -2,6 +2,7 @@
 
 # M features written, N features read
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -23,6 +24,14 @@ def largest_of_processes(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     if group is not None:
         dist.all_reduce(x, op=dist.ReduceOp.MAX, group=group)
     return x
+
+
+def least_of_processes(own: list[int], group: dist.ProcessGroup, device: torch.device) -> list[int]:
+    """The least of every number over processes."""
+    found = torch.tensor(own, dtype=torch.long, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MIN, group=group)
+    least: list[int] = found.tolist()
+    return least
 
 
 def counts_of_processes(own: list[int], group: dist.ProcessGroup, device: torch.device) -> list[list[int]]:
@@ -64,6 +73,11 @@ class OwnPart(NamedTuple):
     shards: int
 
 
+def is_sharded(x: Any) -> bool:
+    """Whether a tensor is a `DTensor`, of which this process holds a part."""
+    return hasattr(x, "device_mesh")
+
+
 def own_part(gradient: Any) -> OwnPart | None:
     """This process's part of a gradient, whole or sharded by FSDP2; None if it is cut along several axes."""
     mesh = getattr(gradient, "device_mesh", None)
@@ -98,3 +112,20 @@ def mean_square(x: Any, *, runs: int = 0) -> Tensor:
         shards = prod(mesh.size(number) for number, of in enumerate(x.placements) if of.is_shard())
     energy = torch.linalg.vector_norm(local.flatten(runs), dim=-1, dtype=torch.float64).square()
     return energy * shards / max(x.shape[runs:].numel(), 1)
+
+
+def mean_square_of_rows(x: Any, rows: Sequence[tuple[int, int]]) -> Tensor:
+    """The same for some rows of a matrix; NaN if it is cut along several axes.
+
+    Args:
+        x: matrix, whole or sharded.
+        rows: first row, and the one after the last, of each piece.
+    """
+    own = own_part(x)
+    if own is None:
+        return torch.tensor(torch.nan, dtype=torch.float64, device=x.device)
+    first = own.start if own.axis == 0 else 0
+    pieces = [own.part[max(start - first, 0) : max(stop - first, 0)] for start, stop in rows]
+    energy = torch.stack([torch.linalg.vector_norm(piece, dtype=torch.float64).square() for piece in pieces])
+    count = sum(stop - start for start, stop in rows) * x.shape[1:].numel()
+    return energy.sum() * own.shards / max(count, 1)

@@ -175,6 +175,10 @@ class Record:
         """The sums of the gradients of all writers so far."""
         return self._writers
 
+    def keep_writers(self, places: set[tuple[int, int]]) -> None:
+        """Drop the sums of the gradients of all other writers."""
+        self._writers = {place: of for place, of in self._writers.items() if place in places}
+
     def put_modes(self, place: tuple[int, int], modes: WriterModes) -> None:
         """Record the modes of a writer's gradient."""
         for name, mode in zip(GRADIENT_MODES, modes, strict=True):
@@ -249,10 +253,13 @@ class Record:
             array[...] = found.reshape(array.shape)
         for name in self._sums.keys() & set(LARGEST):
             known = np.where(self._numbers[name] > 0, self._sums[name], -np.inf)
-            found = (
-                largest_of_processes(torch.as_tensor(known, device=self._device), self.group).cpu().numpy()
-            )
-            self._sums[name], self._numbers[name] = found, (found > -np.inf).astype(float)
+            broken = np.isnan(known)  # which some backends would not find to be the largest
+            pair = np.stack([np.where(broken, -np.inf, known), np.where(broken, 1.0, 0.0)])
+            largest = largest_of_processes(torch.as_tensor(pair, device=self._device), self.group)
+            found, broken = largest.cpu().numpy()
+            measured = (found > -np.inf) | (broken > 0)
+            self._sums[name] = np.where(broken > 0, np.nan, np.where(measured, found, 0.0))
+            self._numbers[name] = measured.astype(float)
         self._waiting.clear()
 
     def _miscount(self) -> str | None:

@@ -2,26 +2,39 @@
 
 # S token sets, T tokens, D width, M features written, N features read
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from meanmode.sim.anatomy.anatomy import Reader, Weight
+from meanmode.sim.anatomy.traced_pass import tensors_in
 from meanmode.sim.observe.layer_hooks import watched
 from meanmode.sim.observe.measurement import Measurement
 from meanmode.sim.observe.observable_names import COHERENCE_OBSERVABLES, GRADIENT_MODES
+from meanmode.sim.observe.process_sums import is_sharded
+from meanmode.sim.observe.shared_writers import SharedWriterSum
 from meanmode.sim.observe.token_sets import TokenSets
 from meanmode.sim.observe.writer_gradients import WriterSum
 from meanmode.sim.trunk.precision import single
 from meanmode.sim.watch.guard import Guard
-from meanmode.sim.watch.watch_plan import WatchPlan
+from meanmode.sim.watch.watch_plan import WatchedWriter, WatchPlan
 
 PRODUCT_ERROR = 1e-2
 """Largest relative error of W y (+ b) against the output of a writer."""
+
+
+TURNS = 3
+"""How often the end of a backward pass is put off until callbacks that are queued in it have run."""
+
+
+DIFFERS = "its gradient differs from the sum of its products by {:.2g}"
+"""Why a writer is not measured."""
 
 
 GRADIENT_ERROR, HALF_ERROR = 1e-4, 1e-2
@@ -47,6 +60,9 @@ class BackwardHooks:
         self._coarse = False
         self._lost: dict[int, str] = {}
         self._padding: dict[str, Tensor] = {}
+        self.shared = measurement.record.group is not None
+        self._pass = -1
+        self._gathered: dict[str, RemovableHandle] = {}
 
     def hooks(self) -> Iterator[RemovableHandle]:
         """Hook the weights whose gradients are read."""
@@ -54,11 +70,13 @@ class BackwardHooks:
             for letter in "qkv":
                 name, weight = f"grad_rms_{letter}", getattr(reader, letter)
                 parameter = self.plan.parameters[weight.parameter]
-                if self.plan.wants(name) and parameter.requires_grad:
+                if self.plan.wants(name) and parameter.requires_grad and not self.shared:
                     rows = partial(self._rows, name, block, weight, _is_transposed(reader, weight, parameter))
                     yield parameter.register_post_accumulate_grad_hook(self._guard(rows))
         if self.plan.wants(*GRADIENT_MODES):
             for name in {of.writer.parameter for of in self.plan.writers.values()}:
+                if self.shared and (not self.first or is_sharded(self.plan.parameters[name])):
+                    continue
                 if self.plan.parameters[name].requires_grad and (self.first or name in self.plan.alone):
                     yield self.plan.parameters[name].register_hook(self._guard(partial(self._weight, name)))
 
@@ -73,6 +91,10 @@ class BackwardHooks:
             return
         gradient = parameter.grad.detach()
         gradient = gradient.mT if transposed else gradient
+        if self.shared:
+            pieces = weight.rows or ((0, len(gradient)),)
+            self.measurement.root_mean_square_of_rows(name, (block,), gradient, pieces)
+            return
         rows = [gradient[start:stop] for start, stop in weight.rows] or [gradient]
         self.measurement.root_mean_square(name, (block,), rows[0] if len(rows) == 1 else torch.cat(rows))
 
@@ -88,12 +110,58 @@ class BackwardHooks:
     def check_product(self, number: int, y: Tensor, output: Tensor) -> None:
         """Compare the output of a writer with W y (+ b)."""
         of = self.plan.writers[number]
-        weight = single(of.weight.detach())
+        current, bias = of.current, of.bias
+        if is_sharded(of.weight):
+            if is_sharded(current):
+                return  # given back before the output could be seen
+            self._watch_gathered(of, current)
+            bias = None if bias is None else of.module._parameters.get("bias")
+        weight = single(current.detach())
         product = single(y) @ (weight if of.writer.transposed else weight.mT)
-        product = product if of.bias is None else product + of.bias
+        product = product if bias is None else product + bias
         self._coarse |= output.dtype.itemsize < 4
         size = torch.linalg.vector_norm(single(output)).clamp_min(torch.finfo(torch.float32).tiny)
         self._errors[number] = torch.linalg.vector_norm(product - output) / size
+
+    def _watch_gathered(self, of: WatchedWriter, weight: Tensor) -> None:
+        """Read the gradient of a weight that FSDP2 has gathered, before the processes average it."""
+        name = of.writer.parameter
+        if weight.requires_grad and name not in self._gathered and self.plan.wants(*GRADIENT_MODES):
+            self._gathered[name] = weight.register_hook(self._guard(partial(self._weight, name)))
+
+    # the end of a backward pass, where processes share the batch
+
+    def follow(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        """Have the backward pass from an output of the model read the gradients at its end."""
+        for _, x in tensors_in(output):
+            if x.requires_grad and x.grad_fn is not None:
+                x.register_hook(self._guard(self._read_at_end))
+
+    def _read_at_end(self, _: Tensor | None = None) -> None:
+        """Read the gradients when this backward pass ends: they are averaged, and not yet clipped."""
+        number = torch._C._current_graph_task_id()
+        if self.shared and number not in (-1, self._pass):
+            self._pass = number
+            self._wait(TURNS)
+
+    def _wait(self, turns: int) -> None:
+        # DDP and FSDP2 finish in such callbacks too, which they queue during the pass or in a callback
+        work = partial(self._wait, turns - 1) if turns else self._read
+        torch.autograd.Variable._execution_engine.queue_callback(self._guard(work))
+
+    def _read(self) -> None:
+        with torch.no_grad():
+            for of in self.plan.writers.values():
+                gradient = of.weight.grad
+                if gradient is not None and of.writer.transposed:
+                    gradient = gradient.mT
+                self.measurement.shared_gradient(of.place, gradient)
+            for reader, block in self._readers():
+                for letter in "qkv":
+                    name, weight = f"grad_rms_{letter}", getattr(reader, letter)
+                    parameter = self.plan.parameters[weight.parameter]
+                    if self.plan.wants(name):
+                        self._rows(name, block, weight, _is_transposed(reader, weight, parameter), parameter)
 
     def watch(self, number: int, sets: TokenSets | None, y: Tensor, output: Tensor) -> Tensor | None:
         """Have the backward pass report the cotangent of a writer's output; returns what takes its place."""
@@ -112,6 +180,7 @@ class BackwardHooks:
         self._lost[number] = reason
 
     def _seen(self, number: int, sets: TokenSets, y: Tensor, delta: Tensor) -> None:
+        self._read_at_end()
         of = self.plan.writers[number]
         in_order = [sets.in_order(x.detach(), tokens_first=of.tokens_first) for x in (y, delta)]
         assert in_order[0] is not None and in_order[1] is not None
@@ -136,8 +205,11 @@ class BackwardHooks:
     def finish(self) -> dict[int, str]:
         """Complete what waits; returns the writers that are not to be trusted, with reasons."""
         self.measurement.finish()
+        for handle in self._gathered.values():
+            handle.remove()
         if not self.first:
             return dict(self._lost)
+        forms = self._checked_forms()
         totals: dict[str, Tensor] = {}
         for of in self.plan.writers.values():
             summed = self.measurement.record.writers.get(of.place)
@@ -148,7 +220,7 @@ class BackwardHooks:
         self.plan.alone = {
             name: of for name, of in self.plan.alone.items() if name in self._own.keys() & totals
         }
-        return {**self._checked(totals), **self._lost}
+        return {**self._checked(totals), **forms, **self._lost}
 
     def _checked(self, totals: dict[str, Tensor]) -> dict[int, str]:
         """Writers whose product or gradient is not what their weight says."""
@@ -158,11 +230,9 @@ class BackwardHooks:
             if not float(error) <= PRODUCT_ERROR and bool(torch.isfinite(error))
         }
         calls = defaultdict(set)
+        allowed = self._allowed()
         for writer in self.plan.anatomy.writers:
             calls[writer.parameter].add(writer.call)
-        coarse = self._coarse or (
-            torch.cuda.is_available() and torch.get_float32_matmul_precision() != "highest"
-        )
         for name, total in totals.items():
             numbers = [n for n, of in self.plan.writers.items() if of.writer.parameter == name]
             if name not in self._own or len(numbers) < len(calls[name]):
@@ -170,9 +240,27 @@ class BackwardHooks:
             own = self._own[name].mT if self.plan.writers[numbers[0]].writer.transposed else self._own[name]
             total = total + self._padding.get(name, 0.0)
             error = torch.linalg.vector_norm(total - own) / torch.linalg.vector_norm(own)
-            if bool(torch.isfinite(error)) and float(error) > (HALF_ERROR if coarse else GRADIENT_ERROR):
-                reason = f"its gradient differs from the sum of its products by {float(error):.2g}"
-                found |= dict.fromkeys(numbers, reason)
+            if bool(torch.isfinite(error)) and float(error) > allowed:
+                found |= dict.fromkeys(numbers, DIFFERS.format(float(error)))
+        return found
+
+    def _allowed(self) -> float:
+        coarse = torch.cuda.is_available() and torch.get_float32_matmul_precision() != "highest"
+        return HALF_ERROR if self._coarse or coarse else GRADIENT_ERROR
+
+    def _checked_forms(self) -> dict[int, str]:
+        """The same of gradients, where only random forms of the sum of products are kept."""
+        found: dict[int, str] = {}
+        for of in self.plan.writers.values():
+            name = of.writer.parameter
+            summed, own = self.measurement.record.writers.get(of.place), self._own.get(name)
+            if own is None or not isinstance(summed, SharedWriterSum) or name not in self.plan.alone:
+                continue
+            own = own.mT if of.writer.transposed else own
+            size = torch.linalg.vector_norm(own)
+            error = summed.error_of(own - self._padding.get(name, 0.0)) / max(float(size), 1e-300)
+            if self._allowed() < error < math.inf:
+                found[self.plan.alone[name]] = DIFFERS.format(error)
         return found
 
 

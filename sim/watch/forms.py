@@ -1,9 +1,6 @@
-"""What a watch can be attached to, recognised by what it answers to, and what a model may be wrapped in."""
+"""What a watch can be attached to, recognised by what it answers to."""
 
 from typing import TYPE_CHECKING, Any
-
-import torch.distributed as dist
-from torch import nn
 
 from meanmode.sim.watch.accelerated_steps import AcceleratedSteps
 from meanmode.sim.watch.lightning_callback import LightningCallback
@@ -31,28 +28,3 @@ def form_of(watch: "Watch", trainer: Any) -> Form:
         f"a watch cannot be attached to {type(trainer).__name__}, only to a Trainer of transformers or "
         "Lightning and to an Accelerator: use `with watch.step(step):` in the training loop"
     )
-
-
-def need_one_process() -> None:
-    """Refuse training over several processes.
-
-    Raises:
-        ValueError: a process group of several is there.
-    """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        raise ValueError(
-            f"a watch measures one process, this training has {dist.get_world_size()}: "
-            "watch a run of one process, without DDP or FSDP"
-        )
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside the wrappers of `torch.compile` and `DistributedDataParallel`."""
-    for name in ("_orig_mod", "module"):
-        inner = getattr(model, name, None)
-        if isinstance(inner, nn.Module) and type(model).__name__ in (
-            "OptimizedModule",
-            "DistributedDataParallel",
-        ):
-            return unwrapped(inner)
-    return model

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -32,9 +33,12 @@ class MeasuredStep:
         plan: what to hook.
         guard: wraps every hook.
         first: whether to check every writer against its weight and its gradient.
+        group: processes that share the batch; None for a single process.
     """
 
-    def __init__(self, plan: WatchPlan, guard: Guard, *, first: bool) -> None:
+    def __init__(
+        self, plan: WatchPlan, guard: Guard, *, first: bool, group: dist.ProcessGroup | None = None
+    ) -> None:
         self.plan, self.first = plan, first
         self.record = Record(
             plan.dims,
@@ -42,6 +46,8 @@ class MeasuredStep:
             writers=len(plan.labels),
             suffixes=[f"_{suffix}" for suffix in plan.suffixes],
             latest=False,
+            group=group,
+            device=next(plan.model.parameters()).device,
         )
         self.measurement = Measurement(self.record)
         self.gradients = BackwardHooks(plan, self.measurement, guard, first=first)
@@ -95,6 +101,8 @@ class MeasuredStep:
         if plan.wants("r_tr"):
             yield from self._trunk_hooks()
         yield from self.gradients.hooks()
+        if self.gradients.shared:
+            yield plan.model.register_forward_hook(guard(self.gradients.follow))
 
     def _trunk_hooks(self) -> Iterator[RemovableHandle]:
         plan, guard = self.plan, self._guard
@@ -265,10 +273,11 @@ class MeasuredStep:
     def _functional(
         self, numbers: dict[int, int], y: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor
     ) -> Tensor:
-        number = numbers.get(id(weight))
-        if number is None:
+        writers = self.plan.writers
+        gathered = self.gradients.shared and any(writers[n].current is weight for n in numbers.values())
+        if id(weight) not in numbers and not gathered:
             return output
-        own = [of for of, other in self.plan.writers.items() if other.weight is weight]
+        own = [of for of, other in writers.items() if other.current is weight]
         found = self._guard.always(self._product)(own, weight, y, output)
         return output if found is None else found
 

@@ -5,10 +5,10 @@ import contextlib
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,34 +17,24 @@ from torch import Tensor, nn
 
 from meanmode.sim.anatomy.anatomy import Anatomy
 from meanmode.sim.anatomy.discovery import discover
+from meanmode.sim.anatomy.untouched import reshard
 from meanmode.sim.observe.layer_hooks import eager
-from meanmode.sim.watch.forms import Form, form_of, need_one_process, unwrapped
+from meanmode.sim.observe.probe import UNKNOWN
+from meanmode.sim.observe.process_sums import is_sharded, mean_of_processes, mean_square
+from meanmode.sim.watch.forms import Form, form_of
 from meanmode.sim.watch.guard import Guard, say
 from meanmode.sim.watch.measured_step import MeasuredStep
+from meanmode.sim.watch.training_processes import TrainingProcesses, unwrapped
 from meanmode.sim.watch.watch_plan import WatchPlan
 from meanmode.sim.watch.watched_names import SHOWN, chosen
-
-if TYPE_CHECKING:
-    from meanmode.sim.onset.detector import Alarm, Detector
-    from meanmode.sim.watch.watched_store import WatchedStore
-
-Sink = Callable[[int, dict[str, float]], object]
-"""Takes a step and a few scalars."""
+from meanmode.sim.watch.watched_rows import Sink, WatchedRows, deep_median
 
 SCALED = {"g_mean": 1, "g_ctr": 1, "g_inner": 2, "grad_rms_q": 1, "grad_rms_k": 1, "grad_rms_v": 1}
 """Observable -> power of the loss scale of mixed-precision training that is in it."""
 
-UNCALLED = (
-    "step {step} was not measured: the watched model was not called inside it; watch the module whose call "
-    "makes the forward pass"
-)
-"""Said of a step without a forward pass."""
-
-BACKWARDS = (
-    "step {step} comes after step {last}: open a step once, around all its micro-batches, and watch another "
-    "training with another Watch"
-)
-"""Said of steps that do not grow."""
+UNCALLED = "the watched model was not called inside it; watch the module whose call makes the forward pass"
+BACKWARDS = "open a step once, around all its micro-batches, and watch another training with another Watch"
+"""Said of a step without a forward pass, and of steps that do not grow."""
 
 Arrays = dict[str, NDArray[np.float64]]
 
@@ -55,6 +45,10 @@ class Watch:
     Every `every`-th step, and the first, is measured over all its micro-batches; at other steps nothing is
     hooked. Residual writers, blocks and streams are discovered in the first forward pass that is measured. An
     error inside the watch is reported once, and training goes on.
+
+    With `DistributedDataParallel` and `fully_shard`, values are those of the batch of all processes and of
+    the gradient that they have averaged, the same in every process; the first one writes, reports and calls
+    the sink. Every process opens the same steps; small sums are exchanged when one closes.
 
         watch = Watch(model, every=100, out="runs/mine")
         for step, batch in enumerate(loader, 1):
@@ -67,7 +61,8 @@ class Watch:
         watch.close()
 
     Args:
-        model: any transformer; wrapped by `torch.compile` too, whose measured steps run uncompiled.
+        model: any transformer; wrapped by `torch.compile` too, whose measured steps run uncompiled, and by
+            DDP or FSDP2, now or later.
         every: steps between measurements.
         out: folder for a run store, which `mms onset` and others read; None writes none.
         run: a batch or a callable, as `discover` takes it, to discover the anatomy at once.
@@ -81,10 +76,10 @@ class Watch:
     Attributes:
         anatomy: the anatomy; None until it is discovered.
         latest: scalars of the last measured step: medians over the deeper half of the blocks.
-        alarms: alarms of the detector so far.
+        alarms: alarms of the detector so far, in the first process.
 
     Raises:
-        ValueError: a value out of range, names that are not in the model, or several processes.
+        ValueError: a value out of range, names that are not in the model, or tensor parallelism.
     """
 
     def __init__(
@@ -102,29 +97,28 @@ class Watch:
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
-        need_one_process()
         self.model, self.every = unwrapped(model), every
+        self._processes = TrainingProcesses(self.model)
         self.latest: dict[str, float] = {}
         self.values: Arrays = {}
-        self.alarms: list[Alarm] = []
-        self._out = None if out is None else Path(out)
+        self._rows = WatchedRows(None if out is None else Path(out), sink, every=every)
+        self.alarms = self._rows.alarms
         self._blocks = None if blocks is None else tuple(blocks)
         self._names = chosen(None if names is None else tuple(names))
         self._segments = dict(segments or {})
-        self._sink = sink
         self._guard = Guard()
         self._forms: list[Form] = []
         self._plan: WatchPlan | None = None
-        self._store: WatchedStore | None = None
-        self._detector: Detector | None = None
         self._step = self._first = 0
         self._open: tuple[int, Arrays, dict[int, Tensor]] | None = None
         self._logged: dict[int, dict[str, Any]] = {}
-        self._checked = self._discovering = False
+        self._checked = self._discovering = self._stopped = self._due = self._told = False
         if anatomy is None and run is not None:
             anatomy = discover(self.model, run)
         if anatomy is not None:
             self._lay_out(anatomy)
+        if out is not None:
+            atexit.register(_write_rest, weakref.ref(self))
 
     @property
     def anatomy(self) -> Anatomy | None:
@@ -149,18 +143,20 @@ class Watch:
         """
         if step < 1:
             raise ValueError(f"steps are counted from 1, got {step}: use enumerate(loader, 1)")
-        if not self._first:
-            need_one_process()
         again = self._open is not None and step == self._open[0]
         if again or step < self._step:
             self._open = None if again else self._open  # a part of a step is no step
             self.close()
-            self._guard.fail(ValueError(BACKWARDS.format(step=step, last=self._step)))
+            self._guard.fail(ValueError(f"step {step} comes after step {self._step}: {BACKWARDS}"))
         self._step = step
         self._first = self._first or step
+        if self._due:
+            self._guard.always(self._put_updates)()
         if self._open is not None:
             self._guard(self._settle)()
-        if self._guard.failed or (step != 1 and step % self.every):
+        # an error in one process is known to the others at the next measured step only
+        failed = self._guard.failed if self._processes.group is None else self._stopped
+        if failed or (step != 1 and step % self.every):
             return contextlib.nullcontext()
         return self._measured(step, scaler)
 
@@ -194,8 +190,7 @@ class Watch:
         for form in self._forms:
             form.steps.discard()
         self._guard(self._settle)()
-        if self._store is not None:
-            self._guard(self._store.finish)()
+        self._guard(self._rows.finish)()
 
     # one measured step
 
@@ -205,17 +200,47 @@ class Watch:
             found: list[MeasuredStep] = []
             scale = 1.0 if scaler is None else self._guard(scaler.get_scale)()
             hooks.enter_context(eager())
-            if self._plan is None:
-                discovery = self._guard(lambda *given: self._discovered(hooks, found, *given))
-                handle = self.model.register_forward_pre_hook(discovery, with_kwargs=True, prepend=True)
-                hooks.callback(handle.remove)
-            else:
-                self._guard(self._hook)(hooks, found)
+            self._guard(self._begin)(hooks, found)
             yield
-        for measured in found:
-            self._guard(self._finish)(step, measured, scale)
-        if not found and self._plan is None and not self._guard.failed:
-            say(UNCALLED.format(step=step))
+        lost: dict[int, str] = {}
+        with torch.no_grad():
+            for measured in found:
+                lost = self._guard(measured.gradients.finish)() or {}
+        if self._guard.always(self._agreed)(step, found, lost):
+            self._guard(self._finish)(step, found[0], scale, lost)
+
+    def _begin(self, hooks: contextlib.ExitStack, found: list[MeasuredStep]) -> None:
+        """Hook the model, or its first call if the anatomy is not known."""
+        self._processes = TrainingProcesses(self.model)  # it may have been wrapped or sharded since
+        if self._plan is None:
+            discovery = self._guard(lambda *given: self._discovered(hooks, found, *given))
+            handle = self.model.register_forward_pre_hook(discovery, with_kwargs=True, prepend=True)
+            hooks.callback(handle.remove)
+            return
+        if self._processes.sharded and not any(is_sharded(of.weight) for of in self._plan.writers.values()):
+            self._lay_out(self._plan.anatomy)
+        self._hook(hooks, found)
+
+    def _agreed(self, step: int, found: list[MeasuredStep], lost: dict[int, str]) -> bool:
+        """Whether all processes have measured the step; each then has the same writers."""
+        processes, plan = self._processes, self._plan
+        called = any(measured.passes for measured in found)
+        error = processes.verdict(ok=not self._guard.failed, called=called, plan=plan)
+        if error == "not called":
+            self._say(f"step {step} was not measured: {UNCALLED}")
+        elif error and not self._guard.failed:
+            self._guard.failed = True
+            self._say(f"the watch stops, training goes on: {error}")
+        self._stopped = self._guard.failed
+        if error or self._stopped or plan is None:
+            return False
+        processes.keep_common_writers(plan, found[0].record, lost)
+        self._due = processes.sharded and plan.wants("update_rms")
+        return True
+
+    def _say(self, message: str) -> None:
+        if self._processes.first:
+            say(message)
 
     def _discovered(
         self,
@@ -238,28 +263,27 @@ class Watch:
         found[0].begin(model, args, options)
 
     def _lay_out(self, anatomy: Anatomy) -> None:
+        reshard(self.model)  # the parameters that an optimiser sees
         plan = WatchPlan(self.model, anatomy, blocks=self._blocks, names=self._names, segments=self._segments)
         self._plan = plan
         unmeasured = [f"{anatomy.writers[n].parameter}: {why}" for n, why in plan.broken.items()]
         unknown = [of.writer.parameter for of in plan.writers.values() if not of.trunk]
         if unmeasured:
-            say(f"no gradient parts are measured for {_listed(unmeasured)}")
+            self._say(f"no gradient parts are measured for {_listed(unmeasured)}")
         if unknown and plan.wants("r_tr"):
-            say(f"r_tr is not measured for {_listed(unknown)}: the trunk or the branch is inside a module")
+            self._say(
+                f"r_tr is not measured for {_listed(unknown)}: the trunk or the branch is inside a module"
+            )
 
     def _hook(self, hooks: contextlib.ExitStack, found: list[MeasuredStep]) -> None:
         assert self._plan is not None
-        measured = MeasuredStep(self._plan, self._guard, first=not self._checked)
+        measured = MeasuredStep(self._plan, self._guard, first=not self._checked, group=self._processes.group)
         hooks.enter_context(measured.hooked())
         found.append(measured)
 
-    def _finish(self, step: int, measured: MeasuredStep, scale: float) -> None:
+    def _finish(self, step: int, measured: MeasuredStep, scale: float, lost: dict[int, str]) -> None:
         plan = measured.plan
-        if not measured.passes:
-            say(UNCALLED.format(step=step))
-            return
         with torch.no_grad():
-            lost = measured.gradients.finish()
             held = self._weights(measured)
             arrays = measured.record.arrays()
         for name, power in SCALED.items():
@@ -267,12 +291,16 @@ class Watch:
                 arrays[name] /= scale**power
         if not self._checked and plan.wants("max_logit") and plan.readers:
             if np.isnan(arrays["max_logit"]).all():
-                say("attention logits are not measured: no call of torch.nn.functional forms them")
+                self._say("attention logits are not measured: no call of torch.nn.functional forms them")
         self._checked = True
         if lost:
             said = [f"{plan.anatomy.writers[number].parameter}: {why}" for number, why in lost.items()]
-            say(f"no gradient parts are measured for {_listed(said)}")
+            self._say(f"no gradient parts are measured for {_listed(said)}")
             plan.broken |= lost
+        broken = {plan.writers[number].place for number in plan.broken if number in plan.writers}
+        if not self._told and any(place not in broken for place in measured.record.unknown):
+            self._told = True
+            self._say(UNKNOWN)
         for number in plan.broken:
             for name in ("g_mean", "g_ctr", "g_inner", "amplification", "kappa"):
                 if name in arrays:
@@ -296,7 +324,7 @@ class Watch:
         }
 
     def _show(self, arrays: Arrays) -> None:
-        shown = {name: _deep_median(arrays[name]) for name in SHOWN if name in arrays}
+        shown = {name: deep_median(arrays[name]) for name in SHOWN if name in arrays}
         self.latest = {name: value for name, value in shown.items() if not math.isnan(value)}
 
     # the rows
@@ -310,77 +338,59 @@ class Watch:
 
     def _settle(self) -> None:
         """Complete the last measured row by its update, and hand out all rows up to it."""
-        step, arrays, held = self._open or (0, {}, {})
-        self._open = None
         plan = self._plan
         if plan is None:
             return
-        with torch.no_grad():
-            updates = {number: _rms(plan.writers[number].weight - before) for number, before in held.items()}
-        for number, value in updates.items():
-            arrays["update_rms"][plan.writers[number].place] = float(value)
+        if not self._processes.sharded:
+            self._put_updates()
+        step, arrays, _ = self._open or (0, {}, {})
+        self._open = None
         logged, self._logged = self._logged, {}
+        if not self._processes.first:
+            return
         rows: dict[int, dict[str, Any]] = {
             number: {name: float(value) for name, value in row.items()} for number, row in logged.items()
         }
         if step:
             rows.setdefault(step, {}).update(arrays)
         for number in sorted(rows):
-            self._hand_out(plan, number, rows[number], measured=number == step)
-        if self._store is not None:
-            self._store.flush(now=False)
+            latest = self.latest if number == step else None
+            self._rows.hand_out(plan, number, rows[number], first=self._first, latest=latest)
+        self._rows.flush(now=False)
 
-    def _hand_out(self, plan: WatchPlan, step: int, row: dict[str, Any], *, measured: bool) -> None:
-        alarm = self._alarm(step, row) if self._out is not None or self._sink is not None else None
-        if self._out is not None:
-            self._stored(self._out, plan).write(step, row)
-            if alarm is not None:
-                self._stored(self._out, plan).annotate(alarm.document())
-        if self._sink is not None and (measured or alarm is not None):
-            scalars = {name: value for name, value in row.items() if isinstance(value, float)}
-            said = {f"alarm/{alarm.kind}": 1.0} if alarm else {}
-            self._sink(step, {**scalars, **(self.latest if measured else {}), **said})
+    def _put_updates(self) -> None:
+        """Add the sizes of the updates to the last measured row; shards are summed over processes."""
+        plan, (_, arrays, held) = self._plan, self._open or (0, {}, {})
+        assert plan is not None
+        found = self._guard(self._updates)(plan, held) if held else None
+        if self._due:
+            self._due = False
+            if found is None:
+                found = torch.full((len(plan.writers),), math.nan, dtype=torch.float64)
+            found = found.to(self._processes.device)
+            found = mean_of_processes(found, self._processes.group)
+        if found is not None and arrays:
+            for of, value in zip(plan.writers.values(), found.sqrt().tolist(), strict=True):
+                arrays["update_rms"][of.place] = value
 
-    def _stored(self, out: Path, plan: WatchPlan) -> "WatchedStore":
-        if self._store is None:
-            from meanmode.sim.watch.watched_store import WatchedStore
-
-            self._store = WatchedStore(out, plan, every=self.every, first=self._first)
-            atexit.register(_write_rest, weakref.ref(self))
-        return self._store
-
-    def _alarm(self, step: int, row: Mapping[str, Any]) -> "Alarm | None":
-        from meanmode.sim.onset.detector import MAX_LOGIT, Detector
-        from meanmode.sim.onset.training_onset import SIGNALS
-
-        self._detector = self._detector or Detector()
-        names = [name for name in (*SIGNALS, MAX_LOGIT) if name in row and name != "tcs"]
-        names += [name for name in ("tcs_image", "tcs") if name in row and not np.isnan(row[name]).all()][:1]
-        signals = {name: _deep_median(row[name]) if np.ndim(row[name]) else row[name] for name in names}
-        alarm = self._detector.update(step, signals)
-        if alarm is not None:
-            self.alarms.append(alarm)
-            say(str(alarm))
-        return alarm
+    def _updates(self, plan: WatchPlan, held: dict[int, Tensor]) -> Tensor:
+        """Mean square of the change of every writer's weight; NaN where it does not learn."""
+        device = next(iter(held.values())).device
+        missing = torch.tensor(math.nan, dtype=torch.float64, device=device)
+        with torch.no_grad():
+            found = [
+                mean_square(of.weight - held[number]) if number in held else missing
+                for number, of in plan.writers.items()
+            ]
+        return torch.stack([value.to(device) for value in found])
 
 
 def _write_rest(watch: "weakref.ref[Watch]") -> None:
     """Write held rows when the program ends without `close`."""
     alive = watch()
-    if alive is not None and alive._store is not None:
+    if alive is not None:
         alive._guard(alive._settle)()
-        alive._guard(alive._store.flush)(now=True)
-
-
-def _rms(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x.detach(), dtype=torch.float64) / max(x.numel(), 1) ** 0.5
-
-
-def _deep_median(values: NDArray[np.float64]) -> float:
-    """Median over the blocks of the deeper half; NaN if none was measured."""
-    rows = values[np.arange(len(values)) > (len(values) - 1) / 2]
-    rows = rows[~np.isnan(rows)]
-    return float(np.median(rows)) if rows.size else math.nan
+        alive._guard(alive._rows.flush)(now=True)
 
 
 def _listed(said: Sequence[str]) -> str:

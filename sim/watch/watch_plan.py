@@ -1,8 +1,11 @@
 """What to hook in a model, from its anatomy: writers, blocks, norms, readers, and what cannot be measured."""
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -35,6 +38,12 @@ class WatchedWriter:
     trunk: bool
     tokens_first: bool
     alike: bool
+
+    @property
+    def current(self) -> Tensor:
+        """The weight that the module computes with at this moment: FSDP2 puts another in its place."""
+        found = self.module._parameters.get(self.writer.parameter.rpartition(".")[2])
+        return self.weight if found is None else found
 
     @property
     def routed(self) -> str:
@@ -111,6 +120,12 @@ class WatchPlan:
         self.readers: dict[int, list[Reader]] = {}
         for reader in anatomy.readers:
             self.readers.setdefault(anatomy.writers[reader.writer].block, []).append(reader)
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """A number that is the same where the same is measured of the same anatomy."""
+        said = json.dumps([self.anatomy.document(), sorted(self.dims), self.blocks], sort_keys=True)
+        return int.from_bytes(hashlib.sha256(said.encode()).digest()[:7])
 
     def wants(self, *names: str) -> bool:
         """Whether any of these observables is measured."""

@@ -477,8 +477,9 @@ def test_chosen_blocks_and_names() -> None:
         Watch(gpt2()).step(0)
 
 
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
-    with pytest.raises(ValueError, match="measures one process, this training has 4"):
-        Watch(gpt2())
+def test_other_kinds_of_parallelism_are_refused() -> None:
+    class FullyShardedDataParallel(nn.Module):
+        pass
+
+    with pytest.raises(ValueError, match="sharded by FSDP1, whose weights cannot be told: use `fully_shard`"):
+        Watch(FullyShardedDataParallel())
