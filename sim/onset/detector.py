@@ -52,9 +52,10 @@ SUDDEN, SUDDEN_ROWS = 1.5, 2
 with large batches, whose signals are quiet."""
 
 
-JUMPED, JUMPED_ALONE, JUMPED_GRADIENTS = 1.5, 1.2, 3.0
+JUMPED, JUMPED_ALONE, JUMPED_GRADIENTS, EXPLODED = 1.5, 1.2, 3.0, 4.0
 """Factors by which the loss and gradients must be off for a divergence; the second for a loss if no token
-cosine is known, which would say more."""
+cosine is known, which would say more; the last over its initial level, beyond what other data do for several
+steps to a network that is sure of the old ones (up to 3.6 times in `watched_alarms`)."""
 
 
 CENTERED, QUERIES = ("g_ctr",), ("grad_rms_q", "grad_rms_k")
@@ -146,7 +147,7 @@ class Detector:
       while gradients have moved by `JUMPED_GRADIENTS`; or, if no gradient is logged, up by `DIVERGED` for
       twice as long. If a token cosine is logged and no signal of the tokens has moved, it takes twice as many
       samples, of which the last is not well below the highest: a loss that jumps and falls is that of other
-      data;
+      data, unless it is above `EXPLODED` times its initial level for `PERSISTENT` samples;
     * gradients dead, if no token cosine is logged: the centered writer gradients and those of queries or
       keys, each divided by the global gradient norm, are below `DEAD` of their first samples, three in a row;
     * attention logits: the largest logit is above 100 and ten times its first samples, three in a row.
@@ -316,6 +317,8 @@ class Detector:
         # tokens that stay as they are: other data, perhaps, which the run learns as soon
         alone = bool(known) and not any(of.kind == "tokens" for of in moved)
         rows, few = (2 * LATEST, 2 * LATEST) if alone else (LATEST, PERSISTENT)
+        if alone and any(of.near_initial(math.log(EXPLODED), rows=PERSISTENT, every=True) for of in losses):
+            return True
         return any(
             loss.near_initial(math.log(DIVERGED), rows=rows, every=True)
             or (pushed and loss.away(rows=rows, factor=JUMPED if known else JUMPED_ALONE))
