@@ -26,7 +26,8 @@ from meanmode.dit.train.scheduled_interventions import ScheduledInterventions
 from meanmode.dit.train.telemetry import LAWS
 from meanmode.sim.observe.observable_names import WRITERS, observable_dims
 from meanmode.sim.observe.probe import Probe
-from meanmode.sim.onset.training_onset import deep_median, initial_level
+from meanmode.sim.onset.deep_blocks import deep_median
+from meanmode.sim.onset.training_onset import initial_level
 from meanmode.sim.store.files import StoreError, Variable, partial_path, reason
 from meanmode.sim.store.observable_variables import observable_variables
 from meanmode.sim.store.provenance import provenance

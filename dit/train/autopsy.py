@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from meanmode.dit.train.measurements import Event, Row
 from meanmode.dit.train.optimiser import Optimiser, families, local
 from meanmode.sim.observe.observable_names import WRITERS
-from meanmode.sim.onset.training_onset import deep_median
+from meanmode.sim.onset.deep_blocks import deep_median
 
 LARGEST = 15
 """Number of parameters with the largest gradients to list (arXiv:2605.06169 App. F)."""

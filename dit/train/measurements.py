@@ -13,9 +13,10 @@ from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.config.training_config import FUNCTIONAL_STEP
 from meanmode.dit.config.warning_premises import broken_premises
 from meanmode.sim.observe.observable_names import observable_dims, without_suffix
+from meanmode.sim.onset.deep_blocks import deep_median
 from meanmode.sim.onset.detector import EARLY_WARNING, Alarm, Detector
 from meanmode.sim.onset.early_warning import HORIZONS, RecentSignals
-from meanmode.sim.onset.training_onset import SIGNALS, deep_median
+from meanmode.sim.onset.training_onset import SIGNALS
 from meanmode.sim.onset.watched_signal import Moved
 from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
 

@@ -42,8 +42,9 @@ from meanmode.dit.train.starting_point import StartingPoint, forked, resumed
 from meanmode.dit.train.telemetry import Telemetry, norms_by_block, norms_by_family
 from meanmode.dit.train.training_pass import TrainingPass
 from meanmode.dit.train.weights_ring import WeightsRing
+from meanmode.sim.onset.deep_blocks import deep_median
 from meanmode.sim.onset.detector import Alarm
-from meanmode.sim.onset.training_onset import deep_median, training_onset
+from meanmode.sim.onset.training_onset import training_onset
 from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.run_reader import TELEMETRY, open_run
 from meanmode.theory.meanfield.predicted_front import FRONT_COSINE

@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from meanmode.sim.onset.deep_blocks import is_deep, medians
 from meanmode.sim.store.run_reader import logged_mask
 from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
 
@@ -190,27 +191,10 @@ def deep_medians(run: xr.Dataset, name: str) -> tuple[NDArray[np.int64], Array]:
         signal = run[name].astype(float)
     signal = signal.transpose("step", ...)
     if "block" in signal.dims:
-        signal = signal.isel(block=_deep(run["block"].values))
+        signal = signal.isel(block=is_deep(run["block"].values))
     rows = signal.values.reshape(signal.sizes["step"], int(np.prod(signal.shape[1:])))
     measured = ~np.isnan(rows).all(1)
-    return run["step"].values[measured], _medians(rows[measured])
-
-
-def deep_median(values: ArrayLike) -> float:
-    """Median of an observable [L + 1, ...] over the blocks of the deeper half; NaN if none was measured."""
-    rows = np.asarray(values, dtype=np.float64)
-    rows = rows[_deep(np.arange(len(rows)))].reshape(1, -1)
-    return float(_medians(rows)[0]) if not np.isnan(rows).all() else float("nan")
-
-
-def _deep(blocks: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Mask of the blocks in the deeper half."""
-    return blocks > blocks.max() / 2
-
-
-def _medians(rows: Array) -> Array:
-    """Median of each row without its NaNs; every row holds at least one number."""
-    return np.nanmedian(rows, axis=1) if len(rows) else np.empty(0)
+    return run["step"].values[measured], medians(rows[measured])
 
 
 def stretches(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:

@@ -21,13 +21,14 @@ from meanmode.sim.anatomy.untouched import reshard
 from meanmode.sim.observe.layer_hooks import eager
 from meanmode.sim.observe.probe import UNKNOWN
 from meanmode.sim.observe.process_sums import is_sharded, mean_of_processes, mean_square
+from meanmode.sim.onset.deep_blocks import deep_median
 from meanmode.sim.watch.forms import Form, form_of
 from meanmode.sim.watch.guard import Guard, say
 from meanmode.sim.watch.measured_step import MeasuredStep
 from meanmode.sim.watch.training_processes import TrainingProcesses, unwrapped
 from meanmode.sim.watch.watch_plan import WatchPlan
 from meanmode.sim.watch.watched_names import SHOWN, chosen
-from meanmode.sim.watch.watched_rows import Sink, WatchedRows, deep_median
+from meanmode.sim.watch.watched_rows import Sink, WatchedRows
 
 SCALED = {"g_mean": 1, "g_ctr": 1, "g_inner": 2, "grad_rms_q": 1, "grad_rms_k": 1, "grad_rms_v": 1}
 """Observable -> power of the loss scale of mixed-precision training that is in it."""

@@ -1,13 +1,12 @@
 """The rows of a watched run: into the run store, past the detector, and to a sink."""
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from meanmode.sim.onset.deep_blocks import deep_median
 from meanmode.sim.watch.guard import say
 from meanmode.sim.watch.watch_plan import WatchPlan
 
@@ -95,10 +94,3 @@ class WatchedRows:
             self.alarms.append(alarm)
             say(str(alarm))
         return alarm
-
-
-def deep_median(values: NDArray[np.float64]) -> float:
-    """Median over the blocks of the deeper half; NaN if none was measured."""
-    rows = values[np.arange(len(values)) > (len(values) - 1) / 2]
-    rows = rows[~np.isnan(rows)]
-    return float(np.median(rows)) if rows.size else math.nan

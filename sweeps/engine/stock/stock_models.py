@@ -30,12 +30,10 @@ class Trained:
     Attributes:
         model: the model.
         loss: takes a generator and whether the data are the other ones; draws a batch and returns its loss.
-        causal: whether tokens see earlier tokens only.
     """
 
     model: nn.Module
     loss: Callable[[torch.Generator, bool], Tensor]
-    causal: bool = False
 
 
 def stock_model(run: StockRun) -> Trained:
@@ -139,7 +137,7 @@ def _gpt2(run: StockRun) -> Trained:
         logits = model(input_ids=torch.cat([words, reverse], 1)).logits[:, TOKENS - 1 : -1]
         return cross_entropy(logits.flatten(0, 1), reverse.flatten())
 
-    return Trained(model=model, loss=loss, causal=True)
+    return Trained(model=model, loss=loss)
 
 
 @cache

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -11,20 +11,8 @@ from meanmode.sim.store.files import StoreError, Variable
 from meanmode.sim.store.sweep_store import DONE
 from meanmode.sweeps.engine.plan import Layout, Measured, check_cells
 from meanmode.sweeps.engine.stock.stock_run import StockRun
+from meanmode.sweeps.engine.study import Case
 from meanmode.theory.setting import Setting
-
-
-@dataclass(frozen=True, kw_only=True)
-class StockCase:
-    """Runs that differ only in their seeds.
-
-    Attributes:
-        label: name of the case in tables and figures.
-        options: fields of the run that differ from the defaults of `StockRun`.
-    """
-
-    label: str
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +40,8 @@ class StockStudy:
     Attributes:
         name: name of the claim it measures.
         claim: what it measures, in one line.
-        cases: the runs, all with the same number of steps and of measurements.
+        cases: the runs, by how each differs from the defaults of `StockRun`; all have the same steps and
+            measurements.
         seeds: number of seeds per case, each used for weights and data alike.
         first_seed: the seeds are `first_seed` and the following ones.
         laws: tags of the claims compared with it.
@@ -66,7 +55,7 @@ class StockStudy:
 
     name: str
     claim: str
-    cases: tuple[StockCase, ...]
+    cases: tuple[Case, ...]
     seeds: int
     first_seed: int = 0
     laws: tuple[str, ...] = ()
@@ -201,7 +190,7 @@ def stored_stock(attributes: Mapping[str, Any]) -> StockStudy:
         return StockStudy(
             name=configuration["name"],
             claim=attributes["claim"],
-            cases=tuple(StockCase(**case) for case in configuration["stock_cases"]),
+            cases=tuple(Case(**case) for case in configuration["stock_cases"]),
             seeds=configuration["seeds"],
             first_seed=configuration["first_seed"],
             laws=tuple(json.loads(attributes["laws"])),

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,11 +9,12 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import nn
 
+from meanmode.sim.onset.deep_blocks import deep_median
 from meanmode.sim.onset.detector import KINDS_OF_ALARMS
-from meanmode.sim.onset.training_onset import BACK, deep_median, initial_level
+from meanmode.sim.onset.training_onset import BACK, initial_level
 from meanmode.sim.store.files import Variable
 from meanmode.sim.watch.watch import Watch
-from meanmode.sweeps.engine.stock.stock_models import stock_model
+from meanmode.sweeps.engine.stock.stock_models import Trained, stock_model
 from meanmode.sweeps.engine.stock.stock_run import StockRun
 from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
 
@@ -88,12 +88,13 @@ def stock_trained(run: StockRun, seed: int) -> dict[str, Array]:
         seed: seed of the weights and the data.
     """
     with torch.random.fork_rng(devices=()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "alarm at step")  # they are in the outcome
         torch.manual_seed(seed)
-        trained = stock_model(run)
-        return _trained(run, seed, trained.model, trained.loss)
+        return _followed(run, seed, stock_model(run))
 
 
-def _trained(run: StockRun, seed: int, model: nn.Module, loss_of: Any) -> dict[str, Array]:
+def _followed(run: StockRun, seed: int, trained: Trained) -> dict[str, Array]:
+    model = trained.model
     random = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), run.rate)
     values = {name: np.full(run.steps, np.nan) for name in ("loss", "grad_norm")}
@@ -105,7 +106,7 @@ def _trained(run: StockRun, seed: int, model: nn.Module, loss_of: Any) -> dict[s
             group["lr"] = run.rate_at(step)
         disturbed = step >= run.disturbed_step
         with watch.step(step):
-            loss = loss_of(random, run.disturbance == "data" and disturbed)
+            loss = trained.loss(random, run.disturbance == "data" and disturbed)
             if run.disturbance == "nan" and step == run.disturbed_step:
                 loss = loss * torch.nan
             loss.backward()

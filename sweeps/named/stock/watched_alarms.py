@@ -1,7 +1,8 @@
 """Alarms in watched models of other libraries, on seeds that no rule was set on."""
 
 from meanmode.sweeps.engine.stock.stock_run import DISTURBANCES
-from meanmode.sweeps.engine.stock.stock_study import StockCase, StockStudy
+from meanmode.sweeps.engine.stock.stock_study import StockStudy
+from meanmode.sweeps.engine.study import Case
 
 HEALTHY = {
     "BERT, 4 blocks": {"family": "bert", "depth": 4, "rate": 1e-2},
@@ -15,7 +16,7 @@ HEALTHY = {
 SAID = {"none": "", "data": ", other data", "restart": ", restart of the rate", "nan": ", a loss of NaN"}
 
 
-DEEP = StockCase(label="BERT, 24 blocks", options={"family": "bert", "depth": 24, "rate": 1e-2})
+DEEP = Case(label="BERT, 24 blocks", options={"family": "bert", "depth": 24, "rate": 1e-2})
 
 
 WATCHED_ALARMS = StockStudy(
@@ -24,11 +25,11 @@ WATCHED_ALARMS = StockStudy(
     cases=(
         DEEP,
         *(
-            StockCase(label=f"{label}{SAID[kind]}", options={**options, "disturbance": kind})
+            Case(label=f"{label}{SAID[kind]}", options={**options, "disturbance": kind})
             for label, options in HEALTHY.items()
             for kind in DISTURBANCES
         ),
-        StockCase(label="ViT, 6 blocks, rate 3e-3", options={"family": "vit", "depth": 6, "rate": 3e-3}),
+        Case(label="ViT, 6 blocks, rate 3e-3", options={"family": "vit", "depth": 6, "rate": 3e-3}),
     ),
     seeds=20,
     first_seed=100,

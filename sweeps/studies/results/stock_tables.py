@@ -15,6 +15,7 @@ from meanmode.sweeps.studies.stock.alarm_scores import MEASUREMENTS, stock_rows
 def watched_alarms(data: Path, name: str) -> str:
     """Failures found in time and false alarms, by case and over all."""
     cells = open_cells(store(data, name))
+    rows = stock_rows(cells)
     body = [
         [
             row["quantity"],
@@ -25,7 +26,7 @@ def watched_alarms(data: Path, name: str) -> str:
             f"{row['steps']:,}",
             "-" if row["false_per_10000"] is None else f"{row['false_per_10000']:.2f}",
         ]
-        for row in stock_rows(cells)
+        for row in (rows if len(rows) > 2 else rows[:1])  # the last is the sum over all cases
     ]
     heads = ("case", "learned", "found in time", "delay (steps)", "false alarms", "steps", "per 10,000")
     return captioned(

@@ -5,7 +5,6 @@ Run as a script, this file is one of the two processes.
 
 import contextlib
 import datetime
-import subprocess
 import sys
 from pathlib import Path
 
@@ -173,17 +172,10 @@ def process(rank: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(run_processes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that the two processes wrote."""
     path = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, "-W", "error", __file__, str(path)]
-    running = [subprocess.Popen([*command, str(rank)]) for rank in range(PROCESSES)]
-    try:
-        assert [one.wait(timeout=900) for one in running] == [0] * PROCESSES
-    finally:
-        for one in running:
-            one.kill()
-            one.wait()
+    run_processes(Path(__file__), path, PROCESSES)
     return path
 
 

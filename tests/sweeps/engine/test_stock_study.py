@@ -18,8 +18,9 @@ from meanmode.sim.store.sweep_store import open_cells
 from meanmode.sweeps.engine.execution import run_sweep
 from meanmode.sweeps.engine.stock.stock_models import stock_model
 from meanmode.sweeps.engine.stock.stock_run import FAMILIES, MERGES, StockRun
-from meanmode.sweeps.engine.stock.stock_study import StockCase, StockStudy, stored_stock
+from meanmode.sweeps.engine.stock.stock_study import StockStudy, stored_stock
 from meanmode.sweeps.engine.stock.stock_training import MEASURED, stock_trained
+from meanmode.sweeps.engine.study import Case
 from meanmode.sweeps.studies.comparison import compare
 from meanmode.sweeps.studies.stock.alarm_scores import StockScore, replayed
 
@@ -84,8 +85,8 @@ def test_a_study_is_stored_read_and_compared(tmp_path: Path) -> None:
         name="tiny",
         claim="a test",
         cases=(
-            StockCase(label="BERT", options=TINY),
-            StockCase(label="NaN", options={**TINY, "disturbance": "nan", "disturbed_step": 5}),
+            Case(label="BERT", options=TINY),
+            Case(label="NaN", options={**TINY, "disturbance": "nan", "disturbed_step": 5}),
         ),
         seeds=1,
         expectation="none",
