@@ -1,6 +1,7 @@
 """The weights of queries, keys and values of a softmax attention, and which of their rows."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import torch
@@ -39,6 +40,8 @@ class Readers:
     def __init__(self, graph: Graph, streams: Streams, named: Callable[[int], Weight]) -> None:
         self.graph, self.streams, self.named = graph, streams, named
         self._known: dict[object, Ranges | None] = {}
+        self._cone = functools.cache(lambda node: cone(graph, node, ()))
+        self._kind = functools.cache(functools.partial(_kind, graph))
 
     def read(self, found: Attention, writer: int, stream: int) -> tuple[Reader | None, str]:
         """The reader of an attention, or None; and what is in doubt about it, if anything.
@@ -65,7 +68,7 @@ class Readers:
                 rows = _of_parameter(graph, product, rows)
             if rows is None:
                 doubt = "queries, keys and values share a weight, in an unknown order of its rows"
-            normed = any(is_norm(graph.names[number]) for number in cone(graph, node, ()).nodes)
+            normed = any(is_norm(graph.names[number]) for number in self._cone(node).nodes)
             operands.append(Operand(product, rows, graph.shape(node, slot), normed))
         q, k, v = operands
         weights = [
@@ -90,7 +93,7 @@ class Readers:
         products = self.graph.products
         if node in products:
             return node
-        found = [product for product in cone(self.graph, node, ()).products if products[product].data >= 0]
+        found = [product for product in self._cone(node).products if products[product].data >= 0]
         if len(found) < 2:
             return max(found, default=-1)
         own = {product: stream in self.streams.behind(product) for product in found}
@@ -103,7 +106,7 @@ class Readers:
         """
         graph, features = self.graph, self.graph.products[product].features
         between = _between(graph, node, product)
-        key = (slot, features, *(_kind(graph, number, product) for number in between))
+        key = (slot, features, *[self._kind(number, product) for number in between])
         if key not in self._known:
             gradient = _gradient(graph, node, slot, product)
             if gradient is None or gradient.shape[-1] != features:
@@ -126,7 +129,7 @@ def _of_parameter(graph: Graph, product: int, rows: Ranges | None) -> Ranges | N
     found = graph.products[product]
     leaf = found.cut
     while graph.leaf(leaf) is None:
-        leaf = graph.used(leaf)[0]
+        leaf = graph.used[leaf][0]
     gradient = _gradient(graph, found.cut, 0, leaf)
     if gradient is None or gradient.ndim != 2:
         return None
@@ -145,7 +148,7 @@ def _between(graph: Graph, node: int, end: int) -> list[int]:
         number = stack.pop()
         if number >= end and number not in between:
             between.add(number)
-            stack.extend(graph.used(number))
+            stack.extend(graph.used[number])
     return sorted(between, reverse=True)
 
 
@@ -153,10 +156,10 @@ def _kind(graph: Graph, number: int, end: int) -> object:
     """What a node does and to which nodes, counted from another: the same in layers that are alike."""
     name = graph.names[number]
     inputs = tuple(other - end if other >= end else -1 for other in graph.inputs[number])
+    fields = ("dim", "dim0", "dim1", "dims", "index", "start", "end", "step")
     saved = tuple(
         str(getattr(graph.nodes[number], f"_saved_{field}", ""))
-        for field in ("dim", "dim0", "dim1", "dims", "index", "start", "end", "step")
-        if name.startswith(MOVING)
+        for field in (fields if name.startswith(MOVING) else ())
     )
     return name, graph.shape(number), inputs, tuple(graph.slots[number]), saved
 

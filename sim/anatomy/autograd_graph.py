@@ -61,30 +61,31 @@ class Graph:
         names: their names, without a version number for custom functions.
         inputs: for each node, the number of each input's node, -1 where there is none.
         slots: for each input, which output of that node it is.
+        used: for each node, the numbers of the nodes that it computes from.
         sequence: sequence numbers; -1 for leaves.
         number: node -> its number.
         products: products with a weight, by number of the node.
     """
 
     def __init__(self, roots: Iterable[Any]) -> None:
-        found: dict[Any, tuple[int, Any]] = {}
+        found: dict[Any, tuple[int, str, Any]] = {}
         stack = list(roots)
         while stack:
             node = stack.pop()
             if node in found:
                 continue
-            after = node.next_functions
-            sequence = -1 if node.name().endswith(LEAF) else node._sequence_nr()
-            found[node] = (sequence, after)
-            stack.extend(other for other, _ in after if other is not None and other not in found)
+            after, name = node.next_functions, node.name().rpartition("::")[2]
+            found[node] = (-1 if name == LEAF else node._sequence_nr(), name, after)
+            stack.extend([other for other, _ in after if other is not None and other not in found])
         self.nodes = sorted(found, key=lambda node: found[node][0])
         self.number = {node: number for number, node in enumerate(self.nodes)}
         self.sequence = [found[node][0] for node in self.nodes]
-        self.names = [node.name().rpartition("::")[2] for node in self.nodes]
-        edges = [found[node][1] for node in self.nodes]
+        self.names = [found[node][1] for node in self.nodes]
+        edges = [found[node][2] for node in self.nodes]
         self.inputs = [[-1 if other is None else self.number[other] for other, _ in each] for each in edges]
         self.slots = [[slot for _, slot in each] for each in edges]
-        self._used = [[other for other in each if other >= 0] for each in self.inputs]
+        self.used = [[other for other in each if other >= 0] for each in self.inputs]
+        self._shapes: dict[tuple[int, int], tuple[int, ...]] = {}
         self._of_parameters = self._constant()
         self.products = {
             product.node: product for product in map(self._product, self._candidates()) if product
@@ -105,14 +106,16 @@ class Graph:
 
     def shape(self, number: int, slot: int = 0) -> tuple[int, ...]:
         """Shape of an output of a node; empty if it is not known."""
+        key = (number, slot)
+        if key not in self._shapes:
+            self._shapes[key] = self._shape(number, slot)
+        return self._shapes[key]
+
+    def _shape(self, number: int, slot: int) -> tuple[int, ...]:
         if self.names[number] == LEAF:
             return tuple(self.nodes[number].variable.shape)
         metadata = self.nodes[number]._input_metadata
         return tuple(metadata[slot].shape) if slot < len(metadata) else ()
-
-    def used(self, number: int) -> list[int]:
-        """Numbers of the nodes that a node computes from."""
-        return self._used[number]
 
     def is_parameter(self, number: int) -> bool:
         """Whether a node is computed from parameters alone, without a lookup in a table."""
@@ -124,7 +127,7 @@ class Graph:
             if name == LEAF:
                 from_parameters.append(isinstance(self.nodes[number].variable, nn.Parameter))
             else:
-                used = self.used(number)
+                used = self.used[number]
                 from_parameters.append(
                     name not in LOOKUPS and bool(used) and all(from_parameters[other] for other in used)
                 )
@@ -135,7 +138,7 @@ class Graph:
         found = []
         for number, name in enumerate(self.names):
             own = isinstance(self.nodes[number], BackwardCFunction)
-            if name in PRODUCTS or (own and len(self.used(number)) > 1):
+            if name in PRODUCTS or (own and len(self.used[number]) > 1):
                 found.append(number)
         return found
 
@@ -180,7 +183,7 @@ class Graph:
                 found.setdefault(id(tensor), tensor)
             turns += self.names[number] in TRANSPOSING
             cut = cut or self.names[number].startswith(CUTTING)
-            stack.extend(other for other in self.used(number) if other not in seen)
-            seen.update(self.used(number))
+            stack.extend(other for other in self.used[number] if other not in seen)
+            seen.update(self.used[number])
         largest = sorted(found.values(), key=lambda tensor: -tensor.numel())
         return tuple(largest), turns % 2 == 1, cut

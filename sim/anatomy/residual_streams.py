@@ -5,6 +5,7 @@
 # already known, so the whole costs a few visits of each node.
 
 import dataclasses
+import functools
 from collections.abc import Container
 
 from meanmode.sim.anatomy.autograd_graph import LEAF, LOOKUPS, PRODUCTS, Graph
@@ -81,9 +82,21 @@ class Addition:
     bent: bool
 
 
+@functools.cache
 def is_attention(name: str) -> bool:
     """Whether a node is a fused softmax attention."""
     return "ScaledDotProduct" in name or "attn" in name.lower() or "flexattention" in name.lower()
+
+
+@functools.cache
+def _mixes(name: str) -> bool:
+    """Whether a node multiplies activations with each other."""
+    return name in PRODUCTS or is_attention(name)
+
+
+@functools.cache
+def _begins(name: str, beginnings: tuple[str, ...]) -> bool:
+    return name.startswith(beginnings)
 
 
 def cone(graph: Graph, start: int, states: Container[int], *, whole: bool = False) -> Cone:
@@ -106,13 +119,13 @@ def cone(graph: Graph, start: int, states: Container[int], *, whole: bool = Fals
             found.products[number] = found.products.get(number, False) or linear
             if routed:
                 found.routed.add(number)
-        elif name in PRODUCTS or is_attention(name):
+        elif _mixes(name):
             found.mixing.add(number)
-        elif name != LEAF and name not in LOOKUPS and not (whole and name.startswith(REDUCING)):
+        elif name != LEAF and name not in LOOKUPS and not (whole and _begins(name, REDUCING)):
             found.nodes.append(number)
-            linear = linear and not name.startswith(BENDING)
-            routed = routed or name.startswith(INDEXED)
-            stack.extend((other, linear, routed) for other in graph.used(number))
+            linear = linear and not _begins(name, BENDING)
+            routed = routed or _begins(name, INDEXED)
+            stack.extend([(other, linear, routed) for other in graph.used[number]])
     found.nodes = sorted(set(found.nodes))
     return found
 
@@ -130,7 +143,7 @@ def region(graph: Graph, ends: list[int], stops: Container[int], below: int = 0)
             reached.add(number)
         else:
             nodes.add(number)
-            stack.extend(graph.used(number))
+            stack.extend(graph.used[number])
     return nodes, reached
 
 
@@ -154,7 +167,7 @@ class Streams:
         self.doubts: list[tuple[int, str]] = []
         self._writers: set[int] = set()
         for number, name in enumerate(graph.names):
-            if name in ADDITIONS and len(graph.used(number)) > 1:
+            if name in ADDITIONS and len(graph.used[number]) > 1:
                 self._look_at(number)
 
     def _look_at(self, number: int) -> None:
@@ -228,7 +241,7 @@ class Streams:
     def _common_origin(self, trunk: Cone, candidates: list[int], entry: int) -> int | None:
         """The latest node behind the trunk's addend that a candidate's activations come from."""
         ends = {*trunk.nodes, *trunk.products, *trunk.mixing, entry}
-        ends |= {other for number in trunk.nodes for other in self.graph.used(number)}
+        ends |= {other for number in trunk.nodes for other in self.graph.used[number]}
         ends = {number for number in ends if not self.graph.is_parameter(number)} - trunk.trunk
         if not ends:
             return None

@@ -168,7 +168,7 @@ def _reaches_end(graph: Graph, streams: Streams, state: int) -> bool:
         if number in seen or number in streams.states:
             continue
         seen.add(number)
-        stack.extend(graph.used(number))
+        stack.extend(graph.used[number])
     return False
 
 
@@ -176,7 +176,7 @@ def _kept_tokens(graph: Graph, state: int) -> int:
     """Tokens of the last slice of a state; 0 if there is none."""
     reached = {state}
     for number in range(state + 1, len(graph.nodes)):
-        if reached.intersection(graph.used(number)):
+        if reached.intersection(graph.used[number]):
             if graph.names[number].startswith(("Slice", "Split")):
                 return graph.shape(number)[1]
             reached.add(number)

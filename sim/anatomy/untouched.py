@@ -32,9 +32,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_random_states())
         reshard(model)
-        stack.enter_context(_attributes(model))
+        modules = list(model.modules())
+        stack.enter_context(_attributes(modules))
         stack.callback(reshard, model)  # before the parameters are put back, which FSDP2 would not notice
-        stack.enter_context(_flags(model))
+        stack.enter_context(_flags(modules))
         stack.enter_context(_no_checkpoints())
         torch.clear_autocast_cache()  # casts of parameters that asked for no gradients
         stack.callback(torch.clear_autocast_cache)  # casts that hold the graph of this pass
@@ -71,9 +72,8 @@ def _version(tensor: Tensor) -> int:
 
 
 @contextlib.contextmanager
-def _attributes(model: nn.Module) -> Iterator[None]:
+def _attributes(modules: list[nn.Module]) -> Iterator[None]:
     """Put back buffers and attributes, and the contents of tensors among them that were written to."""
-    modules = list(model.modules())
     own = [dict(vars(module)) for module in modules]
     parts = [{name: dict(vars(module)[name]) for name in STRUCTURE} for module in modules]
     held = [tensor for part in parts for tensor in part["_buffers"].values() if tensor is not None]
@@ -101,22 +101,22 @@ def _put_back(now: dict[str, Any], before: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _flags(model: nn.Module) -> Iterator[None]:
-    """Switch gradients on and training off by flags alone: `train` and `eval` may do more in a subclass."""
-    asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    training = [(module, module.training) for module in model.modules()]
+def _flags(modules: list[nn.Module]) -> Iterator[None]:
+    """Switch gradients on and training off by flags alone: `train` and `eval` may do more in a subclass.
+
+    That of training is an attribute, which is put back with the others.
+    """
+    parameters = {id(of): of for module in modules for of in module._parameters.values() if of is not None}
+    still = [of for of in parameters.values() if of.is_floating_point() and not of.requires_grad]
     try:
-        for parameter, _ in asked:
-            if parameter.is_floating_point():
-                parameter.requires_grad_(True)
-        for module, _ in training:
-            module.training = False
+        for parameter in still:
+            parameter.requires_grad_(True)
+        for module in modules:
+            vars(module)["training"] = False
         yield
     finally:
-        for module, flag in training:
-            module.training = flag
-        for parameter, flag in asked:
-            parameter.requires_grad_(flag)
+        for parameter in still:
+            parameter.requires_grad_(False)
 
 
 class _Direct:

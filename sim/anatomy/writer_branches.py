@@ -1,6 +1,7 @@
 """What kind of branch a writer ends, and where the norms around its addition stand."""
 
 import dataclasses
+import functools
 
 from meanmode.sim.anatomy.autograd_graph import PRODUCTS, Graph
 from meanmode.sim.anatomy.residual_streams import REDUCING, Addition, Streams, cone, is_attention, region
@@ -37,6 +38,7 @@ class Attention:
     v: tuple[int, int]
 
 
+@functools.cache
 def is_norm(name: str) -> bool:
     """Whether a node is a norm, or the part of one that gives it away."""
     return "norm" in name.lower() or name.startswith(("Rsqrt", "Sqrt", "Std"))
@@ -90,7 +92,7 @@ class Branch:
         """Whether it reduces an axis other than that of features."""
         for number in self.nodes:
             if self.graph.names[number].startswith(REDUCING):
-                before = [self.graph.shape(other) for other in self.graph.used(number)]
+                before = [self.graph.shape(other) for other in self.graph.used[number]]
                 after = self.graph.shape(number)
                 if before and len(before[0]) == len(after) and len(after) > 2 and before[0][-1] == after[-1]:
                     return True
@@ -101,7 +103,7 @@ class Branch:
         unchanged = set(self._entries)
         norms = []
         for number in self.nodes:
-            if number not in self.graph.products and unchanged.intersection(self.graph.used(number)):
+            if number not in self.graph.products and unchanged.intersection(self.graph.used[number]):
                 unchanged.add(number)
                 if is_norm(self.graph.names[number]):
                     norms.append(number)
@@ -134,7 +136,7 @@ def _softmax_behind(graph: Graph, number: int) -> int:
         name = graph.names[number]
         if "softmax" in name.lower():
             return number
-        used = [other for other in graph.used(number) if not graph.is_parameter(other)]
+        used = [other for other in graph.used[number] if not graph.is_parameter(other)]
         if name not in NAMES_PASSED or len(used) != 1:
             return -1
         number = used[0]
@@ -147,7 +149,7 @@ def _scores_behind(graph: Graph, softmax: int) -> int:
     varying = [
         number
         for number in sorted(products)
-        if not any(graph.is_parameter(other) for other in graph.used(number))
+        if not any(graph.is_parameter(other) for other in graph.used[number])
         and min(graph.inputs[number][position] for position in PRODUCTS[graph.names[number]]) >= 0
     ]
     return varying[0] if varying else -1
@@ -170,7 +172,7 @@ def norm_of_trunk(graph: Graph, streams: Streams, later: Addition) -> int:
 def _norm_after(graph: Graph, nodes: list[int], *starts: int) -> int:
     reached, norms = set(starts), []
     for number in nodes:
-        if reached.intersection(graph.used(number)):
+        if reached.intersection(graph.used[number]):
             reached.add(number)
             if is_norm(graph.names[number]):
                 norms.append(number)
