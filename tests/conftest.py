@@ -23,6 +23,11 @@ from PIL import Image
 torch.set_num_threads(1)
 # all but configurations, which take JSON's lists for tuples; an int is a float, as to every type checker
 CHECKED = ["meanmode.sim", *(f"meanmode.dit.{storey}" for storey in ("model", "data", "train", "evaluate"))]
+TRACED = {
+    f"meanmode.sim.watch.{name}"
+    for name in ("compiled_hooks", "compiled_steps", "hook_points", "intercepted")
+}
+"""Modules with functions that `torch.compile` traces, which it cannot do through the type checker."""
 with_shapes = jaxtyping.jaxtyped
 
 
@@ -39,6 +44,8 @@ def jaxtyped(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
     """
 
     def decorate(checked: Any) -> Any:
+        if checked.__module__ in TRACED:
+            return checked
         with contextlib.suppress(NameError):  # of a name that only type checkers import
             if isinstance(checked, FunctionType):
                 hints = get_type_hints(checked, include_extras=True)

@@ -30,10 +30,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(_random_states())
+        stack.enter_context(random_states())
         reshard(model)
         modules = list(model.modules())
-        stack.enter_context(_attributes(modules))
+        stack.enter_context(attributes(modules))
         stack.callback(reshard, model)  # before the parameters are put back, which FSDP2 would not notice
         stack.enter_context(_flags(modules))
         stack.enter_context(_no_checkpoints())
@@ -56,7 +56,8 @@ def reshard(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _random_states() -> Iterator[None]:
+def random_states() -> Iterator[None]:
+    """Put back the random states of python, numpy and torch."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (what a model may use)
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else ()):
@@ -72,7 +73,7 @@ def _version(tensor: Tensor) -> int:
 
 
 @contextlib.contextmanager
-def _attributes(modules: list[nn.Module]) -> Iterator[None]:
+def attributes(modules: list[nn.Module]) -> Iterator[None]:
     """Put back buffers and attributes, and the contents of tensors among them that were written to."""
     own = [dict(vars(module)) for module in modules]
     parts = [{name: dict(vars(module)[name]) for name in STRUCTURE} for module in modules]

@@ -60,9 +60,10 @@ class Measurement:
 
     # the forward pass
 
-    def forget(self) -> None:
-        """Forget the trunks of the last forward pass."""
-        self._trunks.clear()
+    def forget(self, *streams: str) -> None:
+        """Forget the trunks of the last forward pass, all or those of some streams."""
+        for stream in streams or list(self._trunks):
+            self._trunks.pop(stream, None)
 
     def latest(self, stream: str) -> Measured | None:
         """The parts of the latest trunk of a stream; None if none was measured in this pass."""

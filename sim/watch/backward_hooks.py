@@ -22,6 +22,7 @@ from meanmode.sim.observe.shared_writers import SharedWriterSum
 from meanmode.sim.observe.token_sets import TokenSets
 from meanmode.sim.observe.writer_gradients import WriterSum
 from meanmode.sim.trunk.precision import single
+from meanmode.sim.watch.compiled_hooks import CompiledHooks
 from meanmode.sim.watch.guard import Guard
 from meanmode.sim.watch.watch_plan import WatchedWriter, WatchPlan
 
@@ -50,10 +51,19 @@ class BackwardHooks:
         measurement: measures the tensors.
         guard: wraps every hook.
         first: whether to check every writer against its weight and its gradient.
+        compiled: hooks that are compiled with the model; None hooks the uncompiled model.
     """
 
-    def __init__(self, plan: WatchPlan, measurement: Measurement, guard: Guard, *, first: bool) -> None:
-        self.plan, self.measurement, self.first = plan, measurement, first
+    def __init__(
+        self,
+        plan: WatchPlan,
+        measurement: Measurement,
+        guard: Guard,
+        *,
+        first: bool,
+        compiled: CompiledHooks | None = None,
+    ) -> None:
+        self.plan, self.measurement, self.first, self._compiled = plan, measurement, first, compiled
         self._guard = guard
         self._errors: dict[int, Tensor] = {}
         self._own: dict[str, Tensor] = {}
@@ -165,7 +175,7 @@ class BackwardHooks:
 
     def watch(self, number: int, sets: TokenSets | None, y: Tensor, output: Tensor) -> Tensor | None:
         """Have the backward pass report the cotangent of a writer's output; returns what takes its place."""
-        if not (torch.is_grad_enabled() and output.requires_grad):
+        if self._compiled is None and not (torch.is_grad_enabled() and output.requires_grad):
             return None
         if not self.plan.wants(*GRADIENT_MODES, *COHERENCE_OBSERVABLES):
             return None
@@ -173,7 +183,11 @@ class BackwardHooks:
         if sets is None or sets.in_order(y.detach(), tokens_first=of.tokens_first) is None:
             self.lose(number, "its tokens are not those of the trunk")
             return None
-        return watched(output, y, self._guard(partial(self._seen, number, sets)))
+        report = self._guard(partial(self._seen, number, sets))
+        if self._compiled is not None:
+            self._compiled.expect(output, lambda cotangent, beside: report(beside[0], cotangent))
+            return None
+        return watched(output, y, report)
 
     def lose(self, number: int, reason: str) -> None:
         """Give up the gradient of a writer."""
@@ -187,7 +201,9 @@ class BackwardHooks:
         (read, kept), (written, _) = sets.apart(in_order[0]), sets.apart(in_order[1])
         # a weight whose only products these are has their sum as its gradient, if no token is left out;
         # at the first step that is checked
-        follows = not self.first and kept is None and of.writer.parameter in self.plan.alone
+        # compiled code writes elsewhere to the place of a tensor, which cannot be kept until then
+        follows = not self.first and self._compiled is None
+        follows = follows and kept is None and of.writer.parameter in self.plan.alone
         follows = follows and of.weight.requires_grad
         self.measurement.product(of.place, read, written, kept, gradient_follows=follows)
         if self.first and sets.groups is not None and self.plan.wants(*GRADIENT_MODES):

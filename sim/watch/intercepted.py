@@ -11,11 +11,11 @@ from torch.nn import functional
 Product = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
 """Takes input, weight, bias and output of a product, and returns the output that the pass then uses."""
 
-Attention = Callable[..., None]
-"""Takes the arguments of `scaled_dot_product_attention`."""
+Attention = Callable[..., Tensor | None]
+"""Takes the arguments of `scaled_dot_product_attention`; may return other queries to use."""
 
-Softmax = Callable[[Tensor, Tensor], None]
-"""Takes logits and weights."""
+Softmax = Callable[[Tensor, Tensor], Tensor | None]
+"""Takes logits and weights; may return what takes the place of the weights."""
 
 
 @contextlib.contextmanager
@@ -31,14 +31,18 @@ def intercepted(
         return product(input, weight, bias, written) if product else written
 
     def seen_attention(*args: Any, **options: Any) -> Tensor:
-        if attention:
-            attention(*args, **options)
+        query = attention(*args, **options) if attention else None
+        if query is not None and args:
+            args = (query, *args[1:])
+        elif query is not None:
+            options["query"] = query
         return sdpa(*args, **options)
 
     def seen_softmax(input: Tensor, *args: Any, **options: Any) -> Tensor:
         weights = soft(input, *args, **options)
         if softmax and input.ndim == 4:
-            softmax(input, weights)
+            seen = softmax(input, weights)
+            return weights if seen is None else seen
         return weights
 
     if product:

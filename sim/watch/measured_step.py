@@ -1,9 +1,8 @@
-"""One measured step: hooks on a model's own passes, over all micro-batches, and the values they yield."""
+"""One measured step: hooks on a model's own passes, over all micro-batches, and what they yield."""
 
 # B batch, T tokens, D width, M features written, N features read
 
 import contextlib
-import inspect
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import partial
@@ -12,17 +11,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from meanmode.sim.anatomy.anatomy import Block
 from meanmode.sim.observe.layer_hooks import recomputing, watched
 from meanmode.sim.observe.measurement import Measurement
 from meanmode.sim.observe.record import Record
 from meanmode.sim.observe.token_parts import measuring
-from meanmode.sim.observe.token_sets import Measured, TokenSets, groups_of, together
+from meanmode.sim.observe.token_sets import Measured, together
 from meanmode.sim.watch.backward_hooks import BackwardHooks
+from meanmode.sim.watch.compiled_hooks import CompiledHooks
 from meanmode.sim.watch.guard import Guard
-from meanmode.sim.watch.intercepted import intercepted, logits, peak_and_entropy
+from meanmode.sim.watch.hook_points import ARGUMENTS, OUTPUT, PRODUCT, HookPoint, at
+from meanmode.sim.watch.intercepted import intercepted
+from meanmode.sim.watch.measured_attention import MeasuredAttention
+from meanmode.sim.watch.stream_sets import StreamSets
 from meanmode.sim.watch.watch_plan import WatchedWriter, WatchPlan
 
 
@@ -34,12 +36,19 @@ class MeasuredStep:
         guard: wraps every hook.
         first: whether to check every writer against its weight and its gradient.
         group: processes that share the batch; None for a single process.
+        compiled: hooks that are compiled with the model; None hooks the uncompiled model.
     """
 
     def __init__(
-        self, plan: WatchPlan, guard: Guard, *, first: bool, group: dist.ProcessGroup | None = None
+        self,
+        plan: WatchPlan,
+        guard: Guard,
+        *,
+        first: bool,
+        group: dist.ProcessGroup | None = None,
+        compiled: CompiledHooks | None = None,
     ) -> None:
-        self.plan, self.first = plan, first
+        self.plan, self.first, self._compiled = plan, first, compiled
         self.record = Record(
             plan.dims,
             plan.depth,
@@ -50,12 +59,12 @@ class MeasuredStep:
             device=next(plan.model.parameters()).device,
         )
         self.measurement = Measurement(self.record)
-        self.gradients = BackwardHooks(plan, self.measurement, guard, first=first)
+        self._attentions = MeasuredAttention(self.record, plan)
+        self.gradients = BackwardHooks(plan, self.measurement, guard, first=first, compiled=compiled)
         self.passes = 0
         self._guard = guard
         self._calls: Counter[Any] = Counter()
-        self._arguments: dict[str, object] = {}
-        self._sets: dict[str, TokenSets] = {}
+        self._sets = StreamSets(plan)
         self._adjoints: set[tuple[int, str]] = set()
         self._block = 0
         self._live = False
@@ -68,43 +77,65 @@ class MeasuredStep:
         plan = self.plan
         functional = {id(of.weight): number for number, of in plan.writers.items() if not of.writer.hooked}
         attends = plan.wants("max_logit", "attention_entropy") and bool(plan.readers)
+        functions = {
+            "product": partial(self._functional, functional) if functional else None,
+            "attention": self._guard(self._attention) if attends else None,
+            "softmax": self._guard(self._softmax) if attends else None,
+        }
         with contextlib.ExitStack() as stack:
-            for handle in self._hooks():
+            for handle in self.gradients.hooks():
                 stack.callback(handle.remove)
-            stack.enter_context(
-                intercepted(
-                    product=partial(self._functional, functional) if functional else None,
-                    attention=self._guard(self._attention) if attends else None,
-                    softmax=self._guard(self._softmax) if attends else None,
-                )
-            )
+            if self.gradients.shared:
+                follow = plan.model.register_forward_hook(self._guard(self.gradients.follow))
+                stack.callback(follow.remove)
+            if self._compiled is not None:
+                stack.enter_context(self._compiled.installed(list(self._points()), **functions))
+            else:
+                begin = self._guard(self.begin)
+                first = plan.model.register_forward_pre_hook(begin, with_kwargs=True, prepend=True)
+                stack.callback(first.remove)
+                for point in self._points():
+                    stack.callback(point.hook().remove)
+                stack.enter_context(intercepted(**functions))
             yield
 
-    def _hooks(self) -> Iterator[RemovableHandle]:
+    def _points(self) -> Iterator[HookPoint]:
         plan, guard = self.plan, self._guard
-        yield plan.model.register_forward_pre_hook(guard(self.begin), with_kwargs=True, prepend=True)
         homes: dict[str, list[Block]] = defaultdict(list)
         for block in plan.anatomy.blocks:
             if block.module:
                 homes[block.module].append(block)
         for name, blocks in homes.items():
             module = plan.modules[name]
-            yield module.register_forward_pre_hook(guard(partial(self._enter, blocks)), with_kwargs=True)
-            yield module.register_forward_hook(guard(partial(self._leave, blocks)))
+            yield HookPoint(
+                name=f"enter {name}",
+                module=module,
+                takes=ARGUMENTS,
+                work=guard(partial(self._enter, blocks)),
+                chosen=plan.given.get(name),
+            )
+            yield HookPoint(
+                name=f"leave {name}",
+                module=module,
+                takes=OUTPUT,
+                work=guard(partial(self._leave, blocks)),
+                paths=tuple(dict.fromkeys(place.path for block in blocks for place in block.outputs)),
+            )
         by_module: dict[nn.Module, list[int]] = defaultdict(list)
         for number, of in plan.writers.items():
             if of.writer.hooked:
                 by_module[of.module].append(number)
         for module, numbers in by_module.items():
-            hook = guard.always(partial(self._hooked_product, numbers))
-            yield module.register_forward_hook(hook, with_kwargs=True)
+            yield HookPoint(
+                name=f"write {numbers[0]}",
+                module=module,
+                takes=PRODUCT,
+                work=guard.always(partial(self._hooked_product, numbers)),
+            )
         if plan.wants("r_tr"):
-            yield from self._trunk_hooks()
-        yield from self.gradients.hooks()
-        if self.gradients.shared:
-            yield plan.model.register_forward_hook(guard(self.gradients.follow))
+            yield from self._trunk_points()
 
-    def _trunk_hooks(self) -> Iterator[RemovableHandle]:
+    def _trunk_points(self) -> Iterator[HookPoint]:
         plan, guard = self.plan, self._guard
         before, after, branches = {}, {}, defaultdict(list)
         for number, of in plan.writers.items():
@@ -117,12 +148,17 @@ class MeasuredStep:
             if plan.usable(writer.norms.after, writer):
                 after[writer.norms.after] = writer.stream
         for name, stream in before.items():
-            hook = guard(partial(self._norm_input, stream))
-            yield plan.modules[name].register_forward_pre_hook(hook, with_kwargs=True)
+            work = guard(partial(self._norm_input, name, stream))
+            chosen = plan.given.get(name)
+            yield HookPoint(
+                name=f"norm {name}", module=plan.modules[name], takes=ARGUMENTS, work=work, chosen=chosen
+            )
         for name, stream in after.items():
-            yield plan.modules[name].register_forward_hook(guard(partial(self._norm_output, stream)))
+            work = guard(partial(self._norm_output, stream))
+            yield HookPoint(name=f"normed {name}", module=plan.modules[name], takes=OUTPUT, work=work)
         for name, numbers in branches.items():
-            yield plan.modules[name].register_forward_hook(guard(partial(self._branch_output, numbers)))
+            work = guard(partial(self._branch_output, numbers))
+            yield HookPoint(name=f"branch {name}", module=plan.modules[name], takes=OUTPUT, work=work)
 
     # the passes
 
@@ -133,13 +169,8 @@ class MeasuredStep:
         self._live = torch.is_grad_enabled()
         self.passes += self._live
         self._calls.clear()
-        self._sets.clear()
         self.measurement.forget()
-        try:
-            bound = inspect.signature(model.forward).bind_partial(*args, **options).arguments
-        except TypeError:
-            bound = {}
-        self._arguments = {**bound, **bound.get("kwargs", {}), **options}
+        self._sets.begin(model, args, options)
 
     @property
     def _measuring(self) -> bool:
@@ -158,10 +189,8 @@ class MeasuredStep:
             return
         self._block = block.index
         streams = self.plan.streams[block.index]
-        if len(streams) != 1:
-            return
-        x = self._given(streams[0], args, options)
-        if x is not None:
+        x = self._given(block.module, streams[0], args, options)
+        if x is not None and len(streams) == 1:
             with measuring(x.device):
                 found = self._trunk(streams[0], x, unit=block.index == 1)
                 if block.index == 1:
@@ -169,19 +198,26 @@ class MeasuredStep:
             if block.index == 1:
                 self._watch_adjoint(0, streams[0], "", x)
 
-    def _given(self, stream: str, args: Any, options: dict[str, Any]) -> Tensor | None:
-        """The argument that is the known state of the stream, or else the first that can be one."""
+    def _given(self, name: str, stream: str, args: Any, options: dict[str, Any]) -> Tensor | None:
+        """The argument of a module that is the known state of the stream, or else the first that can be one.
+
+        Where it was is kept for compiled hooks, which see no other argument.
+        """
         found = self.plan.anatomy.stream(stream)
-        first = None
-        for x in (*args, *options.values()):
-            if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != len(found.layout):
-                continue
-            if found.width and x.shape[found.layout.index("D")] != found.width:
-                continue
-            if self.measurement.lies_at(stream, x):
-                return x
-            first = x if first is None else first
-        return first
+        given: list[tuple[int | str, Any]] = [*enumerate(args), *options.items()]
+        able = {
+            key: x
+            for key, x in given
+            if isinstance(x, Tensor) and x.is_floating_point() and x.ndim == len(found.layout)
+            if not found.width or x.shape[found.layout.index("D")] == found.width
+        }
+        key = next((key for key, x in able.items() if self.measurement.lies_at(stream, x)), None)
+        key = next(iter(able), None) if key is None else key
+        if key is None:
+            return None
+        if self._compiled is None:
+            self.plan.given[name] = key
+        return able[key]
 
     def _leave(self, blocks: list[Block], module: nn.Module, _: Any, output: Any) -> None:
         again = recomputing()
@@ -196,10 +232,7 @@ class MeasuredStep:
             return
         streams: dict[str, list[Tensor]] = defaultdict(list)
         for place in block.outputs:
-            x = output
-            for key in place.path:
-                x = x[key]
-            streams[place.stream].append(x)
+            streams[place.stream].append(at(output, place.path))
         measured = {}
         for stream, pieces in streams.items():
             layout = self.plan.anatomy.stream(stream).layout
@@ -219,40 +252,33 @@ class MeasuredStep:
 
     # the trunk
 
-    def _set_of(self, stream: str, x: Tensor) -> TokenSets:
-        known = self._sets.get(stream)
-        if known is not None and known.shape == tuple(x.shape):
-            return known
-        found = self.plan.anatomy.stream(stream)
-        sets = TokenSets(found.layout, tuple(x.shape))
-        sets = sets.masked(groups_of(self._arguments, stream))
-        parts = {part.stream: part.tokens for part in found.parts if part.stream}
-        for segments in (self.plan.segments, parts):
-            sets = sets.divided(segments) if segments and not sets.segments else sets
-        self._sets[stream] = sets
-        return sets
-
     def _trunk(self, stream: str, x: Tensor, *, unit: bool = True) -> Measured:
         """The parts of the current state of a stream, those of its unit tokens on demand."""
         plain, wanted = self.measurement.wants_state()
-        sets = self._set_of(stream, x)
+        sets = self._sets.of(stream, x)
+        if self._compiled is not None:
+            self.measurement.forget(stream)  # compiled code writes to the same place again and again
         return self.measurement.trunk(x, sets, stream=stream, plain=plain, unit=unit and wanted)
 
     def _watch_adjoint(self, block: int, stream: str, suffix: str, x: Tensor) -> None:
         """Hook the adjoint once per pass: checkpointing builds the graph twice, or late if reentrant."""
         key = (block, stream)
+        sets = self._sets.known(stream)
+        if sets is None or not self.plan.wants("adjoint_tcs"):
+            return
+        report = self._guard(partial(self.gradients.adjoint, block, suffix, sets))
+        if self._compiled is not None:
+            self._compiled.expect(x, lambda cotangent, _: report(cotangent))
+            return
         if not recomputing():
             self._adjoints.discard(key)
-        if not (x.requires_grad and torch.is_grad_enabled() and self.plan.wants("adjoint_tcs")):
-            return
-        if key in self._adjoints or stream not in self._sets:
+        if not (x.requires_grad and torch.is_grad_enabled()) or key in self._adjoints:
             return
         self._adjoints.add(key)
-        sets = self._sets[stream]
-        x.register_hook(self._guard(partial(self.gradients.adjoint, block, suffix, sets)))
+        x.register_hook(report)
 
-    def _norm_input(self, stream: str, _: nn.Module, args: Any, options: dict[str, Any]) -> None:
-        if self._measuring and (x := self._given(stream, args, options)) is not None:
+    def _norm_input(self, name: str, stream: str, _: nn.Module, args: Any, options: dict[str, Any]) -> None:
+        if self._measuring and (x := self._given(name, stream, args, options)) is not None:
             with measuring(x.device):
                 self._trunk(stream, x, unit=False)
 
@@ -275,9 +301,13 @@ class MeasuredStep:
     ) -> Tensor:
         writers = self.plan.writers
         gathered = self.gradients.shared and any(writers[n].current is weight for n in numbers.values())
-        if id(weight) not in numbers and not gathered:
+        if self._compiled is not None:  # compiled code hands in the weight itself or another view of it
+            own = [of for of, other in writers.items() if other.weight.data_ptr() == weight.data_ptr()]
+            weight = writers[own[0]].weight if own else weight
+        else:
+            own = [of for of, other in writers.items() if other.current is weight]
+        if not own or not (gathered or id(weight) in numbers):
             return output
-        own = [of for of, other in writers.items() if other.current is weight]
         found = self._guard.always(self._product)(own, weight, y, output)
         return output if found is None else found
 
@@ -295,9 +325,9 @@ class MeasuredStep:
         self._forward(number, of, y, output)
         if number in self.plan.broken:
             return None
-        if not torch.is_grad_enabled():
+        if self._compiled is not None or not torch.is_grad_enabled():
             self._late.add(number)
-        replaced = self.gradients.watch(number, self._sets_of(of, output), y, output)
+        replaced = self.gradients.watch(number, self._sets.of_writer(of, output), y, output)
         self._replaced.discard(number)
         if replaced is not None:
             self._replaced.add(number)
@@ -320,15 +350,7 @@ class MeasuredStep:
                 )
             return None
         of = self.plan.writers[late[0]]
-        return self.gradients.watch(late[0], self._sets_of(of, output), y, output)
-
-    def _sets_of(self, of: WatchedWriter, output: Tensor) -> TokenSets | None:
-        """The token sets of the stream of a writer; from its output if no state was seen yet."""
-        sets = self._sets.get(of.writer.stream)
-        layout = self.plan.anatomy.stream(of.writer.stream).layout
-        if sets is None and output.ndim == len(layout) and layout[-1] == "D":
-            sets = self._set_of(of.writer.stream, output)
-        return sets
+        return self.gradients.watch(late[0], self._sets.of_writer(of, output), y, output)
 
     def _forward(self, number: int, of: WatchedWriter, y: Tensor, output: Tensor) -> None:
         with measuring(output.device):
@@ -350,41 +372,22 @@ class MeasuredStep:
     def _branch(self, of: WatchedWriter, branch: Tensor) -> None:
         stream = of.writer.stream
         trunk = self.measurement.latest(stream)
-        if not of.trunk or trunk is None or not self.plan.wants("r_tr"):
+        sets = self._sets.known(stream)
+        if not of.trunk or trunk is None or sets is None or not self.plan.wants("r_tr"):
             return
-        x = self._sets[stream].in_order(branch, tokens_first=of.tokens_first)
+        x = sets.in_order(branch, tokens_first=of.tokens_first)
         if x is not None:
-            self.measurement.branch(of.place, trunk, self._sets[stream], x)
+            self.measurement.branch(of.place, trunk, sets, x)
 
     # attention
 
-    def _queries(self, found: Tensor) -> Tensor | None:
-        """Which queries are not padding; None if all are."""
-        for sets in self._sets.values():
-            if sets.groups is not None and sets.groups.shape == (found.shape[0], found.shape[-2]):
-                return sets.groups > 0
-        return None
-
     def _attention(self, *args: Any, **options: Any) -> None:
-        if not self._measuring or self._block not in self.plan.readers:
-            return
-        query = args[0] if args else options["query"]
-        with measuring(query.device):
-            found, taken = logits(*args, **options)
-            kept = self._queries(query)
-            self._put_attention(found, None if kept is None else kept[:, taken])
+        if self._measuring:
+            self._attentions.fused(self._block, self._sets.all(), *args, **options)
 
     def _softmax(self, found: Tensor, weights: Tensor) -> None:
-        if self._measuring and self._block in self.plan.readers and found.shape == weights.shape:
-            with measuring(found.device):
-                self._put_attention(found.detach(), self._queries(found))
-
-    def _put_attention(self, found: Tensor, kept: Tensor | None) -> None:
-        if found.ndim != 4 or self._block not in self.plan.blocks:
-            return
-        peak, entropy, there = peak_and_entropy(found.detach(), kept)
-        self.record.put("max_logit", (self._block,), peak)
-        self.record.put("attention_entropy", (self._block,), entropy, there)
+        if self._measuring and found.shape == weights.shape:
+            self._attentions.softmax(self._block, self._sets.all(), found.detach())
 
 
 def _ignored(y: Tensor, delta: Tensor) -> None:

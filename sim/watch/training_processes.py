@@ -12,7 +12,9 @@ from meanmode.sim.observe.process_sums import is_sharded, least_of_processes
 from meanmode.sim.observe.record import Record
 from meanmode.sim.watch.watch_plan import WatchPlan
 
-WRAPPERS = ("OptimizedModule", "DistributedDataParallel")
+OPTIMIZED = "OptimizedModule"
+
+WRAPPERS = (OPTIMIZED, "DistributedDataParallel")
 """Classes that wrap a model, of `torch.compile` and of DDP."""
 
 

@@ -20,15 +20,18 @@ from meanmode.sim.anatomy.discovery import discover
 from meanmode.sim.anatomy.untouched import reshard
 from meanmode.sim.observe.layer_hooks import eager
 from meanmode.sim.observe.probe import UNKNOWN
-from meanmode.sim.observe.process_sums import is_sharded, mean_of_processes, mean_square
+from meanmode.sim.observe.process_sums import is_sharded, mean_of_processes
 from meanmode.sim.onset.deep_blocks import deep_median
-from meanmode.sim.watch.forms import Form, form_of
+from meanmode.sim.watch.compiled_hooks import CompiledHooks
+from meanmode.sim.watch.compiled_steps import CompiledSteps
+from meanmode.sim.watch.forms.forms import Form, form_of
 from meanmode.sim.watch.guard import Guard, say
 from meanmode.sim.watch.measured_step import MeasuredStep
 from meanmode.sim.watch.training_processes import TrainingProcesses, unwrapped
 from meanmode.sim.watch.watch_plan import WatchPlan
 from meanmode.sim.watch.watched_names import SHOWN, chosen
 from meanmode.sim.watch.watched_rows import Sink, WatchedRows
+from meanmode.sim.watch.writer_weights import mean_square_updates, recorded_weights
 
 SCALED = {"g_mean": 1, "g_ctr": 1, "g_inner": 2, "grad_rms_q": 1, "grad_rms_k": 1, "grad_rms_v": 1}
 """Observable -> power of the loss scale of mixed-precision training that is in it."""
@@ -62,8 +65,8 @@ class Watch:
         watch.close()
 
     Args:
-        model: any transformer; wrapped by `torch.compile` too, whose measured steps run uncompiled, and by
-            DDP or FSDP2, now or later.
+        model: any transformer; compiled by `torch.compile` too, as a whole or in parts (its first measured
+            step runs uncompiled), and wrapped by DDP or FSDP2, now or later.
         every: steps between measurements.
         out: folder for a run store, which `mms onset` and others read; None writes none.
         run: a batch or a callable, as `discover` takes it, to discover the anatomy at once.
@@ -108,6 +111,7 @@ class Watch:
         self._names = chosen(None if names is None else tuple(names))
         self._segments = dict(segments or {})
         self._guard = Guard()
+        self._compiling = CompiledSteps(model, self._guard)
         self._forms: list[Form] = []
         self._plan: WatchPlan | None = None
         self._step = self._first = 0
@@ -200,7 +204,6 @@ class Watch:
         with contextlib.ExitStack() as hooks:
             found: list[MeasuredStep] = []
             scale = 1.0 if scaler is None else self._guard(scaler.get_scale)()
-            hooks.enter_context(eager())
             self._guard(self._begin)(hooks, found)
             yield
         lost: dict[int, str] = {}
@@ -213,6 +216,10 @@ class Watch:
     def _begin(self, hooks: contextlib.ExitStack, found: list[MeasuredStep]) -> None:
         """Hook the model, or its first call if the anatomy is not known."""
         self._processes = TrainingProcesses(self.model)  # it may have been wrapped or sharded since
+        if self._checked and self._compiling.possible(self._processes):
+            self._hook_compiled(hooks, found)
+            return
+        hooks.enter_context(eager())
         if self._plan is None:
             discovery = self._guard(lambda *given: self._discovered(hooks, found, *given))
             handle = self.model.register_forward_pre_hook(discovery, with_kwargs=True, prepend=True)
@@ -277,15 +284,32 @@ class Watch:
             )
 
     def _hook(self, hooks: contextlib.ExitStack, found: list[MeasuredStep]) -> None:
+        found[:] = [self._measurement(None)]
+        hooks.enter_context(found[0].hooked())
+
+    def _hook_compiled(self, hooks: contextlib.ExitStack, found: list[MeasuredStep]) -> None:
+        """Hook a compiled model; if that fails, this pass and all later ones run uncompiled."""
+
+        def uncompiled(model: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+            hooks.enter_context(eager())
+            self._hook(hooks, found)
+            found[0].begin(model, args, options)
+
         assert self._plan is not None
-        measured = MeasuredStep(self._plan, self._guard, first=not self._checked, group=self._processes.group)
-        hooks.enter_context(measured.hooked())
-        found.append(measured)
+        compiled = CompiledHooks(self._compiling.functions)
+        found[:] = [self._measurement(compiled)]
+        hooks.enter_context(found[0].hooked())
+        hooks.enter_context(self._compiling.begun(compiled, found[0].begin, uncompiled))
+
+    def _measurement(self, compiled: CompiledHooks | None) -> MeasuredStep:
+        assert self._plan is not None
+        group = self._processes.group
+        return MeasuredStep(self._plan, self._guard, first=not self._checked, group=group, compiled=compiled)
 
     def _finish(self, step: int, measured: MeasuredStep, scale: float, lost: dict[int, str]) -> None:
         plan = measured.plan
         with torch.no_grad():
-            held = self._weights(measured)
+            held = recorded_weights(measured.measurement, plan)
             arrays = measured.record.arrays()
         for name, power in SCALED.items():
             if name in arrays:
@@ -309,20 +333,6 @@ class Watch:
         self.values = arrays
         self._open = (step, arrays, held)
         self._show(arrays)
-
-    def _weights(self, measured: MeasuredStep) -> dict[int, Tensor]:
-        """Record the sizes of the writers' weights, and keep these until the update has been made."""
-        plan = measured.plan
-        for of in plan.writers.values():
-            if plan.wants("weight_rms"):
-                measured.measurement.root_mean_square("weight_rms", of.place, of.weight)
-        if not plan.wants("update_rms"):
-            return {}
-        return {
-            number: of.weight.detach().clone()
-            for number, of in plan.writers.items()
-            if of.weight.requires_grad
-        }
 
     def _show(self, arrays: Arrays) -> None:
         shown = {name: deep_median(arrays[name]) for name in SHOWN if name in arrays}
@@ -363,7 +373,7 @@ class Watch:
         """Add the sizes of the updates to the last measured row; shards are summed over processes."""
         plan, (_, arrays, held) = self._plan, self._open or (0, {}, {})
         assert plan is not None
-        found = self._guard(self._updates)(plan, held) if held else None
+        found = self._guard(mean_square_updates)(plan, held) if held else None
         if self._due:
             self._due = False
             if found is None:
@@ -373,17 +383,6 @@ class Watch:
         if found is not None and arrays:
             for of, value in zip(plan.writers.values(), found.sqrt().tolist(), strict=True):
                 arrays["update_rms"][of.place] = value
-
-    def _updates(self, plan: WatchPlan, held: dict[int, Tensor]) -> Tensor:
-        """Mean square of the change of every writer's weight; NaN where it does not learn."""
-        device = next(iter(held.values())).device
-        missing = torch.tensor(math.nan, dtype=torch.float64, device=device)
-        with torch.no_grad():
-            found = [
-                mean_square(of.weight - held[number]) if number in held else missing
-                for number, of in plan.writers.items()
-            ]
-        return torch.stack([value.to(device) for value in found])
 
 
 def _write_rest(watch: "weakref.ref[Watch]") -> None:

@@ -71,6 +71,7 @@ class WatchPlan:
         alone: parameter of a writer that no other product uses -> index of the writer.
         several: names of the streams that share blocks with others.
         broken: index of a writer -> why it is not measured.
+        given: name of a module -> position or name of the argument that is the state of its stream.
 
     Raises:
         ValueError: a name is not in the model, or a block is not in the anatomy.
@@ -92,6 +93,7 @@ class WatchPlan:
         for block in self.blocks:
             if not 1 <= block <= self.depth:
                 raise ValueError(f"block {block} is not in the model: choose from 1 to {self.depth}")
+        self.given: dict[str, int | str] = {}
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.parameters = dict(model.named_parameters(remove_duplicate=False))
         self.streams = {block: self._streams(block) for block in range(1, self.depth + 1)}

@@ -454,19 +454,6 @@ def test_adapters_are_part_of_the_branch() -> None:
     np.testing.assert_allclose(found["g_ctr"][2, 1], expected["g_ctr"][2, 1], rtol=1e-4)
 
 
-def test_compiled_models_are_measured_uncompiled() -> None:
-    model = InplaceModel()
-    batch = torch.randn(3, 5, 16)
-    expected = measured(model, [{"x": batch}])
-    compiled = torch.compile(model, backend="eager")
-    watch = Watch(compiled, every=2)
-    for step in (1, 2, 3):
-        with watch.step(step):
-            loss_of(compiled(batch)).backward()
-        same(watch.values, expected)
-        model.zero_grad()
-
-
 def test_chosen_blocks_and_names() -> None:
     values = measured(gpt2(), [{"input_ids": IDS}], blocks=(2,), names=("tcs", "g_ctr"))
     assert set(values) == {"tcs", "g_ctr"}

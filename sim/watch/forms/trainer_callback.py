@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from meanmode.sim.watch.driven_steps import DrivenSteps
+from meanmode.sim.watch.forms.driven_steps import DrivenSteps
 
 if TYPE_CHECKING:
     from meanmode.sim.watch.watch import Watch

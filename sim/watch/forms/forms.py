@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from meanmode.sim.watch.accelerated_steps import AcceleratedSteps
-from meanmode.sim.watch.lightning_callback import LightningCallback
-from meanmode.sim.watch.trainer_callback import TrainerCallback
+from meanmode.sim.watch.forms.accelerated_steps import AcceleratedSteps
+from meanmode.sim.watch.forms.lightning_callback import LightningCallback
+from meanmode.sim.watch.forms.trainer_callback import TrainerCallback
 
 if TYPE_CHECKING:
     from meanmode.sim.watch.watch import Watch

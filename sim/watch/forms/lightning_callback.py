@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.nn.utils import get_total_norm
 
-from meanmode.sim.watch.driven_steps import DrivenSteps, MeanLoss
+from meanmode.sim.watch.forms.driven_steps import DrivenSteps, MeanLoss
 
 if TYPE_CHECKING:
     from meanmode.sim.watch.watch import Watch

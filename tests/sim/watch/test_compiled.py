@@ -1,0 +1,159 @@
+"""Measured steps of compiled models are compiled too, without graph breaks, and measure the same."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from meanmode.sim.watch.compiled_hooks import HANDLERS, REPORTS, seen
+from meanmode.sim.watch.watch import Watch
+
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of what dynamo looks at
+
+IDS = torch.arange(3, 27).reshape(3, 8)
+STATES = torch.linspace(-1, 1, 240).reshape(3, 5, 16).sin()
+PADDED = torch.ones(3, 8, dtype=torch.int64).tril(5)
+
+
+def bert(depth: int = 2) -> nn.Module:
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": depth, "num_attention_heads": 2}
+    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = transformers.BertConfig(**sizes, **quiet, intermediate_size=32)
+    return transformers.BertModel(config, add_pooling_layer=False)
+
+
+class Shared(nn.Module):
+    """One post-norm layer that is called three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = self.layer(x)
+        return x
+
+
+class Named(nn.Module):
+    """A block that returns a container of its own kind, which compiled hooks cannot rebuild."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> object:
+        x = x + self.attention(x, x, x)[0]
+        x = x + self.down(self.up(x).relu())
+        return transformers.modeling_outputs.BaseModelOutput(last_hidden_state=x)
+
+
+class OfNamed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Named() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x).last_hidden_state
+        return x
+
+
+def loss_of(output: object) -> Tensor:
+    states = output if isinstance(output, Tensor) else output.last_hidden_state
+    targets = torch.linspace(-1, 1, states.numel()).reshape(states.shape)
+    return (states - targets).square().mean()
+
+
+def compiled(model: nn.Module, how: str, counter: Callable[..., object]) -> nn.Module:
+    """The model compiled as a whole, in place or block by block."""
+    torch._dynamo.reset()
+    options = {"backend": counter, "fullgraph": True, "dynamic": False}
+    if how == "wrapped":
+        return torch.compile(model, **options)
+    parts = [model] if how == "in place" else model.encoder.layer
+    for part in parts:
+        part.compile(**options)
+    return model
+
+
+def steps(
+    model: nn.Module, called: nn.Module, batch: dict[str, Tensor], watch: Watch, numbers: range
+) -> list[Tensor]:
+    """Gradients after each step, as one vector each."""
+    found = []
+    for step in numbers:
+        model.zero_grad()
+        with watch.step(step):
+            (loss_of(called(**batch)) / 2).backward()
+            (loss_of(called(**batch)) / 2).backward()
+        found.append(torch.cat([of.grad.flatten() for of in model.parameters()]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("make", "how", "batch", "graphs"),
+    [
+        (bert, "wrapped", {"input_ids": IDS, "attention_mask": PADDED}, 2),
+        # the first block, whose input differs, and all others
+        (partial(bert, 4), "block by block", {"input_ids": IDS}, 4),
+        (Shared, "in place", {"x": STATES}, 2),
+    ],
+    ids=["padding", "blocks that share code", "shared layer and functional writer"],
+)
+def test_compiled_steps_measure_the_same_in_one_graph(
+    make: Callable[[], nn.Module], how: str, batch: dict[str, Tensor], graphs: int
+) -> None:
+    torch.manual_seed(0)
+    model = make()
+    plain = copy.deepcopy(model)
+    expected = Watch(plain, every=1)
+    gradients = steps(plain, plain, batch, expected, range(1, 2))
+    counter = CompileCounterWithBackend("aot_eager")
+    called = compiled(model, how, counter)
+    watch = Watch(called, every=2)
+    found = steps(model, called, batch, watch, range(1, 2))
+    assert counter.frame_count == 0  # values are checked, uncompiled
+    found += steps(model, called, batch, watch, range(2, 5))
+    assert set(watch.values) == set(expected.values)
+    for name, values in expected.values.items():
+        np.testing.assert_allclose(watch.values[name], values, rtol=1e-5, atol=1e-8, err_msg=name)
+    for gradient in found:
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-5, atol=1e-9)
+    # code of plain steps and code of measured ones, without breaks
+    assert counter.frame_count == graphs
+    assert not HANDLERS and not REPORTS
+
+
+def test_hooks_that_cannot_be_compiled_leave_measured_steps_uncompiled() -> None:
+    torch.manual_seed(0)
+    model, batch = OfNamed(), {"x": STATES}
+    plain, names = copy.deepcopy(model), ("tcs", "rho", "g_mean", "g_ctr")
+    expected = Watch(plain, every=1, names=names)
+    gradients = steps(plain, plain, batch, expected, range(1, 2))
+    called = compiled(model, "wrapped", CompileCounterWithBackend("aot_eager"))
+    watch = Watch(called, every=2, names=names)
+    with pytest.warns(UserWarning, match="measured steps run uncompiled, since the hooks could not") as said:
+        found = steps(model, called, batch, watch, range(1, 5))
+    assert len(said) == 1
+    for name, values in expected.values.items():
+        np.testing.assert_allclose(watch.values[name], values, rtol=1e-5, atol=1e-8, err_msg=name)
+    for gradient in found:
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-5, atol=1e-9)
+
+
+def test_the_operator_passes_on_values_and_gradients() -> None:
+    x, y = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+    torch.library.opcheck(seen, ([x, 2 * x.detach()], [y], [0.0], torch.tensor(-1)))
+    (first, second, _) = seen([x, 3 * x], [y], [0.0], torch.tensor(-1))
+    (first + second).sum().backward()
+    assert torch.equal(x.grad, torch.full((2, 3), 4.0))
+    assert y.grad is None
