@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -29,6 +31,7 @@ TRACED = {
 }
 """Modules with functions that `torch.compile` traces, which it cannot do through the type checker."""
 with_shapes = jaxtyping.jaxtyped
+ARRAYS = (torch.Tensor, np.ndarray)
 
 
 def _is_shaped(hint: Any) -> bool:
@@ -37,21 +40,79 @@ def _is_shaped(hint: Any) -> bool:
     return own or any(map(_is_shaped, get_args(hint)))
 
 
+def _computes_sizes(hint: Any) -> bool:
+    """Whether an annotation has a size that is computed from the value of an argument."""
+    own = isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray) and "{" in hint.dim_str
+    return own or any(map(_computes_sizes, get_args(hint)))
+
+
+def _kind(value: Any) -> Any:
+    """All of a value that a check of its annotation can depend on."""
+    kind = type(value)
+    if isinstance(value, ARRAYS):
+        return kind, value.dtype, value.shape
+    if kind in (list, tuple):
+        return kind, tuple(map(_kind, value))
+    if kind is dict:
+        return kind, tuple((key, _kind(item)) for key, item in value.items())
+    return value if isinstance(value, str | type) else kind
+
+
+def _checked_once(plain: Callable[..., Any], check: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Check only calls whose arguments and results differ in type, shape or precision from earlier ones.
+
+    Args:
+        plain: the function.
+        check: adds the checks of jaxtyping to a function; called for the first call, since it takes long.
+    """
+    results: dict[Any, set[Any]] = {}
+    returned: list[Any] = []
+    checked = functools.cache(lambda: check(plain))
+    checked_result = functools.cache(lambda: check(functools.wraps(plain)(lambda *_, **__: returned.pop())))
+
+    @functools.wraps(plain)
+    def call(*arguments: Any, **options: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return plain(*arguments, **options)
+        key = tuple(map(_kind, arguments)), tuple((name, _kind(value)) for name, value in options.items())
+        known = results.get(key)
+        result = (checked() if known is None else plain)(*arguments, **options)
+        kind = _kind(result)
+        if known is None:
+            results.setdefault(key, set()).add(kind)
+        elif kind not in known:
+            returned.append(result)
+            checked_result()(*arguments, **options)
+            known.add(kind)
+        return result
+
+    return call
+
+
 def jaxtyped(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
     """Check calls as jaxtyping does, but those of functions without shapes by the type checker alone.
 
-    jaxtyping binds the arguments of each call to collect sizes, which doubles the time of a training step.
+    jaxtyping binds the arguments of each call to collect sizes, which doubles the time of a training step; so
+    calls like an earlier one are not checked again.
     """
 
     def decorate(checked: Any) -> Any:
         if checked.__module__ in TRACED:
             return checked
-        with contextlib.suppress(NameError):  # of a name that only type checkers import
+        if isinstance(checked, type):
+            if dataclasses.is_dataclass(checked) and "__init__" in vars(checked):
+                checked.__init__ = decorate(checked.__init__)
+            return checked
+        check = functools.partial(with_shapes, typechecker=typechecker)
+        # of a name that only type checkers import, or of a class that only they subscript
+        with contextlib.suppress(NameError, TypeError):
             if isinstance(checked, FunctionType):
-                hints = get_type_hints(checked, include_extras=True)
-                if not any(map(_is_shaped, hints.values())):
+                hints = get_type_hints(checked, include_extras=True).values()
+                if not any(map(_is_shaped, hints)):
                     return typechecker(checked)
-        return with_shapes(checked, typechecker=typechecker)
+                if not any(map(_computes_sizes, hints)):
+                    return _checked_once(checked, check)
+        return check(checked)
 
     return decorate
 
@@ -73,6 +134,14 @@ from meanmode.sweeps.named.token_law import TOKEN_LAW  # noqa: E402
 from meanmode.theory.setting import Setting  # noqa: E402
 
 Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """What a test draws from global streams is the same on its own, in any order and after any other test."""
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    random.seed(0)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,29 +56,46 @@ def test_the_wheel_holds_every_module_and_nothing_else(site: Path) -> None:
     assert not [room for room in ROOMS[1:] if (site / room).exists()]
 
 
-@pytest.mark.parametrize(
-    ("command", "printed"),
-    [
-        (("--version",), "version"),
-        (("verify", "P1"), "1 of 1 laws proved"),
-        (("law", "A2"), "proved"),
-        (("predict", "front", "--depth", "40", "--tokens", "16"), "collapse front at block"),
-        (("sweep", "list"), "collapse_front"),
-        (TRAIN, "complete"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, tuple) else "",
-)
-def test_the_wheel_works_from_any_folder(
-    site: Path, tmp_path: Path, command: tuple[str, ...], printed: str
-) -> None:
-    run = python("-m", "meanmode", *command, cwd=tmp_path, site=site)
+COMMANDS = {
+    ("--version",): "version",
+    ("verify", "P1"): "1 of 1 laws proved",
+    ("law", "A2"): "proved",
+    ("predict", "front", "--depth", "40", "--tokens", "16"): "collapse front at block",
+    ("sweep", "list"): "collapse_front",
+    TRAIN: "complete",
+}
+ONE_AFTER_THE_OTHER = f"""
+import contextlib, io, json, runpy, sys
+import meanmode.sim.trunk.merges as merges
+ended = {{"file": merges.__file__}}
+for words in {list(map(list, COMMANDS))}:
+    sys.argv, out = ["meanmode", *words], io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try:
+            runpy.run_module("meanmode", run_name="__main__", alter_sys=False)
+        except SystemExit as stopped:
+            ended[words[0]] = stopped.code, out.getvalue()
+print(json.dumps(ended))
+"""
+
+
+@pytest.fixture(scope="module")
+def ended(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Exit code and output of each command by its first word, in one process in a folder of its own."""
+    run = python("-c", ONE_AFTER_THE_OTHER, cwd=tmp_path_factory.mktemp("folder"), site=site)
     assert run.returncode == 0, run.stderr
-    assert printed in run.stdout
+    return json.loads(run.stdout)
 
 
-def test_the_wheel_is_what_runs(site: Path, tmp_path: Path) -> None:
-    code = "import meanmode.sim.trunk.merges as merges; print(merges.__file__)"
-    assert Path(python("-c", code, cwd=tmp_path, site=site).stdout.strip()).is_relative_to(site)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_the_wheel_works_from_any_folder(ended: dict[str, Any], command: tuple[str, ...]) -> None:
+    code, printed = ended[command[0]]
+    assert not code
+    assert COMMANDS[command] in printed
+
+
+def test_the_wheel_is_what_runs(site: Path, ended: dict[str, Any]) -> None:
+    assert Path(ended["file"]).is_relative_to(site)
 
 
 def test_figures_without_data_say_where_the_data_are(site: Path, tmp_path: Path) -> None:

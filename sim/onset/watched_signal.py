@@ -278,6 +278,8 @@ class WatchedSignal:
             factor: smallest factor by which a sample must be away to count.
             times: multiple of `LATEST` samples to look at, and of `PERSISTENT` samples to require.
         """
+        if not any(self.off):
+            return False
         off, least = list(self.off)[-times * LATEST :], math.log(factor)
         up = sum(of > 0 and of >= least for of in off)
         down = sum(of < 0 and of <= -least for of in off)

@@ -1,6 +1,7 @@
 """Rows of a committor study: how often forks of a state collapse, and which signal ranks the states."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -72,23 +73,26 @@ def share_rows(states: pd.DataFrame, within: int) -> list[dict[str, Any]]:
 def rank_rows(states: pd.DataFrame, within: int) -> list[dict[str, Any]]:
     """How each observable ranks the states by P(collapse), with a 90 % bootstrap interval over parents."""
     rows: list[dict[str, Any]] = []
+    own = states["parent"].to_numpy()
     parents = states["parent"].unique()
+    indices = {parent: np.flatnonzero(own == parent) for parent in parents}
     random = np.random.default_rng(0)
     for name in OBSERVABLES:
-        found = [_rank(states, name, random.choice(parents, len(parents))) for _ in range(BOOTSTRAPS)]
+        columns = states[name].to_numpy(), states["collapsed"].to_numpy()
+        drawn = (random.choice(parents, len(parents)) for _ in range(BOOTSTRAPS))
+        found = [_rank(*columns, [indices[parent] for parent in of]) for of in drawn]
         known = [rank for rank in found if not math.isnan(rank)]
         low, high = np.quantile(known, [0.05, 0.95]) if known else (math.nan, math.nan)
         about = {"quantity": "rank_correlation", "within": within, "observable": name, "n": len(states)}
         ends = {"measured_low": float(low), "measured_high": float(high)}
-        rows.append({**about, "measured": _rank(states, name, parents), **ends})
+        rows.append({**about, "measured": _rank(*columns, list(indices.values())), **ends})
     return rows
 
 
-def _rank(states: pd.DataFrame, name: str, parents: NDArray[Any]) -> float:
+def _rank(observed: NDArray[Any], collapsed: NDArray[Any], parents: Sequence[NDArray[np.int64]]) -> float:
     """Spearman's correlation of an observable with the committor over the states of the given parents."""
-    own = states["parent"].to_numpy()
-    indices = np.concatenate([np.flatnonzero(own == parent) for parent in parents])
-    values, shares = (states[column].to_numpy()[indices] for column in (name, "collapsed"))
+    indices = np.concatenate(parents)
+    values, shares = observed[indices], collapsed[indices]
     if np.ptp(values) == 0 or np.ptp(shares) == 0:
         return math.nan  # all states are alike
     return float(np.corrcoef(rankdata(values), rankdata(shares))[0, 1])

@@ -112,13 +112,12 @@ def factors(run: xr.Dataset, step: int, over: str = "all") -> dict[str, float]:
         step: the step after the jump.
         over: `all` blocks (root of the sum of squares) or the median of `deep` ones.
     """
-    return {
-        f"{mode}_{writer}": float(
-            run[f"{mode}_{over}"].sel(since_jump=step, writer=writer)
-            / before(run, f"{mode}_{over}").sel(writer=writer)
-        )
+    grown = {
+        mode: run[f"{mode}_{over}"].sel(since_jump=step) / before(run, f"{mode}_{over}")
         for mode in ("g_mean", "g_ctr")
-        for writer in WRITERS
+    }
+    return {
+        f"{mode}_{writer}": float(of.sel(writer=writer)) for mode, of in grown.items() for writer in WRITERS
     }
 
 

@@ -77,7 +77,8 @@ def warning_rows(source: OpenedStudy, *, every: int = 1) -> pd.DataFrame:
         seen = np.where(step % every == 0, cosines[index, : len(step)], np.nan)
         features = warning_features(step, seen, deltas[index, : len(step)])
         kept = (step % EVERY == 0) & (step < onset) & np.isfinite(features).all(1)
-        rates = [run.training.learning_rate(run.model.depth).rate(int(at)) for at in step[kept]]
+        schedule = run.training.learning_rate(run.model.depth)
+        rates = [schedule.rate(int(at)) for at in step[kept]]
         same = (np.log(run.model.depth), onset if kind == "mean_mode" else np.inf, run.training.steps, index)
         columns = (features[kept], np.log(rates), step[kept], np.tile(same, (kept.sum(), 1)))
         parts.append(np.column_stack(columns))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import meanmode.sim.simulate
-from meanmode.sim.simulate import simulate
+from meanmode.sim.simulate import simulate_ensemble
 from meanmode.theory.meanfield.profile import predict_profile
 from meanmode.theory.setting import Setting
 
@@ -18,8 +18,8 @@ BLOCK, SEEDS = 12, 40
 
 def measured(setting: Setting = SETTING) -> np.ndarray:
     """A of both writers in one block, one row per seed."""
-    runs = [simulate(setting, seed, backward=True)["amplification"][BLOCK] for seed in range(SEEDS)]
-    return np.array(runs, dtype=float)
+    runs = simulate_ensemble([(setting, seed) for seed in range(SEEDS)], backward=True)
+    return runs["amplification"][:, BLOCK].astype(float)
 
 
 def distance(samples: np.ndarray, setting: Setting = SETTING) -> np.ndarray:
@@ -65,15 +65,15 @@ def test_an_adjoint_that_depends_on_the_trunk_is_rejected(monkeypatch: pytest.Mo
     kept: list[torch.Tensor] = []
     down = meanmode.sim.simulate._Walk._down
 
-    def remembering(walk: object) -> list[torch.Tensor]:
+    def remembering(walk: object) -> torch.Tensor:
         trunks = down(walk)
-        kept[:] = [trunks[-1].clone().roll(1, dims=1)]
+        kept[:] = trunks[-1].clone().roll(1, dims=-2)
         return trunks
 
     monkeypatch.setattr(meanmode.sim.simulate._Walk, "_down", remembering)
-    monkeypatch.setattr(meanmode.sim.simulate, "synthetic_adjoint", lambda *given: kept[0])
-    runs = [simulate(setting, seed, backward=True) for seed in range(SEEDS)]
-    cosine = float(np.mean([run["adjoint_tcs"][-1] for run in runs]))
-    samples = np.array([run["amplification"][-1] for run in runs], dtype=float)
+    monkeypatch.setattr(meanmode.sim.simulate, "synthetic_adjoint", lambda *given: kept.pop(0))
+    runs = simulate_ensemble([(setting, seed) for seed in range(SEEDS)], backward=True)
+    cosine = float(np.mean(runs["adjoint_tcs"][:, -1]))
+    samples = runs["amplification"][:, -1].astype(float)
     predicted = predict_profile(dataclasses.replace(setting, adjoint_cosine=cosine), 600)["amplification"][-1]
     assert np.abs((samples.mean(0) - predicted) / (samples.std(0, ddof=1) / math.sqrt(SEEDS))).max() > 4

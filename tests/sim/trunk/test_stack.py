@@ -16,6 +16,7 @@ from meanmode.sim.observe.probe import Probe
 from meanmode.sim.onset.measured_front import collapse_front
 from meanmode.sim.simulate import simulate, simulate_ensemble, stream
 from meanmode.sim.trunk.attention import SoftmaxAttention, rope_angles
+from meanmode.sim.trunk.ensemble import stack_members
 from meanmode.sim.trunk.stack import Block, Stack, synthetic_input
 from meanmode.theory.meanfield.predicted_front import predict_front
 from meanmode.theory.setting import MERGES, Setting
@@ -155,10 +156,15 @@ def test_front_of_a_profile() -> None:
 FRONT_SETTING = Setting(depth=60, tokens=8, width=64, heads=2, weight_std=0.125, input_cosine=0.1)
 
 
+def profiles_of(setting: Setting, seeds: int) -> np.ndarray:
+    """TCS of every seed after every block."""
+    return simulate_ensemble([(setting, seed) for seed in range(seeds)])["tcs"]
+
+
 @pytest.mark.parametrize("mixer", ["uniform", "linear"])
 def test_predicted_front_of_the_other_mixers_agrees_with_simulation(mixer: str) -> None:
     setting = dataclasses.replace(FRONT_SETTING, mixer=mixer)
-    fronts = [collapse_front(simulate(setting, seed)["tcs"]) for seed in range(32)]
+    fronts = [collapse_front(profile) for profile in profiles_of(setting, 32)]
     assert None not in fronts
     error = np.std(fronts, ddof=1) / math.sqrt(len(fronts))
     assert abs(np.mean(fronts) - predict_front(setting).front) < 4 * error
@@ -174,7 +180,7 @@ def test_clustered_tokens_break_the_assumption_of_one_pair_cosine(monkeypatch: p
         return torch.nn.functional.rms_norm(mixed, (setting.width,))
 
     monkeypatch.setattr(meanmode.sim.simulate, "synthetic_input", clustered)
-    profiles = [simulate(FRONT_SETTING, seed)["tcs"] for seed in range(32)]
+    profiles = profiles_of(FRONT_SETTING, 32)
     fronts = np.array([collapse_front(profile) or FRONT_SETTING.depth for profile in profiles])
     cosine = float(np.mean([profile[0] for profile in profiles]))
     predicted = predict_front(dataclasses.replace(FRONT_SETTING, input_cosine=cosine)).front
@@ -183,7 +189,7 @@ def test_clustered_tokens_break_the_assumption_of_one_pair_cosine(monkeypatch: p
 
 @pytest.fixture(scope="module")
 def measured_fronts() -> np.ndarray:
-    fronts = [collapse_front(simulate(FRONT_SETTING, seed)["tcs"]) for seed in range(40)]
+    fronts = [collapse_front(profile) for profile in profiles_of(FRONT_SETTING, 40)]
     assert None not in fronts
     return np.array(fronts)
 
@@ -254,19 +260,24 @@ def test_interventions_a_simulation_cannot_make_are_refused(text: str, message: 
         simulate(SMALL, 0, interventions=[Intervention.parse(text)])
 
 
+def mean_cosines(x: torch.Tensor) -> np.ndarray:
+    """TCS of every member of an ensemble, mean over its batch."""
+    return observables.tcs(x).mean(-1).numpy()
+
+
 def test_repeated_weights_break_the_assumption_of_fresh_ones() -> None:
     """Negative control: one block repeated through depth is not a stack of fresh Gaussian weights."""
-    fronts = []
-    for seed in range(24):
-        block = Block(FRONT_SETTING)
-        block.reset_parameters(stream(FRONT_SETTING, seed, 1))
-        x = synthetic_input(FRONT_SETTING, stream(FRONT_SETTING, seed, 0))
-        profile = [float(observables.tcs(x).mean())]
-        with torch.no_grad():
-            for _ in range(FRONT_SETTING.depth):
-                x = block(x, FRONT_SETTING.segments)
-                profile.append(float(observables.tcs(x).mean()))
-        fronts.append(collapse_front(profile) or FRONT_SETTING.depth)
+    blocks = [Block(FRONT_SETTING) for _ in range(24)]
+    for seed, member in enumerate(blocks):
+        member.reset_parameters(stream(FRONT_SETTING, seed, 1))
+    block = stack_members(blocks)
+    x = torch.stack([synthetic_input(FRONT_SETTING, stream(FRONT_SETTING, seed, 0)) for seed in range(24)])
+    profile = [mean_cosines(x)]
+    with torch.no_grad():
+        for _ in range(FRONT_SETTING.depth):
+            x = block(x, FRONT_SETTING.segments)
+            profile.append(mean_cosines(x))
+    fronts = [collapse_front(of) or FRONT_SETTING.depth for of in np.transpose(profile)]
     predicted = predict_front(FRONT_SETTING)
     error = np.std(fronts, ddof=1) / math.sqrt(len(fronts))
     assert abs(np.mean(fronts) - predicted.front) > 4 * error

@@ -79,21 +79,20 @@ def swin() -> nn.Module:
     return transformers.SwinModel(transformers.SwinConfig(**sizes), add_pooling_layer=False)
 
 
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
 FAMILIES = {
     "bert": (bert, {"input_ids": IDS}, 0),
     "gpt2": (gpt2, {"input_ids": IDS}, 0),
     "opt": (opt, {"input_ids": IDS}, 0),
     "albert": (albert, {"input_ids": IDS}, 0),
-    "encoder": (encoder, {"src": torch.randn(3, 8, 16)}, 0),
-    "tokens first": (partial(encoder, batch_first=False, norm_first=True), {"src": torch.randn(8, 3, 16)}, 1),
-    "swin": (swin, {"pixel_values": torch.randn(3, 3, 32, 32)}, 0),
+    "encoder": (encoder, {"src": drawn(3, 8, 16)}, 0),
+    "tokens first": (partial(encoder, batch_first=False, norm_first=True), {"src": drawn(8, 3, 16)}, 1),
+    "swin": (swin, {"pixel_values": drawn(3, 3, 32, 32)}, 0),
 }
 """Name -> model, batch, and which axis of the batch holds the samples."""
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
 
 
 def loss_of(out: object) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import json
 import random
 import threading
@@ -16,6 +17,7 @@ import pytest
 
 import meanmode.sweeps.engine.execution
 import meanmode.sweeps.engine.simulated
+from meanmode.sim.simulate import simulate
 from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.sweep_store import DONE, FAILED, TODO, open_cells
 from meanmode.sim.store.sweep_writer import SweepWriter
@@ -27,6 +29,17 @@ SMALL = (
     *("sweep", "run", "collapse_front", "--width", 32, "--heads", 2, "--tokens", "4,9", "--seeds", 2),
     *("--weight-std", 0.2, "--input-cosine", 0.1, "--depth", "3,6"),
 )
+
+
+@pytest.fixture(autouse=True)
+def simulated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps in this process simulate equal cells once: what fails here is what is done with the results."""
+    monkeypatch.setattr(meanmode.sweeps.engine.simulated, "simulate", once)
+
+
+@functools.cache
+def once(setting: Setting, seed: int, **named: object) -> object:
+    return simulate(setting, seed, **named)
 
 
 class OddError(Exception):
