@@ -1,12 +1,15 @@
 """The registry of figures, and drawing them from a folder of stores; no figure opens a store itself."""
 
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
+from matplotlib import rc_context
 from matplotlib.figure import Figure
+from PIL import Image
 
 from meanmode.paper_figs.figures import (
     collapse_front,
@@ -31,6 +34,7 @@ from meanmode.paper_figs.figures.events import (
     event_run,
 )
 from meanmode.paper_figs.figures.hazards import calibration, hazard_depth, schedule_risk, survival
+from meanmode.paper_figs.shared.style import LOOK
 from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.regular_files import read_json
 from meanmode.sim.store.run_reader import is_run, open_run
@@ -104,13 +108,18 @@ COMMANDS = {
 """Document -> the command that writes it, up to the name of the file."""
 
 
-def draw_figures(names: Sequence[str], data: Path, out: Path) -> list[Path]:
+DPI = 200
+"""Pixels per inch of a PNG file."""
+
+
+def draw_figures(names: Sequence[str], data: Path, out: Path, *, pdf: bool = False) -> list[Path]:
     """Draw figures as PNG files and return their paths.
 
     Args:
         names: which figures; if empty, all whose stores are in the folder.
         data: folder of the stores; or a run, which `SINGLE_RUN` draws.
-        out: folder of the PNG files, created if missing.
+        out: folder of the files, created if missing.
+        pdf: whether to write a vector PDF beside every PNG as well.
 
     Raises:
         ValueError: an unknown figure, a folder that holds no store of any figure, or another figure of a run.
@@ -132,11 +141,22 @@ def draw_figures(names: Sequence[str], data: Path, out: Path) -> list[Path]:
         )
     paths = []
     for name in names or present:
-        figure = event_run.draw(open_run(data)) if single else _drawn(name, data)
-        out.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out / f"{name}.png", dpi=150)
-        paths.append(out / f"{name}.png")
+        with rc_context(LOOK):
+            figure = event_run.draw(open_run(data)) if single else _drawn(name, data)
+            out.mkdir(parents=True, exist_ok=True)
+            paths += _saved(figure, out / f"{name}.png", pdf)
     return paths
+
+
+def _saved(figure: Figure, path: Path, pdf: bool) -> list[Path]:
+    """The files of a figure; a PNG has 256 colours, which makes it a third of the size."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI)
+    Image.open(drawn).convert("RGB").quantize(256).save(path, optimize=True, dpi=(DPI, DPI))
+    if not pdf:
+        return [path]
+    figure.savefig(path.with_suffix(".pdf"))
+    return [path, path.with_suffix(".pdf")]
 
 
 def _is_present(name: str, data: Path) -> bool:

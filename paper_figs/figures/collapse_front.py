@@ -9,10 +9,13 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from meanmode.paper_figs.shared.runs import caption
 from meanmode.paper_figs.shared.style import (
     COLOURS,
+    DASHES,
     FRONT_AXES,
     MARKERS,
+    PAGE,
     base_setting,
     check_axes,
     run_caption,
@@ -42,19 +45,18 @@ def draw(data: xr.Dataset) -> Figure:
     depth = int(data["depth"].max())
     deepest = [row for row in sweep_rows(data) if row["depth"] == depth and "n_collapsed" in row]
     merges = list(dict.fromkeys(row["merge"] for row in deepest))
-    figure = Figure(figsize=(5.2 * len(merges), 5.2), layout="constrained")
+    figure = Figure(figsize=(PAGE, 3.1), layout="constrained")
     panels = figure.subplots(1, len(merges), sharey=True, squeeze=False)[0]
     for panel, merge in zip(panels, merges, strict=True):
         _draw_merge(panel, data, [row for row in deepest if row["merge"] == merge])
-    panels[0].set_ylabel(f"collapse front: block where TCS reaches {FRONT_COSINE:g}")
+    panels[0].set_ylabel(f"front: block where TCS reaches {FRONT_COSINE:g}")
     panels[0].set_ylim(bottom=0)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    figure.suptitle(
-        f"Collapse front of untrained stacks ({run_caption(data)})\n"
-        "line and band: mean-field recursion, mean and std between seeds; "
-        "points: measured mean and its standard error",
-        fontsize=9,
+    figure.legend(handles, labels, loc="outside upper center", ncols=4)
+    caption(
+        figure,
+        "Untrained stacks. Lines and bands: mean-field recursion, mean and std between seeds; points: "
+        f"measured mean and its standard error. {run_caption(data)}.",
     )
     return figure
 
@@ -68,7 +70,8 @@ def _draw_merge(panel: Axes, data: xr.Dataset, rows: Rows) -> None:
         label = f"weight std {weight_std:g}, input cosine {cosine:g}"
         fields = {"merge": merge, "weight_std": weight_std, "input_cosine": cosine, "depth": depth}
         tokens = np.array([row["tokens"] for row in here])
-        _draw_curve(panel, base_setting(data, **fields), tokens, colour, f"theory, {label}")
+        line = {"color": colour, "ls": DASHES[style % len(DASHES)]}
+        _draw_curve(panel, base_setting(data, **fields), tokens, line)
         whole = [row for row in here if row["n_collapsed"] == row["n"]]
         panel.errorbar(
             [row["tokens"] for row in whole],
@@ -76,15 +79,15 @@ def _draw_merge(panel: Axes, data: xr.Dataset, rows: Rows) -> None:
             yerr=[row["measured_sem"] or 0 for row in whole],
             fmt=marker,
             color=colour,
-            capsize=3,
-            ms=6,
-            label=f"measured, {label}",
+            capsize=1.8,
+            ms=3.8,
+            label=label,
         )
         for row in here:
             if row["n_collapsed"] < row["n"]:
                 x = row["tokens"] * 1.12**style
-                panel.plot(x, depth, marker=r"$\uparrow$", color=colour, ms=11, ls="none")
-    panel.set_title(f"merge {merge}", fontsize=9)
+                panel.plot(x, depth, marker=r"$\uparrow$", color=colour, ms=7, ls="none")
+    panel.set_title(f"merge {merge}")
     _say_censored(panel, rows)
     tokens = sorted({row["tokens"] for row in rows})
     panel.set_xscale("log", base=2)
@@ -100,10 +103,10 @@ def _say_censored(panel: Axes, rows: Rows) -> None:
         predicted = "a front" if any(row["predicted"] is not None for row in rows) else "no front"
         counts = f"{runs - collapsed} of {runs} runs have none"
         text = f"{predicted} is predicted;\n{counts}\nwithin {rows[0]['depth']} blocks (arrows)"
-        panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", va="center", fontsize=9)
+        panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", va="center")
 
 
-def _draw_curve(panel: Axes, base: Setting, tokens: np.ndarray, colour: str, label: str) -> None:
+def _draw_curve(panel: Axes, base: Setting, tokens: np.ndarray, line: dict[str, Any]) -> None:
     """The predicted front for token counts from the smallest to the largest."""
     base = dataclasses.replace(
         base, rope=False
@@ -112,8 +115,7 @@ def _draw_curve(panel: Axes, base: Setting, tokens: np.ndarray, colour: str, lab
     predictions = [predict_front(dataclasses.replace(base, tokens=int(count))) for count in grid]
     shown = [(t, p.front, p.front_std) for t, p in zip(grid, predictions, strict=True) if p.front is not None]
     if not shown:
-        panel.plot([], [], color=colour, label=label)
         return
     x, front, std = (np.array(column, float) for column in zip(*shown, strict=True))
-    panel.plot(x, front, color=colour, label=label)
-    panel.fill_between(x, front - std, front + std, color=colour, alpha=0.15, lw=0)
+    panel.plot(x, front, **line)
+    panel.fill_between(x, front - std, front + std, color=line["color"], alpha=0.15, lw=0)

@@ -11,15 +11,14 @@ from meanmode.paper_figs.shared.runs import caption
 from meanmode.paper_figs.shared.studies import (
     Studies,
     draw_rates,
-    fitted_to,
     forecast_of,
     line_of,
     rates_of_runs,
+    short_sizes,
 )
-from meanmode.paper_figs.shared.style import COLOURS
-from meanmode.sweeps.studies.critical_rates import exponent_over_runs, study_rows
-from meanmode.sweeps.studies.run_sizes import rate_of, sizes_of, span, study_sizes
-from meanmode.theory.laws.all_laws import LAWS
+from meanmode.paper_figs.shared.style import COLOURS, PAGE
+from meanmode.sweeps.studies.critical_rates import study_rows
+from meanmode.sweeps.studies.run_sizes import rate_of, span, study_sizes
 from meanmode.theory.laws.rivals import RIVALS
 
 DEPTH, DEEP, SLOPES = "critical_rate_depth", "critical_rate_deep", "critical_rate_slopes"
@@ -49,7 +48,7 @@ def draw(studies: Studies) -> Figure:
         studies: `critical_rate_depth`, `critical_rate_deep` and `critical_rate_slopes`, or some of them.
     """
     rows = {name: study_rows(data) for name, data in studies.items()}
-    figure = Figure(figsize=(13.5, 6.2), layout="constrained")
+    figure = Figure(figsize=(PAGE, 3.3), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_depths(left, studies, rows)
     _draw_slopes(right, studies, rows)
@@ -57,16 +56,15 @@ def draw(studies: Studies) -> Figure:
         panel.set_yscale("log")
         panel.set_xlabel(name)
         panel.grid(alpha=0.25)
-        panel.tick_params(which="minor", labelsize=8)
+        panel.tick_params(which="minor", labelsize=6)
         if panel.lines:
-            panel.legend(fontsize=7.5, frameon=False)
-        panel.set_ylabel("critical rate: learning rate at the onset of the collapse")
-    figure.suptitle(
-        "Critical learning rate under linear ramps: points, medians with 90 % bootstrap intervals; "
-        "dots, runs; lines, forecasts written before the held-out runs",
-        fontsize=10,
+            panel.legend()
+        panel.set_ylabel("critical rate")
+    caption(
+        figure,
+        "Linear ramps. Points: measured medians with 90 % intervals; dots: runs; lines: laws, fitted "
+        f"to the runs in black. {short_sizes(studies)}",
     )
-    caption(figure, _theory(studies), *_measured(studies, rows))
     return figure
 
 
@@ -90,7 +88,7 @@ def _draw_depths(panel: Axes, studies: Studies, rows: Rows) -> None:
         _draw_rivals(panel, depths, deep, anchor and (anchor["depth"], anchor["critical_rate"]))
     _ticks(panel, [row["depth"] for row in (*fitted, *deep)])
     slopes = {rate_of(study_sizes(studies[name])) for name in (DEPTH, DEEP) if name in studies}
-    panel.set_title(f"against depth; {', '.join(sorted(slopes))}", fontsize=9.5)
+    panel.set_title(f"against depth; {', '.join(sorted(slopes))}")
 
 
 def _draw_slopes(panel: Axes, studies: Studies, rows: Rows) -> None:
@@ -101,7 +99,7 @@ def _draw_slopes(panel: Axes, studies: Studies, rows: Rows) -> None:
     _draw_law(panel, slopes, rows[SLOPES])
     _draw_rivals(panel, slopes, rows[SLOPES], None)
     _ticks(panel, slopes)
-    panel.set_title(f"against the slope, {span(study_sizes(studies[SLOPES])['depth'])} blocks", fontsize=9.5)
+    panel.set_title(f"against the slope, {span(study_sizes(studies[SLOPES])['depth'])} blocks")
 
 
 def _draw_cases(
@@ -144,31 +142,4 @@ def _draw_rivals(
     for style, (line, names) in zip(RIVAL_STYLES, lines.items(), strict=False):
         begin = ([anchor[0]], [anchor[1]]) if anchor else ([], [])
         label = f"O1, {', '.join(names)}"
-        panel.plot([*begin[0], *x], [*begin[1], *line], color="0.5", lw=1, ls=style, label=label, zorder=1)
-
-
-def _theory(studies: Studies) -> str:
-    forecast = forecast_of(studies)
-    said = f"Theory. O2: {LAWS['O2'].statement}. O1, anchored at one measured rate: {LAWS['O1'].statement}."
-    if not forecast:
-        return said
-    law, power = forecast["law"], forecast["power_law"]
-    return (
-        f"{said} Fitted to {power['runs']} runs of {fitted_to(forecast)}: r = {law['coherence']:.4f}, "
-        f"threshold Delta_c = {law['threshold']:.3f} and gamma(t) of O2; exponent {power['exponent']:.3f} "
-        f"+- {power['exponent_error']:.3f} of the power law."
-    )
-
-
-def _measured(studies: Studies, rows: Rows) -> list[str]:
-    """What was run, one paragraph per study."""
-    said = []
-    for name, data in studies.items():
-        collapsed, runs = (sum(row[column] for row in rows[name]) for column in ("n_collapsed", "n"))
-        text = f"Measured, {name}: {sizes_of(data)}; {collapsed} of {runs} runs collapsed."
-        axis = "slope" if name == SLOPES else "depth"
-        fit = exponent_over_runs(data, axis)
-        if fit is not None:
-            text += f" Exponent in {axis} over these runs: {fit.exponent:.3f} +- {fit.exponent_error:.3f}."
-        said.append(text)
-    return said
+        panel.plot([*begin[0], *x], [*begin[1], *line], color="0.5", lw=0.8, ls=style, label=label, zorder=1)

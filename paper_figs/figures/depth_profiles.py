@@ -6,10 +6,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from meanmode.paper_figs.shared.runs import caption
 from meanmode.paper_figs.shared.style import (
     COLOURS,
+    DASHES,
     FRONT_AXES,
     MARKERS,
+    PAGE,
     base_setting,
     check_axes,
     run_caption,
@@ -45,7 +48,7 @@ def draw(data: xr.Dataset) -> Figure:
     check_axes(data, *FRONT_AXES)
     chosen = unstacked(data).isel(depth=-1, tokens=-1, weight_std=0, input_cosine=0)
     fields = {name: chosen[name].item() for name in ("depth", "tokens", "weight_std", "input_cosine")}
-    figure = Figure(figsize=(11, 6.4), layout="constrained")
+    figure = Figure(figsize=(PAGE, 4.2), layout="constrained")
     panels = figure.subplots(2, 3, sharex=True)
     for style, merge in enumerate(str(value) for value in chosen["merge"].values):
         predicted = predict_profile(base_setting(data, merge=merge, **fields))
@@ -60,18 +63,19 @@ def draw(data: xr.Dataset) -> Figure:
         panel.grid(alpha=0.25)
     for panel in panels[-1]:
         panel.set_xlabel("block")
-    panels[0, 0].axhline(FRONT_COSINE, color="0.5", lw=0.8, ls=":")
+    panels[0, 0].axhline(FRONT_COSINE, color="0.5", lw=0.6, ls=":")
     handles = [
-        Line2D([], [], color=COLOURS[style], marker=MARKERS[style], ms=4, label=str(merge))
+        Line2D(
+            [], [], color=COLOURS[style], ls=DASHES[style], marker=MARKERS[style], ms=2.6, label=str(merge)
+        )
         for style, merge in enumerate(chosen["merge"].values)
     ]
-    panels[0, 0].legend(handles=handles, fontsize=8, frameon=False)
-    figure.suptitle(
-        f"Depth profiles at initialisation: {fields['tokens']} tokens, weight std {fields['weight_std']:g}, "
-        f"input cosine {fields['input_cosine']:g} ({run_caption(data)})\n"
-        "lines: mean-field recursion; points: measured mean and std between seeds; "
-        f"dotted: TCS = {FRONT_COSINE:g}",
-        fontsize=9,
+    panels[0, 0].legend(handles=handles)
+    caption(
+        figure,
+        "At initialisation. Lines: mean-field recursion; points: measured mean and std between seeds; "
+        f"dotted: TCS = {FRONT_COSINE:g}. {fields['tokens']} tokens, weight std "
+        f"{fields['weight_std']:g}, input cosine {fields['input_cosine']:g}, {run_caption(data)}.",
     )
     return figure
 
@@ -80,7 +84,7 @@ def _draw_profile(panel: Axes, measured: xr.DataArray, predicted: np.ndarray, st
     colour = COLOURS[style]
     predicted = predicted if predicted.ndim == 1 else predicted[:, 0]
     blocks = np.arange(len(predicted)) + (measured.sizes["block"] - len(predicted))
-    panel.plot(blocks, predicted, color=colour)
+    panel.plot(blocks, predicted, color=colour, ls=DASHES[style])
     found = seed_statistics(measured)
     mean, std = found["mean"].values, found["spread"].values
     some = slice(None, None, max(1, measured.sizes["block"] // SHOWN_POINTS))
@@ -89,7 +93,7 @@ def _draw_profile(panel: Axes, measured: xr.DataArray, predicted: np.ndarray, st
         mean[some],
         yerr=np.minimum(std[some], 0.999 * np.abs(mean[some])),
         fmt=MARKERS[style],
-        ms=4,
-        lw=0.8,
+        ms=2.6,
+        lw=0.6,
         color=colour,
     )

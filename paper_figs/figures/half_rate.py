@@ -13,12 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from meanmode.paper_figs.shared.runs import caption
-from meanmode.paper_figs.shared.studies import Studies, bars, fitted_to, forecast_of, forecasts_of, line_of
-from meanmode.paper_figs.shared.style import COLOURS, MARKERS
+from meanmode.paper_figs.shared.studies import (
+    Studies,
+    bars,
+    forecast_of,
+    forecasts_of,
+    line_of,
+    short_sizes,
+)
+from meanmode.paper_figs.shared.style import COLOURS, MARKERS, PAGE
 from meanmode.sweeps.studies.half_rates import fitted_shares, half_rate_points, share_rows
-from meanmode.sweeps.studies.run_sizes import sizes_of, study_sizes
+from meanmode.sweeps.studies.run_sizes import study_sizes
 from meanmode.sweeps.studies.waiting_times import waiting_times
-from meanmode.theory.laws.all_laws import LAWS
 from meanmode.theory.onset.functional_law import FunctionalLaw
 
 STUDIES = (
@@ -47,7 +53,7 @@ def draw(studies: Studies) -> Figure:
     shares, points = share_rows(runs), half_rate_points(runs, forecasts_of(studies))
     if not points:
         raise ValueError("a half rate lies between rates: no depth of these studies has runs at two rates")
-    figure = Figure(figsize=(13.5, 6.0), layout="constrained")
+    figure = Figure(figsize=(PAGE, 3.3), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_shares(left, shares, {row["depth"]: row for row in points})
     _draw_half_rates(right, points)
@@ -55,11 +61,12 @@ def draw(studies: Studies) -> Figure:
         _draw_forecast(right, points, studies)
     _finish_half_rates(right, points)
     steps = max(study_sizes(data)["steps"][-1] for data in studies.values())
-    figure.suptitle(
-        f"Collapse within {steps} steps at a constant learning rate: points, measured; lines, see legends",
-        fontsize=10,
+    caption(
+        figure,
+        f"Constant rates, at most {steps} steps. Points: measured, 90 % intervals (arrows: an open "
+        "end). Lines: left, logistic fits; right, law O2 and a power law, both fitted to other runs. "
+        f"{short_sizes(studies)}",
     )
-    caption(figure, *_said(studies, points))
     return figure
 
 
@@ -71,13 +78,13 @@ def _draw_shares(panel: Axes, shares: Rows, points: Mapping[int, Mapping[str, An
         for row in here:
             ends = bars(row["share"], row["low"], row["high"])
             panel.errorbar(
-                row["rate"], row["share"], yerr=ends, fmt=marker, color=colour, ms=5, lw=1, capsize=2
+                row["rate"], row["share"], yerr=ends, fmt=marker, color=colour, ms=3.2, lw=0.8, capsize=1.2
             )
-        panel.plot([], [], color=colour, marker=marker, label=f"{depth} blocks")
+        panel.plot([], [], color=colour, marker=marker, ms=2.8, label=f"{depth} blocks")
         if depth in points and points[depth]["value"] is not None:
             x = np.geomspace(here[0]["rate"] / 1.1, here[-1]["rate"] * 1.1, 200)
-            panel.plot(x, fitted_shares(points[depth], x), color=colour, lw=1)
-    panel.axhline(0.5, color="0.6", lw=1, zorder=0)
+            panel.plot(x, fitted_shares(points[depth], x), color=colour, lw=0.8)
+    panel.axhline(0.5, color="0.6", lw=0.8, zorder=0)
     panel.set_xscale("log")
     panel.set_xticks(TICKS, [f"{rate:g}" for rate in TICKS])
     # room for the legend
@@ -85,31 +92,32 @@ def _draw_shares(panel: Axes, shares: Rows, points: Mapping[int, Mapping[str, An
     panel.set_xticks([], minor=True)
     panel.set_xlabel("learning rate")
     panel.set_ylabel("share of runs that collapse")
-    panel.set_title("logistic curves are fits, not forecasts", fontsize=9.5)
     panel.grid(alpha=0.25, which="both")
-    panel.legend(fontsize=8, frameon=False, loc="lower left")
+    panel.legend(loc="lower left")
 
 
 def _draw_half_rates(panel: Axes, points: Rows) -> None:
     for row in points:
         colour, depth = COLOURS[1] if row["predicted"] else "black", row["depth"]
-        arrow = {"color": colour, "ms": 11, "ls": "none"}
+        arrow = {"color": colour, "ms": 7, "ls": "none"}
         if row["value"] is not None:
             ends = bars(row["value"], row["low"] or row["lowest_rate"], row["high"])
-            panel.errorbar(depth, row["value"], yerr=ends, fmt="o", color=colour, ms=6, capsize=3, zorder=4)
+            panel.errorbar(
+                depth, row["value"], yerr=ends, fmt="o", color=colour, ms=3.8, capsize=1.8, zorder=4
+            )
             if row["low"] is None:
                 panel.plot(depth, row["lowest_rate"], marker=r"$\downarrow$", **arrow)
         elif row["at_least"] is not None:
             panel.plot(depth, row["at_least"], marker=r"$\uparrow$", **arrow)
         elif row["at_most"] is not None:
             panel.plot(depth, row["at_most"], marker=r"$\downarrow$", **arrow)
-    panel.plot([], [], "o", color="black", ms=6, label="measured before the forecast")
+    panel.plot([], [], "o", color="black", ms=3.8, label="measured before the forecast")
 
 
 def _draw_forecast(panel: Axes, points: Rows, studies: Studies) -> None:
     """Law O2 and the line of the forecast, and the interval of every half rate that was forecast."""
     forecast, predicted = forecast_of(studies), [row for row in points if row["predicted"]]
-    panel.plot([], [], "o", color=COLOURS[1], ms=6, label="measured, forecast before")
+    panel.plot([], [], "o", color=COLOURS[1], ms=3.8, label="measured, forecast before")
     law = FunctionalLaw.of_document(forecast["law"])
     x = np.geomspace(min(row["depth"] for row in points), max(row["depth"] for row in predicted), 100)
     panel.plot(x, np.vectorize(law.constant_rate)(x), color=COLOURS[0], label="law O2, fitted to ramps")
@@ -118,7 +126,7 @@ def _draw_forecast(panel: Axes, points: Rows, studies: Studies) -> None:
     for row in predicted:
         if row["predicted_low"] and row["predicted_high"]:
             ends = (row["predicted_low"], row["predicted_high"])
-            panel.vlines(row["depth"], *ends, COLOURS[0], lw=6, alpha=0.25)
+            panel.vlines(row["depth"], *ends, COLOURS[0], lw=4.5, alpha=0.25)
 
 
 def _finish_half_rates(panel: Axes, points: Rows) -> None:
@@ -128,24 +136,5 @@ def _finish_half_rates(panel: Axes, points: Rows) -> None:
     panel.set_xticks([], minor=True)
     panel.set_xlabel("depth L (blocks)")
     panel.set_ylabel("half rate (learning rate)")
-    panel.set_title("rate at which half of the runs collapse", fontsize=9.5)
     panel.grid(alpha=0.25, which="both")
-    panel.legend(fontsize=8, frameon=False)
-
-
-def _said(studies: Studies, points: Rows) -> list[str]:
-    """The theory, then what was measured."""
-    theory = f"Theory. O2: {LAWS['O2'].statement}; at a constant rate it is reached where gamma is largest."
-    forecast = forecast_of(studies)
-    if forecast:
-        theory += f" Law and line were fitted to {fitted_to(forecast)}."
-    measured = []
-    for row in points:
-        text = f"{row['depth']} blocks: {row['collapsed']} of {row['runs']} runs collapsed, half rate "
-        ends = " to ".join("open" if row[end] is None else f"{row[end]:.4g}" for end in ("low", "high"))
-        tried = f"outside the rates tried, {row['lowest_rate']:.4g} to {row['highest_rate']:.4g}"
-        text += tried if row["value"] is None else f"{row['value']:.4g} ({ends})"
-        if row["predicted"]:
-            text += f", forecast {row['predicted']:.4g}, by the line {row['predicted_power_law']:.4g}"
-        measured.append(f"{text}.")
-    return [theory, " ".join(measured), *(f"{name}: {sizes_of(data)}." for name, data in studies.items())]
+    panel.legend()

@@ -7,10 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from meanmode.paper_figs.shared.runs import caption
-from meanmode.paper_figs.shared.studies import Studies
-from meanmode.paper_figs.shared.style import COLOURS
-from meanmode.sweeps.studies.critical_rates import effects, study_rows
-from meanmode.sweeps.studies.run_sizes import sizes_of, span, study_sizes
+from meanmode.paper_figs.shared.studies import Studies, short_sizes
+from meanmode.paper_figs.shared.style import COLOURS, PAGE, plain_ticks
+from meanmode.sweeps.studies.critical_rates import effects
+from meanmode.sweeps.studies.run_sizes import span, study_sizes
 
 INTERVENTIONS, STABILISERS, DEEP = "interventions", "stabilisers", "stabilisers_deep"
 
@@ -41,17 +41,18 @@ def draw(studies: Studies) -> Figure:
     }
     left, right = ([name for name in names if name in studies] for names in (STUDIES[:1], STUDIES[1:]))
     columns = [names for names in (left, right) if names]
-    figure = Figure(figsize=(7.2 * max(len(columns), 1.4), 6.6), layout="constrained")
+    figure = Figure(figsize=(PAGE, 3.6), layout="constrained")
     panels = figure.subplots(1, len(columns), squeeze=False)[0]
     for panel, names in zip(panels, columns, strict=True):
         _draw_forest(panel, names, ratios)
         _name_kinds(panel, names, studies)
-    figure.suptitle(
-        "Critical rate over that of the baseline: ratio of medians, 90 % interval over paired seeds\n"
-        "arrows: no collapse, or an interval without an upper end",
-        fontsize=10,
+    handles = [line for panel in panels for line in panel.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    caption(
+        figure,
+        "Measured: ratios of medians with 90 % intervals over paired seeds; arrows: no collapse, or an "
+        f"open interval. {short_sizes(studies)}",
     )
-    caption(figure, *(_said(name, studies) for name in studies))
     return figure
 
 
@@ -68,14 +69,12 @@ def _draw_forest(panel: Axes, names: Sequence[str], ratios: Ratios) -> None:
                 colour=CONTROL if control else ACTING if name == INTERVENTIONS else COLOURS[0],
                 filled=name != DEEP and not control,
             )
-    panel.axvline(1.0, color="0.35", lw=1)
+    panel.axvline(1.0, color="0.35", lw=0.8)
     panel.set_xscale("log")
-    panel.xaxis.set_major_formatter("{x:g}")
-    panel.xaxis.set_minor_formatter("{x:g}")
-    panel.tick_params(axis="x", which="both", labelsize=8)
-    panel.set_yticks(range(len(labels)), [_indented(label) for label in labels], fontsize=8)
+    plain_ticks(panel.xaxis)
+    panel.set_yticks(range(len(labels)), [_indented(label) for label in labels])
     panel.set_ylim(len(labels) - 0.4, -0.6)
-    panel.set_xlabel("critical rate / critical rate of the baseline")
+    panel.set_xlabel("critical rate / baseline's")
     panel.set_ylabel("intervention" if INTERVENTIONS in names else "stabiliser")
     panel.grid(axis="x", alpha=0.25, which="both")
 
@@ -87,7 +86,6 @@ def _name_kinds(panel: Axes, names: Sequence[str], studies: Studies) -> None:
         kinds = [(COLOURS[0], name != DEEP, f"{depth} blocks") for name, depth in depths.items()]
     for colour, filled, label in kinds:
         panel.plot([], [], "o", color=colour, mfc=colour if filled else "white", label=label)
-    panel.legend(fontsize=8, frameon=False)
 
 
 def _draw_ratio(panel: Axes, y: float, row: Mapping[str, Any], *, colour: str, filled: bool) -> None:
@@ -98,33 +96,16 @@ def _draw_ratio(panel: Axes, y: float, row: Mapping[str, Any], *, colour: str, f
         return
     low, high = row["measured_low"], row["measured_high"]
     if low is not None:
-        panel.plot([low, start], [y, y], color=colour, lw=1.4)
+        panel.plot([low, start], [y, y], color=colour, lw=1)
     if high is not None:
-        panel.plot([start, high], [y, y], color=colour, lw=1.4)
+        panel.plot([start, high], [y, y], color=colour, lw=1)
     elif low is not None:
         ends = {"xytext": (start, y), "xy": (start * ARROW, y)}
-        panel.annotate("", **ends, arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.4})
+        panel.annotate("", **ends, arrowprops={"arrowstyle": "->", "color": colour, "lw": 1})
         panel.plot(start * ARROW, y, alpha=0)  # a panel's limits do not include annotations
     marker = "o" if known else "|"
-    panel.plot(start, y, marker, color=colour, mfc=colour if filled else "white", ms=6, zorder=4)
+    panel.plot(start, y, marker, color=colour, mfc=colour if filled else "white", ms=3.8, zorder=4)
 
 
 def _indented(label: str) -> str:
     return f"{label}   " if label.startswith("control") else label
-
-
-def _said(name: str, studies: Studies) -> str:
-    """Sizes of a study, its baseline, and how many of its runs collapsed."""
-    rows = study_rows(studies[name])
-    baseline = rows[0]
-    if baseline["measured"] is None:
-        rate = f"above {baseline['measured_at_least']:.4g}"
-    else:
-        ends = (baseline[f"measured_{end}"] for end in ("low", "high"))
-        low, high = ("open" if end is None else f"{end:.4g}" for end in ends)
-        rate = f"{baseline['measured']:.4g} ({low} to {high})"
-    collapsed, runs = (sum(row[column] for row in rows) for column in ("n_collapsed", "n"))
-    return (
-        f"{name}: {sizes_of(studies[name])}; baseline '{baseline['case']}', median critical rate {rate}; "
-        f"{collapsed} of {runs} runs collapsed. All measured; nothing is fitted or predicted."
-    )

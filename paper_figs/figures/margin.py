@@ -8,10 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from meanmode.paper_figs.shared.runs import caption
-from meanmode.paper_figs.shared.studies import DOT, Studies, bars, fitted_to, forecast_of
-from meanmode.paper_figs.shared.style import COLOURS
-from meanmode.sweeps.studies.critical_rates import forecast_errors, study_rows
-from meanmode.sweeps.studies.run_sizes import sizes_of
+from meanmode.paper_figs.shared.studies import DOT, Studies, bars, forecast_of, short_sizes
+from meanmode.paper_figs.shared.style import COLOURS, PAGE, plain_ticks
+from meanmode.sweeps.studies.critical_rates import study_rows
 from meanmode.sweeps.studies.stability_margin import BEFORE_ONSET, steps_before_onset
 
 SETTINGS = "critical_rate_settings"
@@ -49,7 +48,7 @@ def draw(studies: Studies) -> Figure:
     """
     rows = study_rows(studies[SETTINGS]) if SETTINGS in studies else []
     predicted = any(row["predicted"] is not None for row in rows)
-    figure = Figure(figsize=(14.5 if predicted else 11, 7.4), layout="constrained")
+    figure = Figure(figsize=(PAGE, 3.9), layout="constrained")
     panels = figure.subplots(
         1, 1 + predicted, squeeze=False, width_ratios=(1.35, 1) if predicted else None
     ).flat
@@ -59,22 +58,13 @@ def draw(studies: Studies) -> Figure:
     if predicted:
         _draw_predicted(panels[1], rows)
     first, last = BEFORE_ONSET
-    figure.suptitle(
-        f"Functional step Delta before a collapse (median of the steps {first} to {last} before its onset): "
-        "dots, runs; bars, medians"
-        + ("; and critical rates predicted from pilots before the runs" if predicted else ""),
-        fontsize=10,
-    )
-    fitted = ""
-    if forecast:
-        threshold = f"Delta_c = {forecast['law']['threshold']:.3f}, its Delta at the onset"
-        fitted = f"Fitted to {fitted_to(forecast)}: {threshold}. "
+    right = ""
+    if predicted:
+        right = f" Right: named where off by more than {100 * NAMED:g} %."
     caption(
         figure,
-        "Theory: law O2 says that a run collapses where Delta reaches one threshold for all. "
-        f"{fitted}Measured: {_spread(before)}.",
-        *([_errors(rows)] if predicted else []),
-        *(f"{name}: {sizes_of(data)}." for name, data in studies.items()),
+        f"Left: functional step Delta, median of the steps {first} to {last} before an onset; dots: "
+        f"runs, bars: medians.{right} {short_sizes(studies)}",
     )
     return figure
 
@@ -82,8 +72,8 @@ def draw(studies: Studies) -> Figure:
 def _draw_steps(panel: Axes, before: Mapping[str, Rows], forecast: Mapping[str, Any]) -> None:
     """Every case in a column of its own."""
     if forecast:
-        label = f"Delta_c of law O2, fitted to {fitted_to(forecast)}"
-        panel.axhline(forecast["law"]["threshold"], color="0.35", lw=1, label=label)
+        label = "Delta_c of law O2, fitted to ramps"
+        panel.axhline(forecast["law"]["threshold"], color="0.35", lw=0.8, label=label)
     labels: list[str] = []
     for study, rows in before.items():
         name: str | None = study
@@ -93,32 +83,17 @@ def _draw_steps(panel: Axes, before: Mapping[str, Rows], forecast: Mapping[str, 
             if not sizes:
                 continue
             spots = place + np.linspace(-0.25, 0.25, len(sizes)) if len(sizes) > 1 else [place]
-            panel.plot(spots, sizes, color=COLOUR[study], label=name, **{**DOT, "ms": 3.5})
-            panel.plot([place - 0.35, place + 0.35], [row["median"]] * 2, color=COLOUR[study], lw=2)
+            panel.plot(spots, sizes, color=COLOUR[study], label=name, **{**DOT, "ms": 2.2})
+            panel.plot([place - 0.35, place + 0.35], [row["median"]] * 2, color=COLOUR[study], lw=1.5)
             name = None
-    panel.set_xticks(
-        range(len(labels)), labels, rotation=60, ha="right", fontsize=7.5, rotation_mode="anchor"
-    )
+    panel.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor")
     panel.set_xlim(-0.7, len(labels) - 0.3)
     panel.set_yscale("log")
-    panel.yaxis.set_major_formatter("{x:g}")
-    panel.yaxis.set_minor_formatter("{x:g}")
-    panel.tick_params(axis="y", which="both", labelsize=8)
+    plain_ticks(panel.yaxis)
     panel.set_ylabel("Delta before the onset")
     panel.set_xlabel("case")
-    panel.set_title("is the threshold of Delta universal?", fontsize=9.5)
     panel.grid(axis="y", alpha=0.25, which="both")
-    panel.legend(fontsize=8, frameon=False)
-
-
-def _spread(before: Mapping[str, Rows]) -> str:
-    """How far apart the medians of the cases lie."""
-    medians = [row["median"] for rows in before.values() for row in rows]
-    known = [median for median in medians if median is not None]
-    if not known:
-        return "no run collapsed"
-    ends = f"{min(known):.2g} to {max(known):.2g}"
-    return f"medians of the {len(known)} of {len(medians)} cases with a collapse range from {ends}"
+    panel.legend()
 
 
 def _draw_predicted(panel: Axes, rows: Rows) -> None:
@@ -138,32 +113,18 @@ def _draw_predicted(panel: Axes, rows: Rows) -> None:
             ends += [measured, predicted]
             if known:
                 interval = bars(measured, row["measured_low"], row["measured_high"])
-                panel.errorbar(measured, predicted, xerr=interval, color=COLOURS[0], lw=0.8, alpha=0.5)
+                panel.errorbar(measured, predicted, xerr=interval, color=COLOURS[0], lw=0.6, alpha=0.5)
             if name == "predicted" and not (known and abs(row["relative_error"]) <= NAMED):
-                place = {"xytext": (4, 3), "textcoords": "offset points", "rotation": 30}
-                panel.annotate(row["case"], (measured, predicted), fontsize=6.5, **place)
+                place = {"xytext": (0, 4 if known else -8), "textcoords": "offset points", "ha": "center"}
+                panel.annotate(row["case"], (measured, predicted), **place)
     if ends:
         line = np.array([min(ends) / 1.3, max(ends) * 1.3])
-        panel.plot(line, line, color="0.35", lw=1)
+        panel.plot(line, line, color="0.35", lw=0.8)
         band = {"color": "0.35", "alpha": 0.12, "lw": 0, "label": f"within {100 * WITHIN:g} %"}
         panel.fill_between(line, line * (1 - WITHIN), line * (1 + WITHIN), **band)
-        panel.legend(fontsize=8, frameon=False, loc="upper left")
+        panel.legend(loc="upper left")
     panel.set_xscale("log")
     panel.set_yscale("log")
-    panel.set_xlabel("measured critical rate (median, 90 % interval; arrow: no collapse below)")
+    panel.set_xlabel("measured critical rate (arrow: none below)")
     panel.set_ylabel("predicted critical rate")
-    panel.set_title(
-        f"one setting changed per case; named: off by more than {100 * NAMED:g} %, or no collapse",
-        fontsize=9.5,
-    )
     panel.grid(alpha=0.25)
-
-
-def _errors(rows: Rows) -> str:
-    said = [
-        f"{FORECASTS[name][0]}: median |relative error| {found['median']:.1%}, at most {100 * WITHIN:g} % in "
-        f"{found['within']} of {found['n']} cases"
-        for name, found in forecast_errors(rows, WITHIN).items()
-        if name in FORECASTS
-    ]
-    return f"Predicted critical rates. {'; '.join(said)}."

@@ -9,9 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from meanmode.paper_figs.shared.runs import WRITERS, caption, needs
-from meanmode.paper_figs.shared.style import COLOURS, MARKERS
+from meanmode.paper_figs.shared.style import COLOURS, MARKERS, PAGE
 from meanmode.sweeps.studies.merge_ratios import (
-    CONFIDENCE,
     LAYERSCALE,
     LAYERSCALE_ZERO,
     LOSS_WINDOW,
@@ -61,70 +60,59 @@ def draw(*runs: xr.Dataset) -> Figure:
         for writer in WRITERS
         for under in (LAYERSCALE, LAYERSCALE_ZERO, PLAIN)
     }
-    figure = Figure(figsize=(13.5, 8.0), layout="constrained")
-    panels = figure.subplots(2, 3)
-    for row, writer in zip(panels, WRITERS, strict=True):
-        for panel, (name, label) in zip(row, MODES.items(), strict=False):
+    figure = Figure(figsize=(PAGE, 4.5), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1.9, 1))
+    for row, writer in zip(left.subplots(2, 2), WRITERS, strict=True):
+        for panel, (name, label) in zip(row, MODES.items(), strict=True):
             for style, of in enumerate(found.values()):
                 _draw_band(panel, mode_band(of, name, writer), style)
-            panel.set_title(f"{label}, {WRITERS[writer]}", fontsize=9.5)
+            panel.set_title(f"{label}, {WRITERS[writer]}")
             panel.set_ylabel("Frobenius norm")
             panel.set_yscale("log")
             panel.set_xlabel("optimiser step")
             panel.grid(alpha=0.25)
-    _draw_losses(panels[0, 2], found)
-    _draw_ratios(panels[1, 2], ratios)
+    upper, lower = right.subplots(2, 1)
+    _draw_losses(upper, found)
+    figure.legend(*upper.get_legend_handles_labels(), loc="outside upper center", ncols=len(found))
+    _draw_ratios(lower, ratios)
     config = run_config(runs[0])
-    figure.suptitle(
-        f"Modes of the writer gradients by merge, {schedule_of(config)}\n({run_sizes(runs)} per arm)",
-        fontsize=10,
+    caption(
+        figure,
+        "Measured. Points: medians over blocks, then seeds; bands: quartiles over blocks; grey: the "
+        f"paper's ratio to LayerScale (400 blocks). Per arm: {run_sizes(runs)}; {schedule_of(config)}.",
     )
-    caption(figure, *_captions(config.training.telemetry_every, ratios))
     return figure
-
-
-def _captions(every: int, ratios: Mapping[tuple[str, str], Ratio]) -> tuple[str, ...]:
-    said = "; ".join(f"{writer} over {under} {ratio}" for (writer, under), ratio in ratios.items())
-    return (
-        f"All measured, every {every} steps: points, medians over blocks, then over seeds; bands, quartiles "
-        f"over blocks, median over seeds. Loss: running median of {LOSS_WINDOW} steps, median over seeds.",
-        "G_ctr of MV-Split over that of another merge, by the median over blocks and the second half of the "
-        f"steps, geometric means over seeds, {CONFIDENCE:.0%} bootstrap over seeds: {said}.",
-        f"Shaded: the paper's {PAPER_RATIO[0]:g} to {PAPER_RATIO[1]:g} over LayerScale (400 blocks, width "
-        "1024, batch 1024; its statistic is not stated).",
-    )
 
 
 def _draw_band(panel: Axes, band: xr.DataArray, style: int) -> None:
     low, middle, high = band
     colour = COLOURS[style]
     panel.fill_between(band["step"], low, high, color=colour, alpha=0.18, lw=0)
-    panel.plot(band["step"], middle, MARKERS[style], ls=":", lw=0.8, ms=3.5, color=colour)
+    panel.plot(band["step"], middle, MARKERS[style], ls=":", lw=0.6, ms=2.2, color=colour)
 
 
 def _draw_losses(panel: Axes, found: Mapping[str, Arm]) -> None:
     for style, (label, of) in enumerate(found.items()):
         shown = smoothed_loss(of).isel(step=slice(LOSS_WINDOW // 2, -(LOSS_WINDOW // 2), LOSS_EVERY))
-        line = {"ms": 3.5, "ls": ":", "lw": 0.8, "color": COLOURS[style], "label": label}
+        line = {"ms": 2.2, "ls": ":", "lw": 0.6, "color": COLOURS[style], "label": label}
         panel.plot(shown["step"], shown, MARKERS[style], **line)
-    panel.set_title("loss", fontsize=9.5)
-    panel.set_ylabel("loss (mean square of a velocity)")
+    panel.set_title("loss")
+    panel.set_ylabel("loss")
     panel.set_xlabel("optimiser step")
-    panel.legend(fontsize=8, framealpha=0.85, edgecolor="none")
     panel.grid(alpha=0.25)
 
 
 def _draw_ratios(panel: Axes, ratios: Mapping[tuple[str, str], Ratio]) -> None:
     rows = range(len(ratios))
     panel.axvspan(*PAPER_RATIO, color="0.85", lw=0)
-    panel.axvline(1, color="0.2", lw=0.8)
+    panel.axvline(1, color="0.2", lw=0.6)
     for row, ((_, under), ratio) in zip(rows, ratios.items(), strict=True):
         style = MERGES.index(under)
-        panel.plot([ratio.low, ratio.high], [row, row], color=COLOURS[style], lw=1.6)
-        panel.plot(ratio.value, row, MARKERS[style], color=COLOURS[style], ms=6)
-    panel.set_yticks(rows, [f"{writer},\n{under}" for writer, under in ratios], fontsize=7.5)
+        panel.plot([ratio.low, ratio.high], [row, row], color=COLOURS[style], lw=1.2)
+        panel.plot(ratio.value, row, MARKERS[style], color=COLOURS[style], ms=3.8)
+    panel.set_yticks(rows, [WRITERS[writer].split()[-1] for writer, _ in ratios])
     panel.set_ylim(len(ratios) - 0.5, -0.5)
     panel.set_xlim(left=0)
-    panel.set_xlabel("G_ctr of MV-Split over that of the merge")
-    panel.set_title("ratio of G_ctr; shaded: the paper's, over LayerScale", fontsize=9.5)
+    panel.set_xlabel("MV-Split / other merge, 90 % interval")
+    panel.set_title("ratio of G_ctr")
     panel.grid(alpha=0.25, axis="x")

@@ -7,7 +7,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from meanmode.paper_figs.shared.style import COLOURS, base_setting
+from meanmode.paper_figs.shared.runs import caption
+from meanmode.paper_figs.shared.style import COLOURS, PAGE, base_setting
 from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
 from meanmode.theory.setting import Setting
 
@@ -24,25 +25,23 @@ def draw(data: xr.Dataset) -> Figure:
     if data.attrs.get("grid", True) or "mixer" not in data.coords:
         raise ValueError("this figure draws the sweep `mixers`, a list of cases that differ in their mixer")
     cases = _cases(data)
-    figure = Figure(figsize=(8.5, 1.6 + 0.27 * len(cases)), layout="constrained")
+    figure = Figure(figsize=(PAGE, 1.0 + 0.155 * len(cases)), layout="constrained")
     panel = figure.subplots()
     for row, cells in enumerate(cases):
         _draw_case(panel, data.isel(cell=cells), row, first=row == 0)
-    panel.set_yticks(
-        range(len(cases)), [_label(_setting(data.isel(cell=cells))) for cells in cases], fontsize=8
-    )
+    panel.set_yticks(range(len(cases)), [_label(_setting(data.isel(cell=cells))) for cells in cases])
     panel.set_ylim(len(cases) - 0.4, -0.6)
     panel.set_xlim(0, 1.2 * max(panel.get_xlim()[1], 1))
     panel.set_xlabel(f"front: block at which TCS reaches {FRONT_COSINE:g}")
     panel.set_ylabel("case")
     panel.grid(axis="x", alpha=0.25)
-    panel.legend(fontsize=8, frameon=False, loc="lower right")
+    panel.legend(loc="lower right")
     base = base_setting(data)
-    figure.suptitle(
-        f"What a collapse at initialisation needs (width {base.width}, {base.heads} heads, "
-        f"{base.tokens} tokens, batch {base.batch}, {len(cases[0])} seeds)\n"
-        "bars: mean-field recursion, mean and spread; points: measured seeds; none: no seed within the depth",
-        fontsize=9,
+    caption(
+        figure,
+        "Untrained stacks. Bars: mean-field recursion, mean and spread; points: measured seeds. Width "
+        f"{base.width}, {base.heads} heads, {base.tokens} tokens, batch {base.batch}, {len(cases[0])} "
+        "seeds.",
     )
     return figure
 
@@ -79,16 +78,16 @@ def _draw_case(panel: Axes, cells: xr.Dataset, row: int, *, first: bool) -> None
             [predicted - spread, predicted + spread],
             [row, row],
             color=COLOURS[0],
-            lw=5,
+            lw=3.8,
             alpha=0.35,
             solid_capstyle="butt",
             label="predicted" if first else None,
         )
-        panel.plot([predicted], [row], marker="|", ms=11, color=COLOURS[0], ls="none")
+        panel.plot([predicted], [row], marker="|", ms=7, color=COLOURS[0], ls="none")
     fronts = cells["front"].values
     shown = fronts[np.isfinite(fronts)]
     label = "measured" if first else None
-    panel.plot(shown, np.full(len(shown), row), "o", ms=3.5, color=COLOURS[1], alpha=0.7, label=label)
+    panel.plot(shown, np.full(len(shown), row), "o", ms=2.2, color=COLOURS[1], alpha=0.7, label=label)
     _say_missing(panel, cells, row)
 
 
@@ -101,7 +100,7 @@ def _say_missing(panel: Axes, cells: xr.Dataset, row: int) -> None:
     if np.isfinite(float(cells["predicted_fraction"][0])):
         theory = "" if np.isfinite(predicted) else "; none predicted"
     if missing == len(fronts):
-        panel.annotate(f"none in {depth} blocks{theory}", (1, row), fontsize=7.5, va="center", color="0.35")
+        panel.annotate(f"none in {depth} blocks{theory}", (1, row), va="center", color="0.35")
     elif missing or theory:
         text = f"{missing} of {len(fronts)} none" if missing else theory.removeprefix("; ")
-        panel.annotate(text, (shown.max() + 2, row), fontsize=7.5, va="center", color="0.35")
+        panel.annotate(text, (shown.max() + 2, row), va="center", color="0.35")

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from meanmode.paper_figs.shared.runs import caption
-from meanmode.paper_figs.shared.style import COLOURS, MARKERS
+from meanmode.paper_figs.shared.style import COLOURS, MARKERS, PAGE
 
 FEATURES = {
     "image_mean": "mean of image tokens",
@@ -38,12 +38,12 @@ def draw(document: Mapping[str, Any]) -> Figure:
         document: the output of `mms evaluate --probe timestep --json`.
     """
     rows = pd.DataFrame(document["rows"])
-    figure = Figure(figsize=(10.5, 4.8), layout="constrained")
+    figure = Figure(figsize=(PAGE, 2.9), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for panel, network in zip(panels, ("trained", "untrained"), strict=True):
         _panel(panel, rows[rows["network"] == network])
         panel.set(xlabel="block (0: input state)", title=network)
-    panels[0].axhline(PAPER_R2, color="0.5", lw=1, ls=":")
+    panels[0].axhline(PAPER_R2, color="0.5", lw=0.8, ls=":")
     panels[0].annotate(
         f"the paper's image-token mean: {PAPER_R2}",
         (0.98, PAPER_R2),
@@ -52,21 +52,18 @@ def draw(document: Mapping[str, Any]) -> Figure:
         textcoords="offset points",
         ha="right",
         va="bottom",
-        fontsize=8,
         color="0.3",
     )
     panels[0].set(ylabel="$R^2$ of t on held-out images", ylim=(-0.12, 1.1))
-    panels[1].legend(fontsize=8, loc="center right")
+    panels[1].legend(loc="center right")
     probe, sizes, training = document["probe"], document["run"]["model"], document["run"]["training"]
-    figure.suptitle("Where the time is encoded: linear probes of the states", fontsize=10)
+    tokens = (sizes["side"] // sizes["patch"]) ** 2
     caption(
         figure,
-        f"Measured here: {sizes['depth']} blocks of width {sizes['width']}, {sizes['merge']}, "
-        f"{(sizes['side'] // sizes['patch']) ** 2} image + {sizes['text_tokens']} text tokens, batch "
-        f"{training['batch']}, step {document['step']}, seed {training['seed']}.",
-        f"Ridge regression of t on {probe['images']} images at {probe['times_each']} times each, "
-        f"{probe['held_out']} images held out. Open marks: shuffled training times. Untrained "
-        f"writers have standard deviation {sizes['writer_std']:g}; at 0 all blocks are alike.",
+        f"Measured: ridge regression of t on {probe['images']} images, {probe['held_out']} held out; "
+        f"open marks: shuffled times. Width {sizes['width']}, {sizes['depth']} blocks, "
+        f"{sizes['merge']}, {tokens} + {sizes['text_tokens']} tokens, batch {training['batch']}, step "
+        f"{document['step']}, 1 seed.",
     )
     return figure
 
@@ -76,8 +73,8 @@ def _panel(panel: Axes, rows: pd.DataFrame) -> None:
         of, colour, marker = rows[rows["feature"] == feature], COLOURS[style], MARKERS[style]
         blocks = of["block"] + BESIDE * (style - 1)
         panel.plot(blocks, of["r2"], marker, color=colour, label=label)
-        panel.plot(blocks, of["shuffled_r2"], marker, mfc="none", color=colour, ms=5)
+        panel.plot(blocks, of["shuffled_r2"], marker, mfc="none", color=colour, ms=3.2)
     for colour, (feature, label) in zip(COLOURS[4:], STATISTICS.items(), strict=True):
         of = rows[rows["feature"] == feature]
         if len(of):
-            panel.plot(of["block"], of["r2"], "*", color=colour, ms=11, label=label)
+            panel.plot(of["block"], of["r2"], "*", color=colour, ms=7, label=label)

@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
 
 from meanmode.paper_figs.shared.runs import caption
-from meanmode.paper_figs.shared.style import COLOURS, MARKERS
-from meanmode.sweeps.studies.half_rates import forecasts_outside
-from meanmode.sweeps.studies.run_sizes import ramp_scale
+from meanmode.paper_figs.shared.style import COLOURS, MARKERS, PAGE
 
 ANALYSES = {"scores": "every held-out run, stated before", "scores_behind_landmark": "not stated: {} only"}
 """Key of the document -> which runs its scores are computed on."""
@@ -32,9 +31,9 @@ def draw(document: Mapping[str, Any]) -> Figure:
         raise ValueError(f"this figure draws what `mms waiting` writes; the document has no {missing[0]}")
     depths = sorted({case["depth"] for case in document["cases"]})
     studies = list(document["thresholds"])
-    figure = Figure(figsize=(13.5, 5.6 + 3.6 * len(studies)), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(len(studies), 1.15))
-    panels = top.subplots(len(studies), len(depths), sharey=True, squeeze=False)
+    figure = Figure(figsize=(PAGE, 3.1 + 1.9 * len(studies)), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(len(studies), 1.55))
+    panels = top.subplots(len(studies), len(depths), sharex=True, sharey=True, squeeze=False)
     for row, study in zip(panels, studies, strict=True):
         for panel, depth in zip(row, depths, strict=True):
             drawn = [case for case in document["cases"] if (case["study"], case["depth"]) == (study, depth)]
@@ -44,62 +43,42 @@ def draw(document: Mapping[str, Any]) -> Figure:
     _draw_calibration(calibrated, [row for row in document["scores"] if row["stated"]])
     for panel, (score, title) in zip(scored, PANELS.items(), strict=True):
         _draw_scores(panel, document, score, title, named=panel is scored[0])
-    sizes = document["sizes"]
-    figure.suptitle(
-        "Waiting time to a collapse at a fixed learning rate\n"
-        f"(width {sizes['width']}; {', '.join(map(str, depths))} blocks; {sizes['image_tokens']} image + "
-        f"{sizes['text_tokens']} text tokens, batch {sizes['batch']}, {sizes['steps']} steps, "
-        f"{document['cases'][0]['runs']} seeds per curve)",
-        fontsize=10,
-    )
+    for panel in panels[-1]:
+        panel.set_xlabel("optimiser step")
+    _legend(top, panels[0, 0], "rate / threshold:", ncols=6)
+    _legend(bottom, calibrated, "", ncols=3)
+    _legend(bottom, scored[0], "", ncols=1, loc="outside lower right")
     caption(figure, _said(document))
     return figure
 
 
+def _legend(part: SubFigure, panel: Axes, title: str, *, ncols: int, loc: str = "outside lower left") -> None:
+    """The legend of a panel, outside all panels."""
+    handles, labels = panel.get_legend_handles_labels()
+    if title:
+        handles, labels = [Line2D([], [], ls=""), *handles], [title, *labels]
+    part.legend(handles, labels, loc=loc, ncols=ncols)
+
+
 def _draw_curves(panel: Axes, cases: Sequence[Mapping[str, Any]], horizon: int) -> None:
-    for case, colour in zip(cases, COLOURS, strict=False):
+    for case, colour, marker in zip(cases, COLOURS, MARKERS, strict=False):
         steps, survival = ([*case["curve"][name]] for name in ("steps", "survival"))
-        panel.step(
-            [*steps, horizon],
-            [*survival, survival[-1]],
-            where="post",
-            color=colour,
-            lw=1.6,
-            label=f"{case['share']:g} ({case['rate']:.3g})",
-        )
-        panel.plot(
-            case["fitted"]["steps"], case["fitted"]["survival"], color=colour, lw=1, ls="--", alpha=0.8
-        )
-        panel.plot(
-            horizon,
-            1 - case["predicted"],
-            "D",
-            ms=7,
-            mfc="white",
-            mec=colour,
-            mew=1.6,
-            clip_on=False,
-            zorder=5,
-        )
-    panel.set_title(f"{cases[0]['depth']} blocks", fontsize=10)
-    panel.set_xlabel("optimiser step")
+        ends = [*steps, horizon], [*survival, survival[-1]]
+        style = {"color": colour, "marker": marker, "ms": 2.6, "markevery": 3}
+        panel.step(*ends, where="post", label=f"{case['share']:g}", **style)
+        fitted = case["fitted"]
+        panel.plot(fitted["steps"], fitted["survival"], color=colour, lw=0.8, ls="--")
+        style = {"ms": 4.5, "mfc": "white", "mec": colour, "mew": 1.0, "clip_on": False, "zorder": 5}
+        panel.plot(horizon, 1 - case["predicted"], marker, **style)
+    panel.set_title(f"{cases[0]['depth']} blocks, {cases[0]['study']}")
     panel.set_xlim(0, horizon)
     panel.set_ylim(-0.02, 1.02)
     panel.grid(alpha=0.25)
-    panel.legend(
-        title="rate over threshold (rate)",
-        fontsize=7.5,
-        title_fontsize=7.5,
-        framealpha=0.85,
-        edgecolor="none",
-        loc="upper right",
-        bbox_to_anchor=(0.97, 1.0),
-    )
 
 
 def _draw_calibration(panel: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     colours = [*COLOURS, "0.35"]
-    panel.plot([0, 1], [0, 1], color="0.6", lw=1)
+    panel.plot([0, 1], [0, 1], color="0.6", lw=0.8)
     for row, colour, marker in zip(rows, colours, MARKERS, strict=False):
         bins = row["calibration"]
         middle = [one["value"] for one in bins]
@@ -110,20 +89,18 @@ def _draw_calibration(panel: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
             bars,
             color=colour,
             marker=marker,
-            ms=4,
-            lw=0.8,
-            elinewidth=0.8,
+            ms=2.6,
+            lw=0.6,
+            elinewidth=0.6,
             alpha=0.85,
             label=row["predictor"],
         )
     lowest = min(min(one["predicted"], one["low"]) for row in rows for one in row["calibration"])
     panel.set_xlim(lowest - 0.03, 1.02)
     panel.set_ylim(lowest - 0.03, 1.02)
-    panel.set_title("calibration, bins of equal count", fontsize=10)
-    panel.set_xlabel("predicted P(collapse within the run)")
+    panel.set_xlabel("predicted P(collapse)")
     panel.set_ylabel("share that collapsed")
     panel.grid(alpha=0.25)
-    panel.legend(fontsize=7.5, framealpha=0.85, edgecolor="none", loc="lower right")
 
 
 def _draw_scores(panel: Axes, document: Mapping[str, Any], score: str, title: str, *, named: bool) -> None:
@@ -140,23 +117,21 @@ def _draw_scores(panel: Axes, document: Mapping[str, Any], score: str, title: st
                 xerr=bars,
                 color=COLOURS[number],
                 marker="os"[number],
-                ms=5,
+                ms=3.2,
                 mfc=COLOURS[number] if number == 0 else "white",
-                lw=1.4,
+                lw=1,
                 ls="none",
                 label=_analysis(document, key) if line == 0 else None,
             )
     if score == "auroc":
-        panel.axvline(0.5, color="0.6", lw=1)
+        panel.axvline(0.5, color="0.6", lw=0.8)
     names = [row["predictor"].replace(", ", ",\n") + ("" if row["stated"] else " *") for row in rows]
-    panel.set_yticks(range(len(rows)), names if named else [""] * len(rows), fontsize=7.5)
-    panel.set_ylim(len(rows) + 0.4, -0.5)
-    panel.set_title(title, fontsize=10)
-    panel.set_xlabel(f"held-out runs, {document['interval']:.0%} bootstrap interval")
+    panel.set_yticks(range(len(rows)), names if named else [""] * len(rows), fontsize=6, linespacing=0.85)
+    panel.set_ylim(len(rows) - 0.5, -0.5)
+    panel.set_xlabel(title)
     panel.grid(axis="x", alpha=0.25)
     if named:
         panel.set_ylabel("single predictor")
-        panel.legend(fontsize=7.5, framealpha=0.85, edgecolor="none", loc="lower center")
 
 
 def _analysis(document: Mapping[str, Any], key: str) -> str:
@@ -164,16 +139,12 @@ def _analysis(document: Mapping[str, Any], key: str) -> str:
 
 
 def _said(document: Mapping[str, Any]) -> str:
-    sizes = document["sizes"]
-    thresholds = ", ".join(f"{rate:g}" for rate in document["thresholds"].values())
+    sizes, depths = document["sizes"], sorted({case["depth"] for case in document["cases"]})
     return (
-        "Top: Kaplan-Meier curves (solid), the Weibull mixture cure model of rate sqrt(depth) fitted to the "
-        "seeds that are not held out (dashed), and the forecast for the last step, written before the runs "
-        f"(diamonds); rates as shares of {thresholds}{ramp_scale('depth_ramp')}. Of {len(document['cases'])} "
-        f"forecast shares, {forecasts_outside(document['cases'])} lie outside the measured "
-        f"{document['interval']:.0%} interval. "
-        f"{sizes['collapsed']} of {sizes['runs']} runs collapsed, {sizes['collapsed_early']} of them by step "
-        f"{document['landmark']}, so predictors read from the steps before have seen the collapse itself; "
-        f"{sizes['diverged']} diverged plainly and count as not collapsed. Bottom: cure models of one "
-        f"predictor each on {sizes['held_out']} held-out runs. *: not stated before the runs."
+        "Top: Kaplan-Meier curves (solid), a mixture cure model fitted to other seeds (dashed), forecasts "
+        "for the last step (open marks). Bottom: cure models of one predictor each on "
+        f"{sizes['held_out']} held-out runs, {document['interval']:.0%} intervals; *: not stated before. "
+        f"Width {sizes['width']}, {', '.join(map(str, depths))} blocks, {sizes['image_tokens']} + "
+        f"{sizes['text_tokens']} tokens, batch {sizes['batch']}, "
+        f"{document['cases'][0]['runs']} seeds per curve."
     )

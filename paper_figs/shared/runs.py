@@ -22,6 +22,6 @@ def needs(run: xr.Dataset, *names: str) -> None:
 
 def caption(figure: Figure, *paragraphs: str) -> None:
     """Draw a caption below the panels, wrapped, each paragraph on lines of its own."""
-    width = round(16.2 * figure.get_figwidth())
+    width = round(22 * figure.get_figwidth())
     text = "\n".join(textwrap.fill(paragraph, width) for paragraph in paragraphs)
-    figure.supxlabel(text, x=0.01, ha="left", fontsize=8.5)
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=6.3)

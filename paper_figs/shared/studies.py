@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from meanmode.sweeps.studies.critical_rates import study_onsets
 from meanmode.sweeps.studies.run_sizes import span, study_sizes
 
-DOT = {"marker": "o", "ms": 2.5, "alpha": 0.35, "ls": "none", "mew": 0}
+DOT = {"marker": "o", "ms": 1.8, "alpha": 0.35, "ls": "none", "mew": 0}
 """Style of the dot of a single run."""
 
 
@@ -41,17 +41,17 @@ def fitted_to(forecast: Mapping[str, Any]) -> str:
 
 
 def short_sizes(studies: Studies) -> str:
-    """Width, depth, tokens, batch and seeds of studies, in one line."""
-    said = []
-    for name, data in studies.items():
-        sizes = study_sizes(data)
-        seeds = len(sizes["seed"])
-        said.append(
-            f"{name}: width {span(sizes['width'])}, {span(sizes['depth'])} blocks, "
-            f"{span(sizes['image_tokens'])} + {span(sizes['text_tokens'])} tokens, batch "
-            f"{span(sizes['batch'])}, {seeds} seed{'s' * (seeds > 1)}"
-        )
-    return "; ".join(said) + "."
+    """Width, depth, tokens, batch and seeds of all the studies together, in one sentence."""
+    found = [study_sizes(data) for data in studies.values()]
+
+    def of(name: str) -> str:
+        return span(sorted({value for sizes in found for value in sizes[name]}))
+
+    seeds = span(sorted({len(sizes["seed"]) for sizes in found}))
+    return (
+        f"Width {of('width')}, {of('depth')} blocks, {of('image_tokens')} + {of('text_tokens')} tokens, "
+        f"batch {of('batch')}; {seeds} seed{'s' * (seeds != '1')} per case."
+    )
 
 
 def rates_of_runs(data: xr.Dataset) -> dict[str, list[float]]:
@@ -77,9 +77,9 @@ def draw_rates(
     panel.plot(x * np.geomspace(0.95, 1.05, len(runs)), runs, color=style["color"], **DOT)
     if row["measured"] is not None:
         ends = bars(row["measured"], row["measured_low"], row["measured_high"])
-        panel.errorbar(x, row["measured"], yerr=ends, fmt="o", ms=6, capsize=3, zorder=4, **style)
+        panel.errorbar(x, row["measured"], yerr=ends, fmt="o", ms=3.8, capsize=1.8, zorder=4, **style)
     elif row["measured_at_least"]:
-        panel.plot(x, row["measured_at_least"], marker=r"$\uparrow$", ms=11, ls="none", **style)
+        panel.plot(x, row["measured_at_least"], marker=r"$\uparrow$", ms=7, ls="none", **style)
 
 
 def bars(value: float, low: float | None, high: float | None) -> NDArray[np.float64]:

@@ -22,13 +22,14 @@ from meanmode.theory.laws.all_laws import LAWS
     type=click.Path(path_type=Path),
     default=Path("figures"),
     show_default=True,
-    help="Folder to write the PNG files to.",
+    help="Folder to write the files to.",
 )
-def figures(names: tuple[str, ...], data: Path, out: Path) -> None:
-    """Draw all figures, or those called NAMES, from stores."""
+@click.option("--pdf", is_flag=True, help="Also write a vector PDF of every figure.")
+def figures(names: tuple[str, ...], data: Path, out: Path, pdf: bool) -> None:
+    """Draw all figures, or those called NAMES, from stores, as PNG files one or two columns wide."""
     from meanmode.paper_figs.all_figures import draw_figures
 
-    for path in draw_figures(names, data, out):
+    for path in draw_figures(names, data, out, pdf=pdf):
         click.echo(path)
 
 

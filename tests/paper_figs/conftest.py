@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
 
+from meanmode.paper_figs.shared.style import COLUMN, PAGE
 from meanmode.sim.store.sweep_store import DONE
 from meanmode.sim.store.sweep_writer import SweepWriter
 from meanmode.sweeps.engine.event_study import AROUND, EventStudy
@@ -115,6 +117,17 @@ def _series(steps: np.ndarray, onset: float | None, factor: float) -> dict[str, 
 def _blocks(count: int, tokens: int) -> dict[str, Any]:
     coherence = np.tile(np.linspace(0.1, 0.9, count)[None, :, None], (len(AROUND), 1, 2))
     return {"kappa_abs": coherence, "amplification": 1 + (tokens - 1) * coherence}
+
+
+@pytest.fixture
+def has_the_look() -> Callable[[Figure], bool]:
+    """Whether a figure is one or two columns wide, with a caption of at most three lines and no title."""
+
+    def looks(figure: Figure) -> bool:
+        lines = figure.get_supxlabel().splitlines()
+        return figure.get_figwidth() in (COLUMN, PAGE) and 1 <= len(lines) <= 3 and not figure.get_suptitle()
+
+    return looks
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
 
 from meanmode.paper_figs.all_figures import draw_figures
 from meanmode.paper_figs.figures.events.event_run import DRAWN, OBSERVABLES, WORDS, draw
@@ -37,10 +38,12 @@ def test_a_run_is_drawn_by_no_other_figure() -> None:
         draw_figures(["event_run", "mixers"], DATA / "digits_16l.zarr", Path("out"))
 
 
-def test_panels_are_labelled_and_the_onset_is_that_of_the_excerpt(run: xr.Dataset) -> None:
+def test_panels_are_labelled_and_the_onset_is_that_of_the_excerpt(
+    run: xr.Dataset, has_the_look: Callable[[Figure], bool]
+) -> None:
     figure = draw(run)
-    assert f"onset at step {training_onset(run).step}" in figure.get_suptitle()
     lines = figure.get_supxlabel().splitlines()
+    assert f"onset at step {training_onset(run).step}" in lines[0] and has_the_look(figure)
     assert len(lines) == 2 and "64 image + 4 text tokens, batch 4" in lines[1]
     panels = figure.axes[:6]
     assert all(panel.get_ylabel() and panel.lines for panel in panels)
@@ -64,7 +67,7 @@ def test_few_steps_and_rare_measurements_are_enough(run: xr.Dataset) -> None:
     short = run.drop_vars("functional_step").sel(step=slice(onset - 6, onset + 8))
     rare = short.where(short["step"] % 5 == 0)
     figure = draw(rare.assign(loss=short["loss"], grad_norm=short["grad_norm"]))
-    assert figure.axes[5].get_title() == "(f) size of the gradient"
+    assert figure.axes[5].get_title() == "(f) gradient"
     assert figure.axes[4].lines[1].get_xdata().tolist() == [550, 555, 560]
 
 

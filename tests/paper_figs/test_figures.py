@@ -1,8 +1,10 @@
 """Every figure is drawn from a tiny store, with labelled axes and something in each panel."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from meanmode.paper_figs.all_figures import FIGURES, draw_figures
 from meanmode.sim.store.files import StoreError
@@ -11,12 +13,16 @@ from meanmode.sim.store.sweep_store import open_cells
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figure_has_labels_lines_and_points(
-    name: str, tiny_store: Path, tiny_token_law: Path, tiny_mixers: Path
+    name: str,
+    tiny_store: Path,
+    tiny_token_law: Path,
+    tiny_mixers: Path,
+    has_the_look: Callable[[Figure], bool],
 ) -> None:
     store, draw = FIGURES[name]
     (path,) = (path for path in (tiny_store, tiny_token_law, tiny_mixers) if path.name == store)
     figure = draw(open_cells(path))
-    assert "seeds" in figure.get_suptitle()
+    assert "seeds" in figure.get_supxlabel() and has_the_look(figure)
     for panel in figure.axes:
         assert panel.lines or panel.collections
     assert any(panel.get_xlabel() for panel in figure.axes) and any(
@@ -38,6 +44,12 @@ def test_all_figures_of_a_folder_are_written(
     paths = draw_figures((), request.getfixturevalue(folder).parent, tmp_path / "out")
     assert [path.stem for path in paths] == names
     assert all(path.stat().st_size > 10_000 for path in paths)
+
+
+def test_a_vector_pdf_is_written_on_request(tiny_mixers: Path, tmp_path: Path) -> None:
+    picture, vector = draw_figures(("mixers",), tiny_mixers.parent, tmp_path, pdf=True)
+    assert (picture.suffix, vector.suffix) == (".png", ".pdf")
+    assert vector.read_bytes().startswith(b"%PDF") and b"/FontFile2" in vector.read_bytes()
 
 
 def test_a_figure_of_another_sweep_is_refused(tiny_token_law: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
 
 from meanmode.paper_figs.all_figures import STUDY_FIGURES, draw_figures
 from meanmode.paper_figs.figures.critical_rate import draw as draw_critical_rate
@@ -80,14 +81,16 @@ OF_STUDIES = ["critical_rate", "margin", "interventions"]
 
 
 @pytest.mark.parametrize("name", OF_STUDIES)
-def test_a_figure_says_what_was_run(folder: Path, name: str, tmp_path: Path) -> None:
+def test_a_figure_says_what_was_run(
+    folder: Path, name: str, tmp_path: Path, has_the_look: Callable[[Figure], bool]
+) -> None:
     (path,) = draw_figures([name], folder, tmp_path)
-    assert path.stat().st_size > 30_000
+    assert path.stat().st_size > 10_000
     studies, draw = STUDY_FIGURES[name]
     figure = draw(opened(folder, *studies))
     assert all(panel.get_xlabel() and panel.get_ylabel() and panel.lines for panel in figure.axes)
     said = " ".join(figure.get_supxlabel().split())
-    assert all(f"{study}: width" in said and "3 seeds per case" in said for study in studies)
+    assert "Width 16" in said and "3 seeds per case" in said and has_the_look(figure)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +98,8 @@ def test_a_figure_says_what_was_run(folder: Path, name: str, tmp_path: Path) -> 
 )
 def test_a_figure_is_drawn_from_any_one_of_its_studies(folder: Path, name: str, study: str) -> None:
     figure = STUDY_FIGURES[name][1](opened(folder, study))
-    assert study in figure.get_supxlabel() and any(panel.lines for panel in figure.axes)
+    assert "3 seeds" in " ".join(figure.get_supxlabel().split())
+    assert any(panel.lines for panel in figure.axes)
 
 
 def test_figures_are_drawn_from_the_studies_that_exist(folder: Path, tmp_path: Path) -> None:
@@ -147,8 +151,6 @@ def test_a_figure_draws_the_median_of_the_comparison(settings: xr.Dataset) -> No
 def test_predicted_rates_lie_where_they_were_predicted(folder: Path) -> None:
     """Law O2 predicts step 30 for all, the power law step 60; measured medians start at step 19."""
     figure = draw_margin(opened(folder, "critical_rate_settings"))
-    said = " ".join(figure.get_supxlabel().split())
-    assert "law O2, from a pilot: median |relative error|" in said and "rate sqrt(L) alone" in said
     points = [line for line in figure.axes[1].lines if line.get_label() == "law O2, from a pilot"]
     slope = 5e-5 * (16 / 24) ** 0.5
     np.testing.assert_allclose(points[0].get_xydata()[0], [19 * slope, 30 * slope], rtol=1e-5)
@@ -176,17 +178,16 @@ def test_controls_stand_beside_their_interventions(folder: Path) -> None:
     figure = draw_interventions(opened(folder, "interventions"))
     labels = [tick.get_text().strip() for tick in figure.axes[0].get_yticklabels()]
     assert labels == [case.label for case in shortened(INTERVENTION_TABLE).cases[1:]]
-    assert "nothing" in figure.get_supxlabel()
 
 
 def test_stabilisers_of_both_depths_share_a_panel(folder: Path) -> None:
     figure = draw_interventions(opened(folder, "stabilisers", "stabilisers_deep"))
-    (panel,) = figure.axes
-    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["16 blocks", "128 blocks"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["16 blocks", "128 blocks"]
 
 
 def test_half_rates_are_drawn_with_their_forecasts() -> None:
-    """One point per depth, the measured share at every rate; the caption has every study and number."""
+    """One point per depth, the measured share at every rate, and law O2 where it was forecast."""
     studies = {name: open_cells(DATA / f"{name}.zarr") for name in STUDY_FIGURES["half_rate"][0]}
     for name, data in studies.items():
         if (path := DATA / f"{name}.forecast.json").exists():
@@ -194,9 +195,7 @@ def test_half_rates_are_drawn_with_their_forecasts() -> None:
     figure = draw_half_rate(studies)
     said = " ".join(figure.get_supxlabel().split())
     document = json.loads((DATA / "waiting_time_deep.forecast.json").read_text())
-    for row in document["half_rates"]:
-        assert f"forecast {row['predicted']:.4g}, by the line {row['predicted_power_law']:.4g}" in said
-    assert all(f"{name}: width 16" in said for name in studies)
+    assert "8 to 1000 blocks" in said and "4 to 28 seeds" in said
     law = next(line for line in figure.axes[1].lines if "law O2" in str(line.get_label()))
     x, y = law.get_xdata(), law.get_ydata()
     predicted = {row["depth"]: row["predicted"] for row in document["half_rates"]}

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from meanmode.paper_figs.shared.runs import WRITERS, caption
-from meanmode.paper_figs.shared.style import COLOURS, plain_ticks
+from meanmode.paper_figs.shared.studies import short_sizes
+from meanmode.paper_figs.shared.style import COLOURS, PAGE, plain_ticks
 from meanmode.sweeps.studies.events.event_curves import (
     image_tokens,
     noisy_twins,
@@ -23,7 +24,6 @@ from meanmode.sweeps.studies.events.event_curves import (
 )
 from meanmode.sweeps.studies.events.event_rules import event_rows
 from meanmode.sweeps.studies.events.event_summaries import collapsed
-from meanmode.sweeps.studies.run_sizes import sizes_of
 from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
 from meanmode.theory.meanfield.profile import energy_ratio
 
@@ -92,13 +92,13 @@ def draw(studies: Mapping[str, xr.Dataset]) -> Figure:
     data = studies[STUDY]
     rows = event_rows(data)
     regimes = _regimes(data, rows)
-    figure = Figure(figsize=(14, 8.4), layout="constrained")
+    figure = Figure(figsize=(PAGE, 4.7), layout="constrained")
     panels = figure.subplots(2, 3, sharex=True)
     drawings = (_draw_loss, _draw_mean, _draw_centered, _draw_readers, _draw_cosine, _draw_ratio)
     for panel, letter, draw_panel in zip(panels.flat, "abcdef", drawings, strict=True):
         draw_panel(panel, regimes)
-        panel.set_title(f"({letter}) {panel.get_title()}", fontsize=10)
-        panel.axvline(0, color="0.35", ls="--", lw=1)
+        panel.set_title(f"({letter}) {panel.get_title()}")
+        panel.axvline(0, color="0.35", ls="--", lw=0.8)
         panel.grid(alpha=0.25)
         panel.set_xlim(-SHOWN - 0.7, SHOWN + 0.7)
     for panel in panels[1]:
@@ -106,9 +106,8 @@ def draw(studies: Mapping[str, xr.Dataset]) -> Figure:
     _legend(figure, regimes, outcomes(rows))
     caption(
         figure,
-        "Points: median over the runs that collapsed; bands: quartiles. G_mean and G_ctr are root sums of "
-        "squares over all blocks; factors are over the last healthy steps. Dotted: the paper's run.",
-        f"{STUDY}: {sizes_of(data)}.",
+        "Measured: medians over the runs that collapsed, bands: quartiles; factors over the healthy "
+        f"state before; dotted: the paper's run. {short_sizes(studies)}",
     )
     return figure
 
@@ -140,7 +139,7 @@ def _draw(panel: Axes, regime: Regime, values: xr.DataArray, marker: str) -> Non
     low, middle, high = values.values
     x = values["since_onset"].values
     panel.fill_between(x, low, high, color=regime.colour, alpha=0.2, lw=0)
-    style = {"color": regime.colour, "mfc": regime.face, "mew": 0.9, "ms": 4}
+    style = {"color": regime.colour, "mfc": regime.face, "mew": 0.7, "ms": 2.6}
     panel.plot(x, middle, marker, **style)
 
 
@@ -150,20 +149,20 @@ def _draw_loss(panel: Axes, regimes: list[Regime]) -> None:
     for value, ends in zip(PAPER_LOSS, ((-SHOWN, 0), (0, SHOWN)), strict=True):
         _draw_paper(panel, value, ends, gap=7)
     panel.set_title("loss")
-    panel.set_ylabel("loss (mean square of a velocity)")
+    panel.set_ylabel("loss")
     panel.set_ylim(bottom=0)
 
 
 def _draw_mean(panel: Axes, regimes: list[Regime]) -> None:
     _draw_mode(panel, regimes, "g_mean_all")
     _draw_events(panel, regimes, "g_mean")
-    panel.set_title("G_mean of the writer gradients")
+    panel.set_title("G_mean")
 
 
 def _draw_centered(panel: Axes, regimes: list[Regime]) -> None:
     _draw_mode(panel, regimes, "g_ctr_all")
     _draw_events(panel, regimes, "g_ctr")
-    panel.set_title("G_ctr of the writer gradients")
+    panel.set_title("G_ctr")
 
 
 def _draw_mode(panel: Axes, regimes: list[Regime], name: str) -> None:
@@ -175,6 +174,7 @@ def _draw_mode(panel: Axes, regimes: list[Regime], name: str) -> None:
         _draw_paper(panel, factor, (0, SHOWN), WRITERS[writer].split()[-1], above=above)
     panel.set_ylabel("factor over before the jump")
     panel.set_yscale("log")
+    panel.margins(y=0.1)
 
 
 def _draw_readers(panel: Axes, regimes: list[Regime]) -> None:
@@ -182,7 +182,7 @@ def _draw_readers(panel: Axes, regimes: list[Regime]) -> None:
         for name, marker in READERS.items():
             _draw(panel, regime, regime.curves[name], marker)
     _draw_paper(panel, PAPER_READERS, (0, SHOWN), "about 1e-4", above=True)
-    panel.set_title("gradients of queries and keys, deep median")
+    panel.set_title("query and key gradients")
     panel.set_ylabel("factor over before the jump")
     panel.set_yscale("log")
 
@@ -190,8 +190,8 @@ def _draw_readers(panel: Axes, regimes: list[Regime]) -> None:
 def _draw_cosine(panel: Axes, regimes: list[Regime]) -> None:
     for regime in regimes:
         _draw(panel, regime, regime.curves["tcs_deep"], "o")
-    panel.axhline(FRONT_COSINE, color="0.35", lw=0.8)
-    panel.set_title(f"TCS, deep median; line: {FRONT_COSINE:g}, the front")
+    panel.axhline(FRONT_COSINE, color="0.35", lw=0.6)
+    panel.set_title("TCS")
     panel.set_ylabel("token cosine")
 
 
@@ -199,45 +199,44 @@ def _draw_ratio(panel: Axes, regimes: list[Regime]) -> None:
     for regime in regimes:
         cosine = regime.curves["tcs_deep"].isel(quantile=1)
         law = energy_ratio(regime.tokens, cosine.where(cosine < 1).values)
-        panel.plot(cosine["since_onset"], law, color=regime.colour, lw=1)
+        panel.plot(cosine["since_onset"], law, color=regime.colour, lw=0.8)
         _draw(panel, regime, regime.curves["rho_deep"], "o")
-    panel.set_title("rho, deep median; lines: law E1 of the median TCS")
+    panel.set_title("rho; lines: law E1")
     panel.set_ylabel("|mean| / |centered|")
     panel.set_yscale("log")
 
 
 def _draw_events(panel: Axes, regimes: list[Regime], mode: str) -> None:
     """An inset: median and quartiles of the factors of a mode at the events of the runs."""
-    inset = panel.inset_axes((0.12, 0.04, 0.36, 0.32))
+    inset = panel.inset_axes((0.14, 0.05, 0.34, 0.3))
     for place, regime in enumerate(regimes):
         for shift, (writer, marker) in zip((-0.16, 0.16), MARKS.items(), strict=True):
             low, middle, high = np.quantile(regime.events[f"{mode}_{writer}"], [0.25, 0.5, 0.75])
-            style = {"color": regime.colour, "mfc": regime.face, "ms": 6, "capsize": 2}
+            style = {"color": regime.colour, "mfc": regime.face, "ms": 3.8, "capsize": 1.2}
             inset.errorbar(place + shift, middle, yerr=[[middle - low], [high - middle]], fmt=marker, **style)
     for factor in PAPER_FACTORS[f"{mode}_all"].values():
-        inset.axhline(factor, color="black", ls=":", lw=1.3)
+        inset.axhline(factor, color="black", ls=":", lw=1)
     inset.set_yscale("log")
     plain_ticks(inset.yaxis)
     inset.set_xticks([])
     inset.set_xlim(-0.6, len(regimes) - 0.4)
-    inset.tick_params(labelsize=7.5)
-    inset.set_title("at the event of each run", fontsize=8)
+    inset.tick_params(labelsize=6)
+    inset.set_title("at the event", fontsize=6, pad=2)
 
 
 def _draw_paper(
     panel: Axes, value: float, ends: tuple[float, float], word: str = "", *, above: bool = False, gap: int = 2
 ) -> None:
     """A dotted mark of a number of the paper, labelled at its outer end."""
-    panel.plot(ends, [value, value], color="black", ls=":", lw=1.3)
+    panel.plot(ends, [value, value], color="black", ls=":", lw=1)
     side = "left" if ends[0] < 0 else "right"
     panel.annotate(
-        f"paper, 400 blocks{f': {word}' if word else ''}",
+        f"paper{f': {word}' if word else ''}",
         (ends[0 if side == "left" else 1], value),
         xytext=(0, gap if above else -gap),
         textcoords="offset points",
         ha=side,
         va="bottom" if above else "top",
-        fontsize=7.5,
     )
 
 
@@ -254,5 +253,5 @@ def _legend(figure: Figure, regimes: list[Regime], counts: Mapping[str, tuple[in
     ]
     for marker, label in (("o", "W_O; queries"), ("^", "W_2; keys")):
         handles.append(Line2D([], [], ls="", marker=marker, color="0.35", label=label))
-    handles.append(Line2D([], [], ls="--", color="0.35", lw=1, label="onset"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=9, frameon=False)
+    handles.append(Line2D([], [], ls="--", color="0.35", lw=0.8, label="onset"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, columnspacing=1)

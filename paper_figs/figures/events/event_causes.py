@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from meanmode.paper_figs.shared.runs import caption
 from meanmode.paper_figs.shared.studies import short_sizes
-from meanmode.paper_figs.shared.style import COLOURS, plain_ticks
+from meanmode.paper_figs.shared.style import COLOURS, PAGE, plain_ticks
 from meanmode.sweeps.studies.events.event_rules import event_rows
 from meanmode.sweeps.studies.events.event_summaries import (
     at_distance,
@@ -52,21 +52,21 @@ def draw(studies: Mapping[str, xr.Dataset]) -> Figure:
     Args:
         studies: `STUDIES` and any of `BESIDE`.
     """
-    panels = {"steps from the jump to the onset / those without a change": _delays(studies[CAUSES])}
+    panels = {"steps to the onset / those without a change": _delays(studies[CAUSES])}
     if RATES in studies and UNCHANGED in studies:
         panels["half rate / half rate without a change"] = _half_rates(studies[RATES], studies[UNCHANGED])
-    figure = Figure(figsize=(7 * max(len(panels), 1.8), 4.8), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    figure = Figure(figsize=(PAGE, 3.3), layout="constrained")
+    heights = [len(bars) for bars in panels.values()]
+    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     for panel, (words, bars), letter in zip(axes, panels.items(), "ab", strict=False):
         _draw_forest(panel, bars)
         panel.set_xlabel(words)
-        panel.set_title(f"({letter})", loc="left", fontsize=10)
+        panel.set_title(f"({letter})", loc="left")
     shown = {name: data for name, data in studies.items() if name == CAUSES or len(panels) > 1}
     caption(
         figure,
-        "Ratios with 90 % intervals over paired seeds; arrows: open, since too few runs collapsed. At the "
-        "right: how many collapsed after the jump. Hollow: norm-matched control. Grey: within 10 %.",
-        short_sizes(shown),
+        "Measured: ratios with 90 % intervals over paired seeds (arrows: open); right: how many "
+        f"collapsed; hollow: norm-matched control; grey: within 10 %. {short_sizes(shown)}",
     )
     return figure
 
@@ -95,10 +95,10 @@ def _half_rates(changed: xr.Dataset, unchanged: xr.Dataset) -> dict[str, Bar]:
 
 def _draw_forest(panel: Axes, bars: Mapping[str, Bar]) -> None:
     panel.axvspan(1 - CLOSE, 1 + CLOSE, color="0.92", zorder=0)
-    panel.axvline(1.0, color="0.35", lw=1)
+    panel.axvline(1.0, color="0.35", lw=0.8)
     for y, (label, (ratio, said)) in enumerate(bars.items()):
         _draw_ratio(panel, y, ratio, control=label.startswith("control"))
-        panel.text(1.02, y, said, transform=panel.get_yaxis_transform(), va="center", fontsize=9)
+        panel.text(1.02, y, said, transform=panel.get_yaxis_transform(), va="center")
     panel.set_xscale("log")
     low, high = panel.get_xlim()
     low, high = min(low, 0.75), max(high, 1.4)
@@ -109,9 +109,8 @@ def _draw_forest(panel: Axes, bars: Mapping[str, Bar]) -> None:
         shown = [tick for tick in FINE if low < tick < high]
         panel.set_xticks(shown, [f"{tick:g}" for tick in shown])
         panel.set_xticks([], minor=True)
-    panel.set_yticks(range(len(bars)), list(bars), fontsize=9)
+    panel.set_yticks(range(len(bars)), list(bars))
     panel.set_ylim(len(bars) - 0.5, -0.5)
-    panel.set_ylabel("change from the jump on")
     panel.grid(axis="x", alpha=0.25)
 
 
@@ -121,7 +120,7 @@ def _draw_ratio(panel: Axes, y: float, ratio: Mapping[str, float], *, control: b
     known = np.isfinite(ratio["value"]) and ratio["value"] > 0
     start = ratio["value"] if known else ratio["at_least"]
     if not (np.isfinite(start) and start > 0):
-        panel.text(1.0, y, "  undetermined", va="center", fontsize=8.5)
+        panel.text(1.0, y, "  undetermined", va="center")
         return
     open_ended = not known or not np.isfinite(ratio["high"])
     for end, is_open, arrow in (
@@ -130,9 +129,9 @@ def _draw_ratio(panel: Axes, y: float, ratio: Mapping[str, float], *, control: b
     ):
         if is_open:
             ends = {"xytext": (start, y), "xy": (arrow, y)}
-            panel.annotate("", **ends, arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.4})
+            panel.annotate("", **ends, arrowprops={"arrowstyle": "->", "color": colour, "lw": 1})
             panel.plot(arrow, y, alpha=0)  # a panel's limits do not include annotations
         else:
-            panel.plot([start, end], [y, y], color=colour, lw=1.4)
-    style = {"color": colour, "mfc": "white" if control else colour, "ms": 7, "zorder": 4}
+            panel.plot([start, end], [y, y], color=colour, lw=1)
+    style = {"color": colour, "mfc": "white" if control else colour, "ms": 4.5, "zorder": 4}
     panel.plot(start, y, "o" if known else "|", **style)

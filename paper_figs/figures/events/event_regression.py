@@ -12,12 +12,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from meanmode.paper_figs.shared.runs import WRITERS, caption
-from meanmode.paper_figs.shared.style import COLOURS
+from meanmode.paper_figs.shared.studies import short_sizes
+from meanmode.paper_figs.shared.style import COLOURS, PAGE
 from meanmode.sweeps.studies.around_onset import ACTIVE
 from meanmode.sweeps.studies.events.event_curves import EventBlocks, event_blocks, noisy_twins, outcomes
 from meanmode.sweeps.studies.events.event_rules import EXPLAINED, SLOPES, event_rows
 from meanmode.sweeps.studies.events.event_summaries import Share, summaries
-from meanmode.sweeps.studies.run_sizes import sizes_of
 
 STUDY = "event_replicates"
 
@@ -45,14 +45,14 @@ def draw(studies: Mapping[str, xr.Dataset]) -> Figure:
     data = studies[STUDY]
     rows = event_rows(data)
     counts = outcomes(rows)
-    cases, silent = ([case for case in counts if bool(counts[case][0]) is fell] for fell in (True, False))
+    cases = [case for case in counts if counts[case][0]]
     if not cases:
         raise ValueError(f"this figure shows the blocks at an event; no run of {STUDY} has one")
     shares, noisy = {row["case"]: row["regular"] for row in summaries(rows)}, noisy_twins(rows)
-    figure = Figure(figsize=(4.7 * max(len(cases), 3), 8.6), layout="constrained")
+    figure = Figure(figsize=(PAGE, 5.0), layout="constrained")
     panels = figure.subplots(len(WRITERS), len(cases), squeeze=False)
     for column, case in zip(panels.T, cases, strict=True):
-        column[0].set_title(case, fontsize=10)
+        column[0].set_title(case)
         for panel, writer in zip(column, WRITERS, strict=True):
             blocks = event_blocks(data, rows, case, writer)
             _draw_blocks(panel, blocks, *(NOISY if case in noisy else LOW_NOISE))
@@ -61,13 +61,11 @@ def draw(studies: Mapping[str, xr.Dataset]) -> Figure:
             panel.set_ylabel(f"A - 1, {WRITERS[writer]}")
         column[-1].set_xlabel("(T - 1) kappa_abs")
     _legend(figure)
-    no_event = f" No event: {'; '.join(silent)}." if silent else ""
     caption(
         figure,
-        f"One point per block and run at its event. Published regression: slope {SLOPES[0]:g} to "
-        f"{SLOPES[1]:g}, R^2 at least {EXPLAINED:g}, at the event or one step after it; shares with 90 % "
-        f"intervals.{no_event}",
-        f"{STUDY}: {sizes_of(data)}.",
+        "Measured: one point per block and run at its event. In the panels: runs with the published "
+        f"regression (slope {SLOPES[0]:g} to {SLOPES[1]:g}, R^2 at least {EXPLAINED:g}), 90 % "
+        f"intervals. {short_sizes(studies)}",
     )
     return figure
 
@@ -78,15 +76,15 @@ def _tokens(rows: pd.DataFrame, case: str) -> int:
 
 def _draw_blocks(panel: Axes, blocks: EventBlocks, colour: str, marker: str) -> None:
     for chosen, face in ((blocks.active, colour), (~blocks.active, "none")):
-        style = {"ms": 4.5, "mfc": face, "mec": colour, "mew": 0.7, "alpha": 0.6}
+        style = {"ms": 2.9, "mfc": face, "mec": colour, "mew": 0.5, "alpha": 0.6}
         panel.plot(blocks.coherence[chosen], blocks.excess[chosen], marker, **style)
 
 
 def _draw_lines(panel: Axes, tokens: int, writer: str) -> None:
     """Law A5, and a line of the paper's slope, over everything that (T - 1) kappa_abs can be."""
     end = tokens - 1.0
-    panel.plot([0, end], [0, end], color="0.2", lw=1)
-    panel.plot([0, end], [0, PAPER_SLOPES[writer] * end], color="black", ls=":", lw=1.3)
+    panel.plot([0, end], [0, end], color="0.2", lw=0.8)
+    panel.plot([0, end], [0, PAPER_SLOPES[writer] * end], color="black", ls=":", lw=1)
     panel.set_xlim(-0.03 * end, 1.03 * end)
     panel.set_ylim(min(-1.3, -0.06 * end), 1.16 * end)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -101,7 +99,6 @@ def _say(panel: Axes, blocks: EventBlocks, both: Share) -> None:
         f"published regression\nthis writer: {own}\nboth: {both}",
         transform=panel.transAxes,
         va="top",
-        fontsize=8.5,
     )
 
 
@@ -112,7 +109,7 @@ def _legend(figure: Figure) -> None:
     ]
     handles += [
         Line2D([], [], ls="", marker="o", mfc="none", mec="0.4", label=f"inactive, A - 1 <= {ACTIVE:g}"),
-        Line2D([], [], color="0.2", lw=1, label="law A5 at equal magnitudes, y = x"),
-        Line2D([], [], color="black", ls=":", lw=1.3, label="paper, 400 blocks: its slope, through 0"),
+        Line2D([], [], color="0.2", lw=0.8, label="law A5, y = x"),
+        Line2D([], [], color="black", ls=":", lw=1, label="paper's slope, through 0"),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=9, frameon=False)
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from meanmode.paper_figs.shared.runs import WRITERS, caption, needs
-from meanmode.paper_figs.shared.style import COLOURS
+from meanmode.paper_figs.shared.style import COLOURS, PAGE
 from meanmode.sweeps.studies.around_onset import (
     deep_quartiles,
     deep_series,
@@ -35,7 +35,7 @@ SHOWN = 40
 """Steps on either side of the onset that are drawn."""
 
 
-LEGEND_ROOM = 27
+LEGEND_ROOM = 19
 """Points between a panel and its title, for the legend."""
 
 
@@ -47,7 +47,7 @@ MARKS = {"attn": "o", "ffn": "^"}
 
 WORDS = {
     "loss": "loss",
-    "grad_norm": "gradient norm",
+    "grad_norm": "gradient",
     "tcs": "TCS",
     "rho": "rho",
     "mode_ratio": "G_mean/G_ctr",
@@ -91,15 +91,15 @@ def draw(run: xr.Dataset) -> Figure:
         )
     shown = near_onset(run, SHOWN)
     onset, moves = onset_of(shown), lasting_moves(shown)
-    figure = Figure(figsize=(13.5, 9), layout="constrained")
+    figure = Figure(figsize=(PAGE, 5.2), layout="constrained")
     panels = figure.subplots(2, 3, sharex=True)
     drawings = (_draw_loss, _draw_modes, _draw_readers, _draw_cosines, _draw_ratio, _draw_sizes)
     delays = {row["signal"]: row["delay"] for row in moves if row["delay"] is not None}
     for panel, draw_panel in zip(panels.flat, drawings, strict=True):
         draw_panel(panel, shown)
     for panel, letter, signals in zip(panels.flat, "abcdef", PANEL_SIGNALS, strict=True):
-        panel.set_title(f"({letter}) {panel.get_title()}", fontsize=9.5, pad=LEGEND_ROOM)
-        panel.axvline(onset["step"], color="0.35", ls="--", lw=1)
+        panel.set_title(f"({letter}) {panel.get_title()}", pad=LEGEND_ROOM)
+        panel.axvline(onset["step"], color="0.35", ls="--", lw=0.8)
         for line, signal in enumerate(signals):
             if abs(delays.get(signal, SHOWN + 1)) <= SHOWN:
                 _mark(panel, onset["step"], signal, delays[signal], line)
@@ -107,23 +107,20 @@ def draw(run: xr.Dataset) -> Figure:
         panel.set_xlabel("optimiser step")
         panel.set_xlim(float(shown["step"][0]) - 0.5, float(shown["step"][-1]) + 0.5)
     config = run_config(run)
-    figure.suptitle(
-        f"{KINDS[onset['kind']]} in training, onset at step {onset['step']} (dashed)", fontsize=11
-    )
     caption(
         figure,
-        "Points: every measured step. Triangles: first lasting move of a signal by a factor of "
-        f"{_thresholds(moves)}, in steps after the onset.",
+        f"Measured, medians over deep blocks; onset at step {onset['step']} (dashed); white: TCS = "
+        f"{FRONT_COSINE:g}. Triangles: first lasting moves, in steps after the onset.",
         f"One run: {run_sizes([run])}; merge {config.model.merge}; {schedule_of(config)}.",
     )
     return figure
 
 
 def _draw_loss(panel: Axes, run: xr.Dataset) -> None:
-    panel.plot(run["step"], run["loss"], "o", ms=3, color=COLOURS[0], label="measured")
-    panel.axhline(run.attrs["initial_loss"], color="0.35", lw=1, label="initial level")
+    panel.plot(run["step"], run["loss"], "o", ms=1.9, color=COLOURS[0], label="measured")
+    panel.axhline(run.attrs["initial_loss"], color="0.35", lw=0.8, label="initial level")
     panel.set_title("loss")
-    panel.set_ylabel("loss (mean square of a velocity)")
+    panel.set_ylabel("loss")
     panel.set_ylim(bottom=0)
     _finish(panel)
 
@@ -133,9 +130,9 @@ def _draw_modes(panel: Axes, run: xr.Dataset) -> None:
         for writer, marker in MARKS.items():
             values, words = deep_series(run, name, writer), f"{label}, {WRITERS[writer].split()[-1]}"
             face = colour if name == "g_mean" else "none"
-            style = {"ms": 3.5, "color": colour, "mfc": face, "mew": 0.8}
+            style = {"ms": 2.2, "color": colour, "mfc": face, "mew": 0.6}
             panel.plot(values["step"], values, marker, label=words, **style)
-    panel.set_title("modes of the writer gradients, deep median")
+    panel.set_title("writer gradients")
     panel.set_ylabel("Frobenius norm")
     panel.set_yscale("log")
     _finish(panel)
@@ -144,8 +141,8 @@ def _draw_modes(panel: Axes, run: xr.Dataset) -> None:
 def _draw_readers(panel: Axes, run: xr.Dataset) -> None:
     for name, colour, marker in (("grad_rms_q", COLOURS[0], "o"), ("grad_rms_k", COLOURS[1], "^")):
         values = deep_series(run, name)
-        panel.plot(values["step"], values, marker, ms=3, color=colour, label=WORDS[name], mew=0)
-    panel.set_title("gradients of queries and keys, deep median")
+        panel.plot(values["step"], values, marker, ms=1.9, color=colour, label=WORDS[name], mew=0)
+    panel.set_title("query and key gradients")
     panel.set_ylabel("root mean square")
     panel.set_yscale("log")
     _finish(panel)
@@ -156,9 +153,9 @@ def _draw_cosines(panel: Axes, run: xr.Dataset) -> None:
     mesh = panel.pcolormesh(
         tcs["step"], tcs["block"], tcs, vmin=0, vmax=1, cmap="cividis", shading="nearest", rasterized=True
     )
-    panel.contour(tcs["step"], tcs["block"], tcs, levels=[FRONT_COSINE], colors="white", linewidths=0.9)
+    panel.contour(tcs["step"], tcs["block"], tcs, levels=[FRONT_COSINE], colors="white", linewidths=0.7)
     panel.figure.colorbar(mesh, ax=panel, label="TCS", pad=0.02)
-    panel.set_title(f"token cosine; white: TCS = {FRONT_COSINE:g}, the front")
+    panel.set_title("token cosine")
     panel.set_ylabel("block")
 
 
@@ -168,23 +165,23 @@ def _draw_ratio(panel: Axes, run: xr.Dataset) -> None:
     cosine, model = deep_series(run, "tcs"), run_config(run).model
     tokens = model.image_tokens + model.text_tokens
     predicted = energy_ratio(tokens, cosine.where(cosine < 1).values)
-    panel.plot(cosine["step"], predicted, color="0.2", lw=1, label="law E1 of median TCS")
+    panel.plot(cosine["step"], predicted, color="0.2", lw=0.8, label="law E1 of TCS")
     panel.fill_between(measured["step"], low, high, color=COLOURS[0], alpha=0.25, lw=0, label="quartiles")
-    panel.plot(measured["step"], middle, "o", ms=3, color=COLOURS[0], label="measured, median", mew=0)
-    panel.set_title("rho = |mean| / |centered| of deep blocks")
+    panel.plot(measured["step"], middle, "o", ms=1.9, color=COLOURS[0], label="measured", mew=0)
+    panel.set_title("rho = |mean| / |centered|")
     panel.set_ylabel("ratio of norms")
     panel.set_yscale("log")
     _finish(panel)
 
 
 def _draw_sizes(panel: Axes, run: xr.Dataset) -> None:
-    sizes = {"grad_norm": ("gradient norm, unclipped", COLOURS[1], "^")}
+    sizes = {"grad_norm": ("gradient norm", COLOURS[1], "^")}
     if "functional_step" in run and bool(run["functional_step"].notnull().any()):
-        sizes["functional_step"] = ("functional step (rms)", COLOURS[2], "o")
+        sizes["functional_step"] = ("functional step", COLOURS[2], "o")
     for name, (label, colour, marker) in sizes.items():
-        panel.plot(run["step"], run[name], marker, ms=3, color=colour, label=label, mew=0)
-    panel.set_title("sizes of gradient and step" if len(sizes) > 1 else "size of the gradient")
-    panel.set_ylabel("norm; rms of features" if len(sizes) > 1 else "norm")
+        panel.plot(run["step"], run[name], marker, ms=1.9, color=colour, label=label, mew=0)
+    panel.set_title("gradient and step" if len(sizes) > 1 else "gradient")
+    panel.set_ylabel("norm; rms" if len(sizes) > 1 else "norm")
     panel.set_yscale("log")
     _finish(panel)
 
@@ -196,9 +193,7 @@ def _finish(panel: Axes) -> None:
     panel.set_ylim(top=float(transform.inverted().transform(high + 0.16 * (high - low))))
     panel.grid(alpha=0.25)
     above = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.99), "borderaxespad": 0}
-    legend = panel.legend(
-        fontsize=8, frameon=False, ncols=2, columnspacing=1.2, handletextpad=0.4, labelspacing=0.3, **above
-    )
+    legend = panel.legend(ncols=2, columnspacing=1.2, handletextpad=0.4, labelspacing=0.3, **above)
     legend.set_in_layout(False)  # its room is the distance of the title
 
 
@@ -214,10 +209,9 @@ def _mark(panel: Axes, onset: int, signal: str, delay: int, line: int) -> None:
         textcoords="offset points",
         ha="left" if right else "right",
         va="center",
-        fontsize=8,
         bbox={"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.8},
     )
-    panel.plot(onset + delay, height, "v", ms=6, color="black", transform=transform)
+    panel.plot(onset + delay, height, "v", ms=3.8, color="black", transform=transform)
 
 
 def _thresholds(moves: list[Mapping[str, Any]]) -> str:

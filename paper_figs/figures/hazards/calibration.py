@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from meanmode.paper_figs.shared.runs import caption
 from meanmode.paper_figs.shared.studies import Studies, bars
-from meanmode.paper_figs.shared.style import COLOURS, MARKERS
+from meanmode.paper_figs.shared.style import COLOURS, MARKERS, PAGE
 from meanmode.sweeps.studies.hazards.hazard_runs import opened
 from meanmode.sweeps.studies.hazards.warning_rows import (
     FITTED,
@@ -33,7 +33,7 @@ BESIDE = (
 )
 """Studies that it was not fitted to, drawn where they exist."""
 
-OF_FIT = "fitted runs"
+OF_FIT = "fitted"
 GROUPS = (OF_FIT, SAME, SETTINGS, SCHEDULES)
 STYLE = dict(zip(GROUPS, zip(("0.25", *COLOURS[:3]), MARKERS, strict=False), strict=False))
 """Group -> colour and marker."""
@@ -56,25 +56,20 @@ def draw(studies: Studies) -> Figure:
     others = [source for source in sources if source.study.name not in FITTED]
     rows = pd.concat([warning_rows(source) for source in fitted], ignore_index=True)
     groups = {OF_FIT: rows, **grouped_rows(others, fitted)}
-    figure = Figure(figsize=(11, 5.8), layout="constrained")
+    figure = Figure(figsize=(PAGE, 3.5), layout="constrained")
     for panel, horizon in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
         _draw_panel(panel, groups, horizon)
-    figure.suptitle(
-        "The early warning: points, measured with 90 % intervals (bootstrap over runs); line, as predicted",
-        fontsize=10,
-    )
-    shown = ", ".join(f"{name}: {groups[name]['run'].nunique()} runs" for name in GROUPS if name in groups)
+    shown = ", ".join(f"{groups[name]['run'].nunique()} {name}" for name in GROUPS if name in groups)
     caption(
         figure,
-        "Rows of every fifth step before the onset, in bins of the predicted probability; bins with fewer "
-        f"than {LEAST_RUNS} runs are left out, and runs with a broken premise. {shown}. Sizes of the "
-        f"{len(studies)} studies: on the page.",
+        "Points: measured, 90 % intervals (bootstrap over runs), in bins of the predicted probability; line: "
+        f"as predicted. Runs: {shown}.",
     )
     return figure
 
 
 def _draw_panel(panel: Axes, groups: dict[str, pd.DataFrame], horizon: int) -> None:
-    panel.plot([0, 1], [0, 1], color="0.35", lw=1)
+    panel.plot([0, 1], [0, 1], color="0.35", lw=0.8)
     for name, (colour, marker) in STYLE.items():
         found = calibration_rows(groups[name], horizon) if name in groups else []
         shown = [row for row in found if row["runs"] >= LEAST_RUNS]
@@ -83,9 +78,9 @@ def _draw_panel(panel: Axes, groups: dict[str, pd.DataFrame], horizon: int) -> N
     panel.set_ylim(-0.02, 1.02)
     panel.set_xlabel(f"predicted P(collapse within {horizon} steps)")
     panel.set_ylabel("share that collapsed")
-    panel.set_title(f"within {horizon} steps", fontsize=9.5)
+    panel.set_title(f"within {horizon} steps")
     panel.grid(alpha=0.25)
-    panel.legend(fontsize=8, frameon=False, loc="upper left")
+    panel.legend(loc="upper left")
 
 
 def _draw_points(panel: Axes, rows: Sequence[dict[str, float]], style: dict[str, str]) -> None:
@@ -93,6 +88,12 @@ def _draw_points(panel: Axes, rows: Sequence[dict[str, float]], style: dict[str,
     for row in rows:
         ends = bars(row["value"], row["low"], row["high"])
         panel.errorbar(
-            row["predicted"], row["value"], yerr=ends, ls="none", ms=6, capsize=3, **{**style, "label": label}
+            row["predicted"],
+            row["value"],
+            yerr=ends,
+            ls="none",
+            ms=3.8,
+            capsize=1.8,
+            **{**style, "label": label},
         )
         label = None

@@ -16,7 +16,7 @@ from meanmode.paper_figs.shared.studies import (
     rates_of_runs,
     short_sizes,
 )
-from meanmode.paper_figs.shared.style import COLOURS, plain_ticks
+from meanmode.paper_figs.shared.style import COLOURS, COLUMN, plain_ticks
 from meanmode.sweeps.studies.critical_rates import study_rows
 from meanmode.sweeps.studies.hazards.hazard_forecast import depth_curve
 from meanmode.sweeps.studies.hazards.hazard_runs import OpenedStudy, opened
@@ -49,7 +49,7 @@ def draw(studies: Studies) -> Figure:
         ValueError: no study has a forecast by a hazard.
     """
     hazard = hazard_of(studies)
-    figure = Figure(figsize=(9.0, 6.0), layout="constrained")
+    figure = Figure(figsize=(COLUMN, 3.4), layout="constrained")
     panel = figure.subplots()
     sources = {source.path.name: source for source in opened(studies)}
     _draw_hazard(panel, hazard, next(iter(sources.values())))
@@ -59,7 +59,7 @@ def draw(studies: Studies) -> Figure:
         for source in found:
             _draw_runs(panel, source, style[1:])
         if found:
-            panel.plot([], [], style[2], color=style[1], ms=6, label=f"measured {style[0]}")
+            panel.plot([], [], style[2], color=style[1], ms=3.8, label=f"measured {style[0]}")
     panel.set_xscale("log")
     panel.set_yscale("log")
     plain_ticks(panel.yaxis)
@@ -69,12 +69,11 @@ def draw(studies: Studies) -> Figure:
     panel.set_xlabel("depth L (blocks)")
     panel.set_ylabel("critical rate (learning rate at the onset)")
     panel.grid(alpha=0.25, which="both")
-    panel.legend(fontsize=8.5, frameon=False, loc="lower left")
+    panel.legend(loc="lower left")
     caption(
         figure,
-        "Hazard: fitted to 8, 16 and 32 blocks at constant rates. Large points: medians with 90 % intervals; "
-        "small: single runs; an arrow: runs that did not collapse, at their last rate.",
-        short_sizes(studies),
+        "Ramps. Lines: forecasts. Points: measured medians, 90 % intervals; small: runs; arrows: no "
+        f"collapse. {short_sizes(studies)}",
     )
     return figure
 
@@ -82,7 +81,7 @@ def draw(studies: Studies) -> Figure:
 def _draw_hazard(panel: Axes, hazard: Hazard, source: OpenedStudy) -> None:
     rows = depth_curve(hazard, source, DEPTHS, seeds=8)
     median, low, high = ([row[name] for row in rows] for name in ("median", "run_low", "run_high"))
-    panel.plot(DEPTHS, median, color=COLOURS[0], lw=1.6, label="hazard: median")
+    panel.plot(DEPTHS, median, color=COLOURS[0], lw=1.2, label="hazard: median")
     panel.fill_between(DEPTHS, low, high, color=COLOURS[0], alpha=0.15, lw=0, label="90 % of single runs")
 
 
@@ -94,10 +93,10 @@ def _draw_rivals(panel: Axes, studies: Studies) -> None:
     law = FunctionalLaw.of_document(forecast["law"])
     slope = forecast["anchor"]["slope"] * math.sqrt(forecast["anchor"]["depth"])
     rates = [law.critical_rate(depth, slope / math.sqrt(depth)) for depth in DEPTHS]
-    panel.plot(DEPTHS, rates, "--", color=COLOURS[2], lw=1.3, label="law O2")
+    panel.plot(DEPTHS, rates, "--", color=COLOURS[2], lw=1, label="law O2")
     label = f"L^{forecast['power_law']['exponent']:.2f}"
     line = line_of(forecast["power_law"], np.array(DEPTHS))
-    panel.plot(DEPTHS, line, ":", color=COLOURS[3], lw=1.6, label=label)
+    panel.plot(DEPTHS, line, ":", color=COLOURS[3], lw=1.2, label=label)
 
 
 def _draw_runs(panel: Axes, source: OpenedStudy, style: tuple[str, str]) -> None:
@@ -106,12 +105,12 @@ def _draw_runs(panel: Axes, source: OpenedStudy, style: tuple[str, str]) -> None
     for row, run in zip(study_rows(source.data), source.study.runs, strict=True):
         depth, own = run.model.depth, runs.get(row["case"], [])
         spread = depth * np.geomspace(0.96, 1.04, len(own))
-        panel.plot(spread, own, marker, color=colour, ms=3, alpha=0.45, mew=0)
+        panel.plot(spread, own, marker, color=colour, ms=1.9, alpha=0.45, mew=0)
         if row["n_collapsed"] < row["n"]:
             last = run.training.learning_rate(depth).rate(run.training.steps)
-            panel.plot(depth, last, marker=r"$\uparrow$", color=colour, ms=10, ls="none")
+            panel.plot(depth, last, marker=r"$\uparrow$", color=colour, ms=6.4, ls="none")
         if row["measured"] is not None:
             ends = bars(row["measured"], row["measured_low"], row["measured_high"])
             panel.errorbar(
-                depth, row["measured"], yerr=ends, fmt=marker, color=colour, ms=6.5, capsize=3, zorder=4
+                depth, row["measured"], yerr=ends, fmt=marker, color=colour, ms=4.2, capsize=1.8, zorder=4
             )

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from meanmode.paper_figs.figures.hazards.survival import hazard_of
 from meanmode.paper_figs.shared.runs import caption
 from meanmode.paper_figs.shared.studies import Studies, bars, fitted_to, forecasts_of, short_sizes
-from meanmode.paper_figs.shared.style import COLOURS, MARKERS
+from meanmode.paper_figs.shared.style import COLOURS, DASHES, MARKERS, PAGE
 from meanmode.sweeps.studies.hazards.hazard_runs import opened
 from meanmode.sweeps.studies.hazards.schedule_risk import risk_curve, risk_rows
 
@@ -47,28 +47,28 @@ def draw(studies: Studies) -> Figure:
     hazard, sources = hazard_of(studies), opened(studies)
     base, fitted = sources[0].study.base, _fitted(studies)
     rows = [{**row, "fitted": source.study.name in fitted} for source in sources for row in risk_rows(source)]
-    figure = Figure(figsize=(11, 5.8), layout="constrained")
+    figure = Figure(figsize=(PAGE, 3.2), layout="constrained")
     panels = figure.subplots(1, len(DEPTHS), sharey=True)
     for panel, depth in zip(panels, DEPTHS, strict=True):
-        for (label, fields), colour, marker in zip(CURVES.items(), COLOURS, MARKERS, strict=False):
+        for (label, fields), *style in zip(CURVES.items(), COLOURS, MARKERS, DASHES, strict=False):
+            colour, marker, dashes = style
             run = base.with_fields({**fields, "depth": depth, "rate": 1.0})
             curve = np.array([list(row.values()) for row in risk_curve(hazard, run, POINTS)]).T
             panel.fill_between(curve[0], *curve[2:], color=colour, alpha=0.15, lw=0)
-            panel.plot(curve[0], curve[1], color=colour, lw=1.4, label=label)
+            panel.plot(curve[0], curve[1], color=colour, lw=1, ls=dashes, label=label)
             _draw_points(panel, _matching(rows, fields, depth), colour, marker)
         panel.set_xlabel("peak learning rate")
-        panel.set_title(f"{depth} blocks", fontsize=9.5)
+        panel.set_title(f"{depth} blocks")
         panel.grid(alpha=0.25, which="both")
     panels[0].set_ylabel("P(collapse by the last step)")
     kinds = [Line2D([], [], marker="o", color="0.35", ls="none", mfc=face) for face in ("0.35", "none")]
     lines, labels = panels[0].get_legend_handles_labels()
     labels += ["measured, not used in the fit", "measured, used in the fit"]
-    panels[0].legend([*lines, *kinds], labels, fontsize=8, frameon=False, loc="lower right")
+    figure.legend([*lines, *kinds], labels, loc="outside upper center", ncols=3)
     caption(
         figure,
-        "Lines: the hazard (law O3), with the 90 % interval of its fit. Points: share of the runs that "
-        "collapsed, with 90 % intervals (Wilson). The cold runs of hazard_history go on to step 620.",
-        short_sizes(studies),
+        "Lines and bands: hazard (law O3) with the 90 % interval of its fit. Points: measured shares "
+        f"with 90 % intervals. {short_sizes(studies)}",
     )
     return figure
 
@@ -98,5 +98,5 @@ def _draw_points(panel: Axes, rows: Sequence[Mapping[str, Any]], colour: str, ma
         ends = bars(row["share"], row["low"], row["high"])
         face = "none" if row["fitted"] else colour
         panel.errorbar(
-            row["rate"], row["share"], yerr=ends, fmt=marker, color=colour, mfc=face, ms=5.5, capsize=2.5
+            row["rate"], row["share"], yerr=ends, fmt=marker, color=colour, mfc=face, ms=3.5, capsize=1.5
         )

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from meanmode.paper_figs.shared.runs import caption
 from meanmode.paper_figs.shared.studies import Studies, forecasts_of, short_sizes
-from meanmode.paper_figs.shared.style import MARKERS, plain_ticks
+from meanmode.paper_figs.shared.style import DASHES, MARKERS, PAGE, plain_ticks
 from meanmode.sweeps.studies.hazards.hazard_runs import opened, survival_points, waiting_runs
 from meanmode.theory.onset.hazard import Hazard
 from meanmode.theory.onset.hazard_likelihood import WaitingRuns
@@ -36,20 +36,17 @@ def draw(studies: Studies) -> Figure:
     panels = panels_of(studies)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.6 * columns, 4.3 * rows), layout="constrained")
+    figure = Figure(figsize=(PAGE, 0.5 + 2.3 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (title, cases) in zip(axes, panels.items(), strict=False):
         _draw_panel(axis, hazard, cases)
-        axis.set_title(title, fontsize=9.5)
+        axis.set_title(title)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    figure.suptitle("P(no collapse) up to a step: lines, forecast; points, measured", fontsize=10.5)
     caption(
         figure,
-        "Lines: a hazard (law O3) fitted to 8, 16 and 32 blocks at constant rates, before these runs. "
-        "Points: Kaplan-Meier estimates; a cross ends runs that did not collapse; "
-        "numbers of runs after each case.",
-        short_sizes(studies),
+        "Lines: hazard (law O3), fitted to constant rates before these runs. Points: measured "
+        f"(Kaplan-Meier); a cross ends runs that did not collapse. {short_sizes(studies)}",
     )
     return figure
 
@@ -86,9 +83,9 @@ def panels_of(studies: Studies) -> dict[str, list[tuple[str, WaitingRuns]]]:
 def _draw_panel(axis: Axes, hazard: Hazard, cases: Sequence[tuple[str, WaitingRuns]]) -> None:
     ordered = sorted(cases, key=lambda case: case[1].depth)
     colours = colormaps["viridis"](np.linspace(0, 0.85, len(ordered)))
-    for (label, runs), colour, marker in zip(ordered, colours, MARKERS, strict=False):
+    for (label, runs), colour, marker, style in zip(ordered, colours, MARKERS, DASHES, strict=False):
         steps = np.arange(1, len(runs.rates) + 1)
-        axis.plot(steps, hazard.survival(runs.rates, runs.depth), color=colour, lw=1.3)
+        axis.plot(steps, hazard.survival(runs.rates, runs.depth), color=colour, lw=1, ls=style)
         x, y = survival_points(runs)
         kept = np.unique(np.linspace(1, len(x) - 1, POINTS).round().astype(int)) if len(x) > 1 else []
         axis.plot(
@@ -96,12 +93,12 @@ def _draw_panel(axis: Axes, hazard: Hazard, cases: Sequence[tuple[str, WaitingRu
             y[kept],
             marker,
             color=colour,
-            ms=4.5,
+            ms=2.9,
             mfc="none",
-            label=f"{label}, {len(runs.times)}",
+            label=label,
         )
         if not runs.collapsed.all():
-            axis.plot(runs.times[~runs.collapsed].max(), y[-1], "x", color=colour, ms=6)
+            axis.plot(runs.times[~runs.collapsed].max(), y[-1], "x", color=colour, ms=3.8)
     axis.set_xscale("log")
     axis.set_xlim(left=30)
     plain_ticks(axis.xaxis)
@@ -109,4 +106,4 @@ def _draw_panel(axis: Axes, hazard: Hazard, cases: Sequence[tuple[str, WaitingRu
     axis.set_xlabel("step")
     axis.set_ylabel("P(no collapse)")
     axis.grid(alpha=0.25, which="both")
-    axis.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.2), handlelength=1, columnspacing=0.8)

@@ -250,11 +250,9 @@ def test_a_landmark_leaves_out_what_collapsed_before(document: dict) -> None:
 
 def test_the_figure_is_drawn_from_the_document(document: dict) -> None:
     figure = draw(document)
-    assert (
-        "width 16; 16 blocks; 16 image + 4 text tokens, batch 4, 600 steps, 12 seeds" in figure.get_suptitle()
-    )
-    assert all(panel.lines and panel.get_xlabel() for panel in figure.axes)
-    assert "5 diverged plainly" in " ".join(figure.get_supxlabel().split())
+    said = " ".join(figure.get_supxlabel().split())
+    assert "Width 16, 16 blocks, 16 + 4 tokens, batch 4, 12 seeds per curve" in said
+    assert all(panel.lines for panel in figure.axes) and any(panel.get_xlabel() for panel in figure.axes)
     with pytest.raises(ValueError, match="the document has no cases"):
         draw({})
 
