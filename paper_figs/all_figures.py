@@ -16,13 +16,20 @@ from meanmode.paper_figs.figures import (
     committor,
     critical_rate,
     depth_profiles,
+    dynamic_front,
     half_rate,
     interventions,
+    long_runs,
+    loss_and_rho,
     margin,
+    merge_losses,
     merge_modes,
     mixers,
+    phase_diagram,
+    standard_writers,
     timestep_probe,
     token_law,
+    token_regimes,
     waiting_time,
 )
 from meanmode.paper_figs.figures.events import (
@@ -31,9 +38,11 @@ from meanmode.paper_figs.figures.events import (
     event_depth,
     event_factor,
     event_regression,
+    event_report,
     event_run,
 )
 from meanmode.paper_figs.figures.hazards import calibration, hazard_depth, schedule_risk, survival
+from meanmode.paper_figs.gallery import PICTURES
 from meanmode.paper_figs.shared.style import LOOK
 from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.regular_files import read_json
@@ -45,16 +54,24 @@ FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure]]] = {
     "depth_profiles": ("collapse_front.zarr", depth_profiles.draw),
     "mixers": ("mixers.zarr", mixers.draw),
     "token_law": ("token_law.zarr", token_law.draw),
+    "token_regimes": ("token_law.zarr", token_regimes.draw),
 }
 """Name -> the sweep that is drawn, along `cell`, and the function that draws it."""
 
 
-RUN_FIGURES: dict[str, tuple[str, Callable[..., Figure]]] = {
-    "event_run": ("event.zarr", event_run.draw),
-    "event_400": ("event_400.zarr", event_run.draw),
-    "merge_modes": ("merge_modes", merge_modes.draw),
+RUN_FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
+    "event_run": (("event.zarr",), event_run.draw),
+    "event_400": (("event_400.zarr",), event_run.draw),
+    "event_report": (("digits_400l.zarr",), event_report.draw),
+    "loss_and_rho": (("digits_400l.zarr", "digits_400l_mvsplit.zarr"), loss_and_rho.draw),
+    "long_runs": (
+        tuple(f"digits_{depth}l{kind}.zarr" for depth in (400, 1000) for kind in ("", "_mvsplit_long")),
+        long_runs.draw,
+    ),
+    "merge_modes": (("merge_modes",), merge_modes.draw),
+    "standard_writers": (("standard_writers.zarr",), standard_writers.draw),
 }
-"""Name -> the run, or the folder of runs, that is drawn, and the function that draws it or all of them."""
+"""Name -> the runs, or the folders of runs, that are drawn together, and the function that draws them."""
 
 
 STUDY_FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, xr.Dataset]], Figure]]] = {
@@ -62,6 +79,8 @@ STUDY_FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, xr.Datase
     "half_rate": (half_rate.STUDIES, half_rate.draw),
     "margin": (margin.STUDIES, margin.draw),
     "interventions": (interventions.STUDIES, interventions.draw),
+    "merge_losses": (merge_losses.STUDIES, merge_losses.draw),
+    "phase_diagram": (phase_diagram.STUDIES, phase_diagram.draw),
     "committor": (committor.STUDIES, committor.draw),
     **{
         module.__name__.rpartition(".")[2]: (module.STUDIES, module.draw)
@@ -83,6 +102,7 @@ STUDY_FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, xr.Datase
 
 BESIDE: dict[str, tuple[str, ...]] = {
     "event_causes": event_causes.BESIDE,
+    "phase_diagram": phase_diagram.BESIDE,
     "hazard_depth": hazard_depth.BESIDE,
     "calibration": calibration.BESIDE,
     "schedule_risk": schedule_risk.BESIDE,
@@ -97,6 +117,7 @@ SINGLE_RUN = "event_run"
 DOCUMENT_FIGURES: dict[str, tuple[str, Callable[[Mapping[str, Any]], Figure]]] = {
     "waiting_time": ("waiting_time.scores.json", waiting_time.draw),
     "timestep_probe": ("timestep_probe.json", timestep_probe.draw),
+    "dynamic_front": ("dynamic_front.json", dynamic_front.draw),
 }
 """Name -> the JSON document, written by a command, that is drawn, and the function that draws it."""
 
@@ -161,37 +182,42 @@ def _saved(figure: Figure, path: Path, pdf: bool) -> list[Path]:
 
 def _is_present(name: str, data: Path) -> bool:
     """Whether a folder holds a store that a figure is drawn from."""
-    return any((data / store).exists() for store in _stores(name))
+    found = [(data / store).exists() for store in _stores(name)]
+    return all(found) if name in RUN_FIGURES else any(found)
 
 
 def _stores(name: str) -> tuple[str, ...]:
     """The files and folders a figure is drawn from, in the folder of stores."""
     if name in STUDY_FIGURES:
         return tuple(f"{study}.zarr" for study in STUDY_FIGURES[name][0])
-    return ({**FIGURES, **RUN_FIGURES, **DOCUMENT_FIGURES}[name][0],)
+    if name in RUN_FIGURES:
+        return RUN_FIGURES[name][0]
+    return ({**FIGURES, **DOCUMENT_FIGURES}[name][0],)
 
 
 def _drawn(name: str, data: Path) -> Figure:
     """A figure, from the stores of a folder."""
     stores = [data / store for store in _stores(name)]
-    if not any(path.exists() for path in stores):
-        raise StoreError(_missing(name, stores))
+    if not _is_present(name, data):
+        raise StoreError(_missing(name, [path for path in stores if not path.exists()]))
     if name in STUDY_FIGURES:
         studies, draw = STUDY_FIGURES[name]
         return draw(_studies(data, (*studies, *BESIDE.get(name, ()))))
     if name in DOCUMENT_FIGURES:
         return DOCUMENT_FIGURES[name][1](_document(*stores))
     if name in RUN_FIGURES:
-        return RUN_FIGURES[name][1](*_runs(*stores))
+        return RUN_FIGURES[name][1](*(run for path in stores for run in _runs(path)))
     return FIGURES[name][1](_finished(open_cells(*stores), *stores))
 
 
 def _missing(name: str, stores: Sequence[Path]) -> str:
     """What is missing for a figure, and the command that makes it where there is one."""
     first = stores[0]
-    needed = f"the figure {name} needs {' or '.join(map(str, stores))}, which does not exist"
-    if name in RUN_FIGURES:
-        return f"{needed}: a checkout of the repository has it in paper_figs/data, give that with --data"
+    between = " and " if name in RUN_FIGURES else " or "
+    needed = f"the figure {name} needs {between.join(map(str, stores))}, which does not exist"
+    if name in RUN_FIGURES or (first.name not in COMMANDS and name in DOCUMENT_FIGURES):
+        made = f"make it with `mms train` as docs/{PICTURES[name].page} says"
+        return f"{needed}: {made}, or give the paper_figs/data of a checkout with --data"
     command = COMMANDS.get(first.name, f"mms sweep run {first.stem} --out")
     return f"{needed}: make it with `{command} {first}`, or give another folder with --data"
 

@@ -28,7 +28,7 @@ STOREYS = {
     ),
     "dit": ("config", "model", "data", "train", "evaluate"),
     "sweeps": ("statistics", "engine", "named", "studies", "cli"),
-    "paper_figs": ("shared", "figures", "all_figures"),
+    "paper_figs": ("shared", "figures", "gallery", "all_figures"),
 }
 """Room -> its storeys, lowest first: each imports itself and what stands before it."""
 
@@ -43,9 +43,9 @@ ALLOWED = {
 """Room, or storey with a rule of its own -> what it may import of other rooms."""
 
 SUBJECTS = {
-    *("collapse_front", "committor", "critical_rate", "depth_profiles", "half_rate", "interventions"),
-    *("merges", "mixers", "schedule_risk", "state_space", "sweep", "timestep_probe", "token_law"),
-    "waiting_time",
+    *("collapse_front", "committor", "critical_rate", "depth_profiles", "dynamic_front", "half_rate"),
+    *("interventions", "merges", "mixers", "phase_diagram", "schedule_risk", "state_space", "sweep"),
+    *("timestep_probe", "token_law", "waiting_time"),
 }
 """Stems that several modules share, since they speak of one thing: a law, its measurement, its figure."""
 

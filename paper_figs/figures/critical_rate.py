@@ -18,7 +18,7 @@ from meanmode.paper_figs.shared.studies import (
 )
 from meanmode.paper_figs.shared.style import COLOURS, PAGE
 from meanmode.sweeps.studies.critical_rates import study_rows
-from meanmode.sweeps.studies.run_sizes import rate_of, span, study_sizes
+from meanmode.sweeps.studies.run_sizes import span, study_sizes
 from meanmode.theory.laws.rivals import RIVALS
 
 DEPTH, DEEP, SLOPES = "critical_rate_depth", "critical_rate_deep", "critical_rate_slopes"
@@ -87,8 +87,7 @@ def _draw_depths(panel: Axes, studies: Studies, rows: Rows) -> None:
         anchor = forecast.get("anchor")
         _draw_rivals(panel, depths, deep, anchor and (anchor["depth"], anchor["critical_rate"]))
     _ticks(panel, [row["depth"] for row in (*fitted, *deep)])
-    slopes = {rate_of(study_sizes(studies[name])) for name in (DEPTH, DEEP) if name in studies}
-    panel.set_title(f"against depth; {', '.join(sorted(slopes))}")
+    panel.set_title("against depth")
 
 
 def _draw_slopes(panel: Axes, studies: Studies, rows: Rows) -> None:
@@ -126,7 +125,7 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
 def _draw_law(panel: Axes, x: Sequence[float], rows: Sequence[Mapping[str, Any]]) -> None:
     if rows[0]["predicted"] is not None:
         middle, low, high = (_column(rows, f"predicted{end}") for end in ("", "_low", "_high"))
-        panel.plot(x, middle, color=LAW, label="law O2 (functional step), 90 % band")
+        panel.plot(x, middle, color=LAW, lw=1.8, label="law O2 (functional step), 90 % band")
         panel.fill_between(x, low, high, color=LAW, alpha=0.15, lw=0)
 
 

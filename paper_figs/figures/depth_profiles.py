@@ -75,7 +75,7 @@ def draw(data: xr.Dataset) -> Figure:
         figure,
         "At initialisation. Lines: mean-field recursion; points: measured mean and std between seeds; "
         f"dotted: TCS = {FRONT_COSINE:g}. {fields['tokens']} tokens, weight std "
-        f"{fields['weight_std']:g}, input cosine {fields['input_cosine']:g}, {run_caption(data)}.",
+        f"{fields['weight_std']:g}, input cosine {fields['input_cosine']:g}. {run_caption(data)}.",
     )
     return figure
 

@@ -6,7 +6,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from meanmode.paper_figs.shared.runs import caption
-from meanmode.paper_figs.shared.style import COLOURS, DASHES, MARKERS, PAGE, check_axes, run_caption
+from meanmode.paper_figs.shared.style import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    PAGE,
+    check_axes,
+    plain_ticks,
+    run_caption,
+)
 from meanmode.sim.store.sweep_store import unstacked
 from meanmode.sweeps.studies.profiles import seed_statistics
 from meanmode.sweeps.studies.token_exponents import BLOCKS_FROM_LOSS
@@ -56,6 +64,7 @@ def _draw_tokens(panel: Axes, here: xr.Dataset) -> None:
     panel.set_xscale("log", base=2)
     panel.set_xticks(tokens, [str(value) for value in tokens])
     panel.set_yscale("log")
+    plain_ticks(panel.yaxis)
     panel.set_xlabel("tokens T")
     panel.set_ylabel("A - 1 of the attention writer")
     panel.grid(alpha=0.25)

@@ -9,6 +9,14 @@ WRITERS = {"attn": "attention writer W_O", "ffn": "FFN writer W_2"}
 """Writer coordinate -> its name in a figure."""
 
 
+MARKS = {"attn": "o", "ffn": "^"}
+"""Writer coordinate -> its marker."""
+
+
+MERGES = {"plain": "plain", "mv_split": "MV-Split", "layerscale": "LayerScale"}
+"""Merge of a configuration -> its name in a figure."""
+
+
 def needs(run: xr.Dataset, *names: str) -> None:
     """Refuse a run that lacks an observable.
 

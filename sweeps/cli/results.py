@@ -16,25 +16,26 @@ import click
 @click.option(
     "--docs",
     type=click.Path(path_type=Path),
-    default=Path("docs/results"),
+    default=Path("docs"),
     show_default=True,
-    help="Folder of the pages.",
+    help="Folder of the pages, with all folders in it.",
 )
 @click.option("--check", is_flag=True, help="Change nothing; exit 1 if a table is out of date.")
 @click.pass_context
 def results(ctx: click.Context, data: Path, docs: Path, check: bool) -> None:
-    """Rewrite the generated tables of all pages in a folder; the detector's table takes some minutes."""
+    """Rewrite the generated tables and the gallery in a folder; the detector's table takes some minutes."""
     from tqdm import tqdm
 
+    from meanmode.paper_figs.gallery import gallery
     from meanmode.sweeps.studies.results.pages import refreshed
     from meanmode.sweeps.studies.results.tables import TABLES
 
-    pages = sorted(docs.glob("*.md"))
+    pages, tables = sorted(docs.rglob("*.md")), {**TABLES, "gallery": gallery}
     if not pages:
         raise ValueError(f"{docs} holds no Markdown page: give the folder of the pages with --docs")
     stale = []
     for page in tqdm(pages, desc="pages", leave=False):
-        text, calls = refreshed(page.read_text(), TABLES, data)
+        text, calls = refreshed(page.read_text(), tables, data)
         stale += [f"{page}: {call}" for call in calls]
         if calls and not check:
             page.write_text(text)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from meanmode.sweeps.engine.study import stored_study
 from meanmode.sweeps.studies.run_sizes import run_config
 
 PLAIN, LAYERSCALE, LAYERSCALE_ZERO, MV_SPLIT = "plain", "LayerScale", "LayerScale, zero writers", "MV-Split"
@@ -99,8 +100,36 @@ def mode_band(runs: Arm, name: str, writer: str) -> xr.DataArray:
 
 def smoothed_loss(runs: Arm) -> xr.DataArray:
     """Running median of the loss over `LOSS_WINDOW` steps, median over seeds; NaN at both ends."""
-    losses = xr.concat([run["loss"] for run in runs.values()], "seed")
-    return losses.rolling(step=LOSS_WINDOW, center=True).median().median("seed")
+    return running_median(xr.concat([run["loss"] for run in runs.values()], "seed")).median("seed")
+
+
+def running_median(values: xr.DataArray) -> xr.DataArray:
+    """Median over the `LOSS_WINDOW` steps around each step; NaN at both ends and beside a NaN."""
+    values = values.transpose(..., "step")
+    windows = np.lib.stride_tricks.sliding_window_view(values.values, LOSS_WINDOW, axis=-1)
+    found = xr.full_like(values, np.nan)
+    half = LOSS_WINDOW // 2
+    found[..., half : half + windows.shape[-2]] = np.median(windows, axis=-1)
+    return found
+
+
+def case_series(data: xr.Dataset, case: str) -> xr.Dataset:
+    """Loss and clipped gradient norm of the runs of one case of a study, along `seed` and `step`.
+
+    Args:
+        data: a study of training runs, along `cell`.
+        case: label of the case.
+
+    Raises:
+        ValueError: the study has no such case.
+    """
+    cells = np.flatnonzero(data["case"].values == case)
+    if not len(cells):
+        raise ValueError(f"the study has no case {case!r}: choose from {', '.join(np.unique(data['case']))}")
+    of = data[["loss", "grad_norm"]].isel(cell=cells).drop_vars("case").rename(cell="seed")
+    clip = stored_study(data.attrs).cells[int(cells[0])].run.training.clip
+    clipped = of["grad_norm"] if clip is None else of["grad_norm"].clip(max=clip)
+    return xr.Dataset({"loss": of["loss"], "grad_norm_clipped": clipped})
 
 
 def _level(run: xr.Dataset, name: str, writer: str) -> float:

@@ -57,6 +57,38 @@ def exponent_rows(data: xr.Dataset) -> list[Row]:
     return rows
 
 
+def exponent_profile(data: xr.Dataset) -> xr.Dataset:
+    """The same slope at every block: `predicted`, `measured` and its `error`, by adjoint cosine and block.
+
+    NaN where A - 1 is not positive at all token counts.
+
+    Args:
+        data: as for `exponent_rows`.
+    """
+    random = np.random.default_rng(0)
+    grid = data.sel(writer="attn").transpose("adjoint_cosine", "block", "seed", "tokens", ...)
+    logs = np.log(grid["tokens"].values)
+    measured = grid["amplification"].values.astype(float) - 1
+    draws = random.integers(measured.shape[2], size=(RESAMPLES // 10, measured.shape[2]))
+    resampled = np.stack([_slopes(logs, measured[:, :, draw].mean(2)) for draw in draws])
+    found = {
+        "predicted": _slopes(logs, grid["predicted_amplification"].values[:, :, 0] - 1),
+        "measured": _slopes(logs, measured.mean(2)),
+        "error": resampled.std(0),
+    }
+    dims = ("adjoint_cosine", "block")
+    coords = {name: grid[name].values for name in dims}
+    return xr.Dataset({name: (dims, values) for name, values in found.items()}, coords)
+
+
+def _slopes(logs: np.ndarray, excess: np.ndarray) -> np.ndarray:
+    """Least-squares slopes of ln(excess) [..., T] in ln T; NaN where an excess is not positive."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = np.where((excess > 0).all(-1, keepdims=True), np.log(excess), np.nan)
+    centered = logs - logs.mean()
+    return values @ centered / (centered @ centered)
+
+
 def _expected(here: xr.Dataset) -> np.ndarray:
     return here["predicted_amplification"].isel(seed=0).values - 1
 

@@ -34,7 +34,7 @@ def test_figure_has_labels_lines_and_points(
     ("folder", "names"),
     [
         ("tiny_store", ["collapse_front", "depth_profiles"]),
-        ("tiny_token_law", ["token_law"]),
+        ("tiny_token_law", ["token_law", "token_regimes"]),
         ("tiny_mixers", ["mixers"]),
     ],
 )
@@ -81,10 +81,15 @@ def test_a_folder_without_data_says_where_the_data_are(
     ("name", "said"),
     [
         ("mixers", "which does not exist: make it with `mms sweep run mixers --out .*mixers.zarr`"),
+        (
+            "long_runs",
+            "digits_400l.zarr and .*digits_1000l_mvsplit_long.zarr, .* as docs/results/training_ramps.md",
+        ),
+        ("dynamic_front", "dynamic_front.json, .*: make it with `mms train` as docs/results/front.md says"),
         ("waiting_time", "make it with `mms waiting STORES --out .*waiting_time.scores.json`"),
         (
             "event_run",
-            "event.zarr, which does not exist: a checkout of the repository has it in paper_figs/data",
+            "event.zarr, which does not exist: make it with `mms train` as docs/results/event.md says",
         ),
     ],
 )

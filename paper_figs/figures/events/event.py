@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from meanmode.paper_figs.shared.runs import WRITERS, caption
+from meanmode.paper_figs.shared.runs import MARKS, WRITERS, caption
 from meanmode.paper_figs.shared.studies import short_sizes
 from meanmode.paper_figs.shared.style import COLOURS, PAGE, plain_ticks
 from meanmode.sweeps.studies.events.event_curves import (
@@ -39,9 +39,6 @@ SHOWN = 20
 
 LOW_NOISE, NOISY = (COLOURS[0], COLOURS[5]), (COLOURS[1], COLOURS[4])
 """Colours of cases at low noise, whose markers are filled, and of their twins at a small batch."""
-
-
-MARKS = {"attn": "o", "ffn": "^"}
 
 
 READERS = {"grad_rms_q_deep": "o", "grad_rms_k_deep": "^"}

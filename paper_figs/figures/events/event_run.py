@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from meanmode.paper_figs.shared.runs import WRITERS, caption, needs
+from meanmode.paper_figs.shared.runs import MARKS, WRITERS, caption, needs
 from meanmode.paper_figs.shared.style import COLOURS, PAGE
 from meanmode.sweeps.studies.around_onset import (
     deep_quartiles,
@@ -40,9 +40,6 @@ LEGEND_ROOM = 19
 
 
 MODES = {"g_mean": ("G_mean", COLOURS[1]), "g_ctr": ("G_ctr", COLOURS[0])}
-
-
-MARKS = {"attn": "o", "ffn": "^"}
 
 
 WORDS = {
@@ -199,7 +196,9 @@ def _finish(panel: Axes) -> None:
 
 def _mark(panel: Axes, onset: int, signal: str, delay: int, line: int) -> None:
     """A triangle at the top of a panel where a signal first moved, with its delay."""
-    right = (delay >= 0) == (abs(delay) <= SHOWN / 2)  # towards the middle from the outer quarters
+    first, last = panel.get_xlim()
+    place = (onset + delay - first) / (last - first)
+    right = place < 0.3 or (delay >= 0 and place < 0.7)  # towards the middle from the outer parts
     height, transform = 0.955 - 0.075 * line, panel.get_xaxis_transform()
     panel.annotate(
         f"{WORDS[signal]} {delay:+d}",

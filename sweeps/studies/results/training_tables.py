@@ -4,13 +4,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
+
 from meanmode.sim.onset.training_onset import WINDOW
 from meanmode.sweeps.engine.store_kinds import open_study
+from meanmode.sweeps.engine.study import stored_study
 from meanmode.sweeps.studies.comparison import compare
+from meanmode.sweeps.studies.critical_rates import exponent_over_runs, forecast_errors, study_rows
 from meanmode.sweeps.studies.detection import INTERVALS, VIEWS, labelled_runs, score
 from meanmode.sweeps.studies.markdown import critical_rate_table, effect_table, order_table, pipe_table
 from meanmode.sweeps.studies.results.sizes import captioned, store, studies_caption
 from meanmode.sweeps.studies.stability_margin import BEFORE_ONSET, margin_rows, steps_before_onset
+
+CLOSE = 0.2
+"""|Relative error| of a forecast that counts as close."""
 
 
 def critical_rates(data: Path, name: str) -> str:
@@ -20,7 +27,24 @@ def critical_rates(data: Path, name: str) -> str:
         "Median over seeds with 90 % bootstrap interval; a run without a collapse counts as above its last "
         "rate, and an open end is shown as `...`; error = (forecast - measured) / measured."
     )
+    statistics += _fits(open_study(store(data, name)))
     return captioned(critical_rate_table(rows), studies_caption(data, [name]), statistics)
+
+
+def _fits(study: xr.Dataset) -> str:
+    """The exponent in depth or slope where only that varies, and the error of the forecast."""
+    said = ""
+    varied = {name for case in stored_study(study.attrs).cases for name in case.options} - {"steps"}
+    for axis in varied & {"depth", "slope"} if len(varied) == 1 else ():
+        fit = exponent_over_runs(study, axis)
+        if fit is not None:
+            ends = f"{fit.exponent:.3f} +- {fit.exponent_error:.3f}"
+            said += f" Exponent in {axis} over the runs that collapsed: {ends}."
+    found = forecast_errors(study_rows(study), CLOSE).get("predicted")
+    if found is not None:
+        share = f"at most {100 * CLOSE:g} % in {found['within']} of {found['n']} cases"
+        said += f" Median |error| of the forecast: {found['median']:.1%}, {share}."
+    return said
 
 
 def effects(data: Path, name: str) -> str:

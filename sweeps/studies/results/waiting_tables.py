@@ -10,7 +10,7 @@ import pandas as pd
 from meanmode.sim.store.sweep_store import open_cells
 from meanmode.sweeps.studies.committor import committor_rows
 from meanmode.sweeps.studies.forecast_files import read_forecast
-from meanmode.sweeps.studies.half_rates import half_rates, share_rows
+from meanmode.sweeps.studies.half_rates import forecasts_outside, half_rates, share_rows
 from meanmode.sweeps.studies.markdown import pipe_table, with_ends
 from meanmode.sweeps.studies.results.sizes import captioned, document, store, studies_caption
 from meanmode.sweeps.studies.run_sizes import committor_sizes, rate_of, span
@@ -104,7 +104,6 @@ def predictors(data: Path, scores: str) -> str:
     held = document(data, f"{scores}.scores")
     sizes = held["sizes"]
     bases = BASELINES[::-1]
-    bases = BASELINES[::-1]
     lines = []
     for row in held["scores"]:
         cells = [_scored(row[name], ".3f") for name in ("brier", "auroc")]
@@ -123,7 +122,8 @@ def predictors(data: Path, scores: str) -> str:
         f"collapsed; "
         f"width {sizes['width']}, {sizes['image_tokens']} image + {sizes['text_tokens']} text tokens, batch "
         f"{sizes['batch']}, {sizes['steps']} steps. 90 % bootstrap intervals over held-out runs, the fit "
-        f"kept."
+        f"kept. Of {len(held['cases'])} forecast shares, {forecasts_outside(held['cases'])} lie outside the "
+        f"measured interval; {sizes['collapsed_early']} runs had collapsed by step {held['landmark']}."
     )
     return captioned(pipe_table(heads, lines), caption)
 
