@@ -1,4 +1,4 @@
-"""`mms results`: the generated tables of the pages of results, from the committed stores."""
+"""`mms results`: the generated tables of the pages of results and the gallery, from the committed stores."""
 
 from pathlib import Path
 
