@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
 
 from meanmode.sim.watch.compiled_hooks import HANDLERS, REPORTS, seen
 from meanmode.sim.watch.watch import Watch
@@ -39,6 +40,21 @@ class Shared(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for _ in range(3):
             x = self.layer(x)
+        return x
+
+
+class Checkpointed(nn.Module):
+    """Layers in lower precision that are computed again in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = (nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0) for _ in range(2))
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            for layer in self.layers:
+                x = checkpoint(layer, x, use_reentrant=False)
         return x
 
 
@@ -106,8 +122,14 @@ def steps(
         # the first block, whose input differs, and all others
         (partial(bert, 4), "block by block", {"input_ids": IDS}, 4),
         (Shared, "in place", {"x": STATES}, 2),
+        (Checkpointed, "wrapped", {"x": STATES}, 2),
     ],
-    ids=["padding", "blocks that share code", "shared layer and functional writer"],
+    ids=[
+        "padding",
+        "blocks that share code",
+        "shared layer and functional writer",
+        "checkpointing and autocast",
+    ],
 )
 def test_compiled_steps_measure_the_same_in_one_graph(
     make: Callable[[], nn.Module], how: str, batch: dict[str, Tensor], graphs: int
