@@ -52,7 +52,7 @@ class _Check:
         row = self.row()
         parts = [f"proved in {row['proved_steps']} steps"]
         parts += [f"{len(row['cited'])} cited"] if row["cited"] else []
-        parts += [f"{len(row['prose'])} claims composed in words"] if row["prose"] else []
+        parts += [f"{len(row['prose'])} of its claims completed in words"] if row["prose"] else []
         return f"{', '.join(parts)}; equal on {row['instances']} instances, {self.seconds:.2f} s"
 
 
