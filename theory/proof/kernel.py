@@ -8,9 +8,11 @@ from enum import Enum
 
 from sympy import (
     Expr,
+    KroneckerDelta,
     Limit,
     Pow,
     Rational,
+    Sum,
     cancel,
     expand_log,
     expand_power_base,
@@ -22,6 +24,7 @@ from sympy import (
     simplify,
     zoo,
 )
+from sympy.tensor.indexed import Indexed
 
 from meanmode.theory.proof.exact_point import value_at
 from meanmode.theory.proof.index_rules import IllFormed, free_index_lengths
@@ -80,8 +83,13 @@ def residual(step: Step) -> Expr:
         # each side on its own: what would cancel between them must mean something too
         if step.algebra is Algebra.SUMS:
             free_index_lengths(side)
-        if step.algebra is Algebra.WORDS:
+        elif step.algebra is Algebra.WORDS:
             check_shapes(side)
+        else:
+            _check_scalar(side)
+        letters = [symbol for symbol in side.free_symbols if not symbol.is_commutative]
+        if step.algebra is not Algebra.WORDS and letters:
+            raise IllFormed(f"matrices make words, not {step.algebra.value}, got {side}")
     if step.algebra is Algebra.SUMS:
         return IndexSums(step.facts).normal_form(difference)
     if step.algebra is Algebra.WORDS:
@@ -153,6 +161,17 @@ def _check_finite(node: Expr) -> None:
         raise IllFormed(f"a side must be finite, got {node}")
     for argument in node.args[:1] if isinstance(node, Limit) else node.args:
         _check_finite(argument)
+
+
+def _check_scalar(expression: Expr) -> None:
+    """Refuse entries outside index sums, and sums whose length may be negative."""
+    if expression.has(Indexed, KroneckerDelta):
+        raise IllFormed(f"entries belong into index sums, got {expression}")
+    for total in expression.atoms(Sum):
+        for limits in total.limits:
+            low, high = limits[1:] if len(limits) == 3 else (nan, nan)
+            if not (low.is_integer and (high - low + 1).is_integer and (high - low + 1).is_nonnegative):
+                raise IllFormed(f"a sum runs over a number of integers that is not negative, got {limits}")
 
 
 def _check_denominators(expression: Expr) -> None:

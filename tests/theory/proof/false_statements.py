@@ -24,7 +24,7 @@ BARE = IndexedBase("x")
 FACTS = Facts(unit=dict.fromkeys((UNIT, SQUARE, SEVEN), Integer(1)), rows={ROWS: Integer(1)})
 HIDDEN_ZERO = sqrt(5 + 2 * sqrt(6)) - sqrt(2) - sqrt(3)
 MIXER, STATE = Letter("A", T, T), Letter("X", T, N)
-POSITIVE = Symbol("p", positive=True)
+POSITIVE, ANY, ONES = Symbol("p", positive=True), Symbol("n", integer=True), Letter("B", T, T)
 
 
 def sums(left, right, relation=Relation.EQUAL, witness=S.Zero, at=None) -> Step:
@@ -128,6 +128,9 @@ FALSE = {
     "a letter without a shape": words(Symbol("A", commutative=False), Symbol("A", commutative=False)),
     "two shapes that cancel": words(STATE - STATE + MIXER, MIXER + 0 * STATE - MIXER + STATE),
     "a bound on a matrix": dataclasses.replace(words(STATE, STATE), relation=Relation.AT_LEAST),
+    "words commute in a rational function": rational("false", MIXER * ONES, ONES * MIXER),
+    "entries in a rational function": rational("false", Sum(X[t], over(t, 2)), X[1] + X[2]),
+    "a sum of any number of terms": calculus("false", Sum(1, (t, 1, ANY)), ANY),
     "-R is positive semidefinite": negative_root(),
 }
 """Name -> the statement."""
