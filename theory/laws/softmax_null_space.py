@@ -13,7 +13,7 @@ from meanmode.theory.proof.step import Relation, Step
 from meanmode.theory.proof.symbols import M, N, T, a, b, j, r, s, t
 from meanmode.theory.proof.token_sums import ATTENTION, TokenSums, average
 
-COTANGENT, DEVIATION, GAP = (IndexedBase(name, shape=(T, N), real=True) for name in "def")
+COTANGENT, DEVIATION, GAP, VALUE = (IndexedBase(name, shape=(T, N), real=True) for name in "defV")
 READER, COMMON = IndexedBase("g", shape=(T, M), real=True), IndexedBase("vbar", shape=(N,), real=True)
 SLACK = IndexedBase("q", shape=(T,), nonnegative=True)
 EXPONENTIAL = IndexedBase("w", shape=(T,), positive=True)
@@ -49,6 +49,8 @@ def _homogeneous(premises: Premises) -> list[Step]:
     normaliser = Symbol("z", positive=True)
     share = EXPONENTIAL[j] / normaliser
     mixed = Sum(EXPONENTIAL[s] / normaliser * VARIATION[s], over(s, T))
+    read = Sum(COTANGENT[t, b] * VALUE[j, b], over(b, N))
+    moved = Sum(ATTENTION[t, s] * VARIATION[s], over(s, T))
 
     def output(token: Expr) -> Expr:
         return Sum(ATTENTION[token, j] * COMMON[b], over(j, T))
@@ -61,6 +63,11 @@ def _homogeneous(premises: Premises) -> list[Step]:
             "softmax Jacobian, from the quotient rule: da_j = a_j h_j - a_j sum_k a_k h_k",
             softmax_derivative(premises, j),
             share * VARIATION[j] - share * mixed,
+        ),
+        tokens.step(
+            "so dL = sum_j <d_t, V_j> da_j = sum_j (dL/dS_tj) h_j, dL/dS_tj = a_tj (<d_t, V_j> - <d_t, O_t>)",
+            Sum(read * (ATTENTION[t, j] * VARIATION[j] - ATTENTION[t, j] * moved), over(j, T)),
+            Sum(score_gradient(lambda token: VALUE[token, b]) * VARIATION[j], over(j, T)),
         ),
         tokens.step("V_j = vbar: dL/dS_tj = 0", score_gradient(lambda token: COMMON[b]), Integer(0)),
         tokens.step("V_j = vbar: O_t = vbar", output(t), COMMON[b]),
@@ -201,7 +208,12 @@ NULL_SPACE = Law(
     clauses=(
         Clause(
             says="V_j = vbar for all j => dL/dS_t = 0 and grad W_O = T dbar vbar^T",
-            steps=("softmax Jacobian", "V_j = vbar: dL/dS_tj", "V_j = vbar: the gradient of W_O"),
+            steps=(
+                "softmax Jacobian",
+                "so dL = sum_j",
+                "V_j = vbar: dL/dS_tj",
+                "V_j = vbar: the gradient of W_O",
+            ),
         ),
         Clause(
             says=(

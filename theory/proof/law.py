@@ -79,7 +79,7 @@ class Clause:
             if len(exact or fit) != 1:
                 raise ValueError(f"clause {self.says!r} names {begin!r}, which begins {len(fit)} steps")
             found += exact or fit
-        return found
+        return sorted(set(found))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
