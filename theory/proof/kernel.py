@@ -16,6 +16,7 @@ from sympy import (
     cancel,
     expand_log,
     expand_power_base,
+    log,
     nan,
     oo,
     powdenest,
@@ -79,7 +80,7 @@ def residual(step: Step) -> Expr:
     difference = step.left - step.right - step.witness
     for side in (step.left, step.right, step.witness):
         _check_finite(side)
-        _check_denominators(side)
+        _check_domain(side)
         # each side on its own: what would cancel between them must mean something too
         if step.algebra is Algebra.SUMS:
             free_index_lengths(side)
@@ -174,16 +175,24 @@ def _check_scalar(expression: Expr) -> None:
                 raise IllFormed(f"a sum runs over a number of integers that is not negative, got {limits}")
 
 
-def _check_denominators(expression: Expr) -> None:
-    """Refuse a denominator that is 0 although it is not written as 0."""
+def _check_domain(expression: Expr) -> None:
+    """Refuse denominators that are 0 though not written as 0, and roots and logarithms that are not real.
+
+    What sympy cannot tell is evaluated at two points; a root of a difference is real at one of them only.
+    """
     for node in preorder_traversal(expression):
-        if isinstance(node, Pow) and node.exp.could_extract_minus_sign() and node.base.is_zero is not False:
-            values = [_at_probe(node.base, start) for start in (3, 8)]
-            if all(value.is_number and not is_nonzero(value) for value in values):
-                raise IllFormed(f"a denominator must not be 0, got {node.base}")
+        base = node.base if isinstance(node, Pow) else node.args[0] if isinstance(node, log) else None
+        if base is None or base.is_positive:
+            continue
+        values = [value for value in (_at_probe(base, 3), _at_probe(base, -19)) if value.is_number]
+        inverted = isinstance(node, Pow) and node.exp.could_extract_minus_sign()
+        if inverted and values and not any(map(is_nonzero, values)):
+            raise IllFormed(f"a denominator must not be 0, got {base}")
+        if not (isinstance(node, Pow) and node.exp.is_integer) and any(value.is_negative for value in values):
+            raise IllFormed(f"a root and a logarithm must be real, got those of {base}")
 
 
 def _at_probe(expression: Expr, start: int) -> Expr:
-    """Value where the free symbols are successive integers from a positive one."""
+    """Value where the free symbols, sorted by name, are |start|, |start + 1|, and so on."""
     symbols = sorted(expression.free_symbols, key=str)
-    return expression.subs({symbol: start + place for place, symbol in enumerate(symbols)})
+    return expression.subs({symbol: abs(start + place) for place, symbol in enumerate(symbols)})

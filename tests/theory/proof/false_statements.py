@@ -6,7 +6,7 @@ Most were proved by an earlier kernel: it looked at no lengths, compared numbers
 import dataclasses
 import json
 
-from sympy import IndexedBase, Integer, KroneckerDelta, S, Sum, Symbol, nan, oo, sqrt
+from sympy import Derivative, IndexedBase, Integer, KroneckerDelta, S, Sum, Symbol, log, nan, oo, sqrt
 
 from meanmode.theory.laws.all_laws import LAWS
 from meanmode.theory.proof.index_sums import over
@@ -24,6 +24,7 @@ BARE = IndexedBase("x")
 FACTS = Facts(unit=dict.fromkeys((UNIT, SQUARE, SEVEN), Integer(1)), rows={ROWS: Integer(1)})
 HIDDEN_ZERO = sqrt(5 + 2 * sqrt(6)) - sqrt(2) - sqrt(3)
 MIXER, STATE = Letter("A", T, T), Letter("X", T, N)
+OTHER = Symbol("q", positive=True)
 POSITIVE, ANY, ONES = Symbol("p", positive=True), Symbol("n", integer=True), Letter("B", T, T)
 
 
@@ -128,6 +129,11 @@ FALSE = {
     "a letter without a shape": words(Symbol("A", commutative=False), Symbol("A", commutative=False)),
     "two shapes that cancel": words(STATE - STATE + MIXER, MIXER + 0 * STATE - MIXER + STATE),
     "a bound on a matrix": dataclasses.replace(words(STATE, STATE), relation=Relation.AT_LEAST),
+    "a derivative of a root that is not real": calculus(
+        "false",
+        Derivative(log((POSITIVE - OTHER) * POSITIVE), OTHER),
+        1 / (OTHER - POSITIVE),
+    ),
     "words commute in a rational function": rational("false", MIXER * ONES, ONES * MIXER),
     "entries in a rational function": rational("false", Sum(X[t], over(t, 2)), X[1] + X[2]),
     "a sum of any number of terms": calculus("false", Sum(1, (t, 1, ANY)), ANY),

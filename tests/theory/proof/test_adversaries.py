@@ -230,7 +230,7 @@ WEAKENED: dict[str, list[tuple[ModuleType, str, Callable[..., object]]]] = {
     "shapes are not checked": [
         (module, "check_shapes", lambda expression: None) for module in (matrix_words, kernel)
     ],
-    "hidden zeros divide": [(kernel, "_check_denominators", lambda expression: None)],
+    "hidden zeros divide": [(kernel, "_check_domain", lambda expression: None)],
     "a point need not fit": [(exact_point._Point, "check_rows", lambda *given: None)],
 }
 """A weaker kernel -> what replaces what."""
