@@ -3,39 +3,59 @@
 N5 (global-norm clipping) is law C1 and N6 (Muon) is law C2, in `meanmode.theory.laws.optimisers`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sympy import Expr, IndexedBase, Integer, S, Sum, Symbol, cancel, sqrt
+from sympy import Expr, IndexedBase, Integer, Max, Sum, Symbol, sqrt
 
-from meanmode.theory.laws.merge_cotangents import ALPHA, BETA, GRADIENT, TANGENT, MergeSums
+from meanmode.theory.laws.merge_cotangents import (
+    ALPHA,
+    BETA,
+    BRANCH_ENTRY,
+    GRADIENT,
+    TANGENT,
+    TRUNK_ENTRY,
+    MergeSums,
+)
 from meanmode.theory.laws.merges import BRANCH, MEAN_GAIN, TRUNK, MergeWords
 from meanmode.theory.proof.index_sums import over
-from meanmode.theory.proof.law import Law, Premises, Relation, Sides, Step
-from meanmode.theory.proof.matrix_words import letter
-from meanmode.theory.proof.symbols import T, b, s, t
-from meanmode.theory.proof.token_projectors import MIXER, STATE, TokenProjectors
-from meanmode.theory.proof.token_sums import TokenSums, average, entry, pairing, token_projectors
+from meanmode.theory.proof.law import Clause, Law, Premises, Sides
+from meanmode.theory.proof.letters import Letter
+from meanmode.theory.proof.step import Relation, Step, rational
+from meanmode.theory.proof.symbols import WIDTH, T, a, b, s, t
+from meanmode.theory.proof.token_projectors import COLUMN, MIXER, STATE, TokenProjectors
+from meanmode.theory.proof.token_sums import (
+    ATTENTION,
+    TokenSums,
+    average,
+    entry,
+    pairing,
+    token_projectors,
+)
 
-WRITER = letter("W")
-
-
-def _counterexample(name: str, left: Expr, right: Expr) -> Step:
-    """A counterexample: two numbers that must differ."""
-    return Step(name=name, left=left, right=right, relation=Relation.UNEQUAL, normal_form=lambda form: form)
+WRITER = Letter("W", WIDTH, WIDTH)
+GATES, OUTPUTS = (IndexedBase(name, shape=(T, WIDTH), real=True) for name in "go")
 
 
 def _hard_centering(premises: Premises) -> list[Step]:
     words, sums = TokenProjectors(premises), TokenSums(premises)
-    state, branch = entry(IndexedBase("X", real=True)), entry(IndexedBase("F", real=True))
-    gradient = entry(GRADIENT)
-    # three centered tokens of width one: 2, -1, -1; RMSNorm without eps maps them to 1, -1, -1
-    centered = (Integer(2), Integer(-1), Integer(-1))
-    normed = [value / sqrt(value**2) for value in centered]
-    rectified = [max(value, S.Zero) for value in centered]
-    # every token attends to the first one only
-    mixed = [centered[0]] * 3
+    state, branch, gradient = entry(TRUNK_ENTRY), entry(BRANCH_ENTRY), entry(GRADIENT)
+    # three centered tokens of width one: RMSNorm without eps maps them to 1, -1, -1
+    point = {T: 3, WIDTH: 1, b: 1, TRUNK_ENTRY: ((2,), (-1,), (-1,))}
+    first_only = {ATTENTION: ((1, 0, 0),) * 3}
+
+    def centered(token: Expr) -> Expr:
+        return sums.centered(state, token)
+
+    def counterexample(name: str, left: Expr, at: Mapping[Any, Any]) -> Step:
+        return sums.step(name, left, Integer(0), Relation.UNEQUAL, at=at)
+
+    square = Sum(centered(s).subs(b, a) ** 2, over(a, WIDTH)) / WIDTH
+    normed = Sum(centered(s) / sqrt(square), over(s, T)) / T
+    rectified = Sum(Max(centered(s), 0), over(s, T)) / T
+    mixed = Sum(ATTENTION[t, s] * centered(s), over(s, T), over(t, T)) / T
 
     def merged(token: Expr) -> Expr:
         return state(token) + branch(token)
@@ -57,14 +77,10 @@ def _hard_centering(premises: Premises) -> list[Step]:
             pairing(gradient(t) - average(gradient), entry(TANGENT)(t)),
         ),
         sums.step("so that writer has no mean-coherent gradient: J P G = 0", average(projected), Integer(0)),
-        _counterexample(
-            "RMSNorm makes a mean again: (2, -1, -1) -> (1, -1, -1)", sum(normed) / 3, Integer(0)
-        ),
-        _counterexample(
-            "so does a token-wise map: relu(2, -1, -1) = (2, 0, 0)", sum(rectified) / 3, Integer(0)
-        ),
-        _counterexample(
-            "so does attention, by J A P: every token attends to the first", sum(mixed) / 3, Integer(0)
+        counterexample("RMSNorm makes a mean again: (2, -1, -1) -> (1, -1, -1)", normed, point),
+        counterexample("so does a token-wise map: relu(2, -1, -1) = (2, 0, 0)", rectified, point),
+        counterexample(
+            "so does attention, by J A P: every token attends to the first", mixed, {**point, **first_only}
         ),
     ]
 
@@ -122,10 +138,9 @@ def _lazy_mixer(premises: Premises) -> list[Step]:
 
 def _token_gates(premises: Premises) -> list[Step]:
     words, sums = TokenProjectors(premises), TokenSums(premises)
-    column = letter("v")
-    token, gate = letter("x^T"), letter("diag(g(x))")
-    gates, outputs = entry(IndexedBase("g", real=True)), entry(IndexedBase("o", real=True))
-    homogeneous = column * token
+    token, gate = Letter("x^T", 1, WIDTH), Letter("diag(g(x))", WIDTH, WIDTH)
+    gates, outputs = entry(GATES), entry(OUTPUTS)
+    homogeneous = COLUMN * token
 
     def gated(index: Expr) -> Expr:
         return gates(index) * outputs(index)
@@ -155,7 +170,8 @@ def _token_gates(premises: Premises) -> list[Step]:
 def _attention_only(premises: Premises) -> list[Step]:
     words, sums = MergeWords(premises), MergeSums(premises)
     mean = words.segment_mean
-    attention, ffn, gain = letter("F_attn"), letter("F_ffn"), Symbol("r", positive=True)
+    attention, ffn = (Letter(name, T, WIDTH) for name in ("F_attn", "F_ffn"))
+    gain = Symbol("r", positive=True)
     split = words.mv_split(branch=attention)
     tangent, gradient = entry(TANGENT), entry(GRADIENT)
     rate, write = Symbol("alpha", positive=True), Symbol("f", real=True)
@@ -185,17 +201,15 @@ def _attention_only(premises: Premises) -> list[Step]:
             pairing(gradient(t), sums.mean(split_tangent, t)),
             pairing(ALPHA[b] * average(gradient), tangent(t)),
         ),
-        Step(
-            name="r = 1, F_attn = 0, constant mean write f: m = (1 - alpha) m + f at m = f / alpha",
-            left=kept * write / rate + write,
-            right=write / rate,
-            normal_form=cancel,
+        rational(
+            "r = 1, F_attn = 0, constant mean write f: m = (1 - alpha) m + f at m = f / alpha",
+            kept * write / rate + write,
+            write / rate,
         ),
-        Step(
-            name="with MV-Split on both: m = (1 - alpha)^2 m + alpha f at m = f / (2 - alpha)",
-            left=kept**2 * write / (2 - rate) + rate * write,
-            right=write / (2 - rate),
-            normal_form=cancel,
+        rational(
+            "with MV-Split on both: m = (1 - alpha)^2 m + alpha f at m = f / (2 - alpha)",
+            kept**2 * write / (2 - rate) + rate * write,
+            write / (2 - rate),
         ),
     ]
 
@@ -276,9 +290,13 @@ def evaluate_attention_only(
 HARD_CENTERING = Law(
     tag="N1",
     title="hard centering removes the mean once; the norm, the branch and the mixer bring it back",
-    statement=(
-        "J P = 0, but J RMSNorm(P X) != 0, J f(P X) != 0, J A P X != 0 in general;  on a branch's input: "
-        "J Z = J X + J f(P X);  Z = P(X + F): J dL/dF = J P G = 0"
+    clauses=(
+        Clause(
+            says="J P = 0, but J RMSNorm(P X) != 0, J f(P X) != 0, J A P X != 0 in general",
+            steps=("J P = 0", "RMSNorm makes", "so does a token-wise map", "so does attention"),
+        ),
+        Clause(says="on a branch's input: J Z = J X + J f(P X)", steps=("centering the input",)),
+        Clause(says="Z = P(X + F): J dL/dF = J P G = 0", steps=("centering the merge", "so that writer")),
     ),
     assumes=("J = 1 1^T / T", "P = I - J", "counterexamples at T = 3, D = 1, eps = 0"),
     source="arXiv:2605.06169 App. J (why, derived here)",
@@ -290,10 +308,14 @@ HARD_CENTERING = Law(
 DIFFERENCE_MIXERS = Law(
     tag="N2",
     title="A - I and I - A do not see the mean and so cannot remove it from the trunk",
-    statement=(
-        "(A - I) J = (I - A) J = 0;  J(X + (A - I) X W) = J X + J A P X W;  "
-        "J(X + (I - A) X W) = J X - J A P X W;  "
-        "W = I: P(X + (A - I) X) = P A P X, P(X + (I - A) X) = 2 P X - P A P X"
+    clauses=(
+        Clause(says="(A - I) J = (I - A) J = 0", steps=("(A - I) J", "(I - A) J")),
+        Clause(says="J(X + (A - I) X W) = J X + J A P X W", steps=("J(X + (A - I) X W)",)),
+        Clause(says="J(X + (I - A) X W) = J X - J A P X W", steps=("J(X + (I - A) X W)",)),
+        Clause(
+            says="W = I: P(X + (A - I) X) = P A P X, P(X + (I - A) X) = 2 P X - P A P X",
+            steps=("W = I: P(X + (A - I) X)", "W = I: P(X + (I - A) X)"),
+        ),
     ),
     assumes=(
         "A 1 = 1",
@@ -311,7 +333,11 @@ DIFFERENCE_MIXERS = Law(
 LAZY_MIXER = Law(
     tag="N3",
     title="(1 - l) I + l A is row-stochastic and keeps the mean as A does",
-    statement="B = (1 - l) I + l A: B J = J;  J B X = J X + l J A P X;  P B X = (1 - l) P X + l P A P X",
+    clauses=(
+        Clause(says="B = (1 - l) I + l A: B J = J", steps=("((1 - l) I + l A) J",)),
+        Clause(says="J B X = J X + l J A P X", steps=("J((1 - l) I + l A) X",)),
+        Clause(says="P B X = (1 - l) P X + l P A P X", steps=("P((1 - l) I + l A) X",)),
+    ),
     assumes=("A 1 = 1", "J = 1 1^T / T", "P = I - J"),
     source="arXiv:2605.06169 App. J (why, derived here)",
     derive=_lazy_mixer,
@@ -322,8 +348,12 @@ LAZY_MIXER = Law(
 TOKEN_GATES = Law(
     tag="N4",
     title="a token-local gate gives identical tokens identical gates, so the collapsed state persists",
-    statement=(
-        "X = 1 x^T: g(X)*(A X W) = 1 (g(x)*W^T x)^T, P of it 0;  mean(g*o) = gbar*obar + mean(gtilde*otilde)"
+    clauses=(
+        Clause(
+            says="X = 1 x^T: g(X)*(A X W) = 1 (g(x)*W^T x)^T, P of it 0",
+            steps=("identical tokens", "P of it is 0"),
+        ),
+        Clause(says="mean(g*o) = gbar*obar + mean(gtilde*otilde)", steps=("in general mean(g*o)",)),
     ),
     assumes=("A 1 = 1", "the gate of a token depends on that token only", "J = 1 1^T / T", "P = I - J"),
     source="arXiv:2605.06169 App. J (why, derived here)",
@@ -335,9 +365,16 @@ TOKEN_GATES = Law(
 ATTENTION_ONLY = Law(
     tag="N7",
     title="MV-Split on the attention branch alone leaves the FFN's mean write and its gradient at gain 1",
-    statement=(
-        "J Z = r((1 - alpha)*J X + alpha*J F_attn) + J F_ffn;  the mean of dL/dF is J G for the FFN, "
-        "alpha*J G for attention;  a constant mean write f settles at f / alpha instead of f / (2 - alpha)"
+    clauses=(
+        Clause(says="J Z = r((1 - alpha)*J X + alpha*J F_attn) + J F_ffn", steps=("a block: J Z",)),
+        Clause(
+            says="the mean of dL/dF is J G for the FFN, alpha*J G for attention",
+            steps=("the mean mode of F_ffn", "the mean mode of F_attn"),
+        ),
+        Clause(
+            says="a constant mean write f settles at f / alpha instead of f / (2 - alpha)",
+            steps=("r = 1, F_attn = 0", "with MV-Split on both"),
+        ),
     ),
     assumes=(
         "MV-Split (R1) after attention, plain merge after the FFN",

@@ -4,14 +4,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sympy import Expr, IndexedBase, Rational, Sum, Symbol, cancel, diff
+from sympy import Derivative, Expr, IndexedBase, Rational, Subs, Sum, Symbol
 
 from meanmode.theory.proof.index_sums import off_diagonal, over
-from meanmode.theory.proof.law import Law, Premises, Sides, Step
-from meanmode.theory.proof.symbols import T, b, s, t
-from meanmode.theory.proof.token_sums import WIDTH, TokenSums, entry, square, token_projectors
+from meanmode.theory.proof.law import Clause, Law, Premises, Sides
+from meanmode.theory.proof.step import Relation, Step, rational
+from meanmode.theory.proof.symbols import WIDTH, T, b, s, t
+from meanmode.theory.proof.token_sums import TokenSums, entry, square, token_projectors
 
-STATE, DIRECTION = IndexedBase("X", real=True), IndexedBase("u", real=True)
+STATE, DIRECTION = (IndexedBase(name, shape=(T, WIDTH), real=True) for name in "Xu")
 COSINE = Symbol("c", real=True)
 ODDS = Symbol("a", positive=True)
 FRONT = Rational(9, 10)
@@ -27,12 +28,7 @@ def cosine_of(value: Expr) -> Expr:
     return (value - 1) / (value + T - 1)
 
 
-def algebra(name: str, left: Expr, right: Expr) -> Step:
-    """An identity between rational functions."""
-    return Step(name=name, left=left, right=right, normal_form=cancel)
-
-
-def _pair_mean(base: IndexedBase) -> Expr:
+def pair_mean(base: IndexedBase) -> Expr:
     """Mean of <x_t, x_s> over pairs of distinct tokens."""
     inner = Sum(base[t, b] * base[s, b], over(b, WIDTH))
     return Sum(off_diagonal(t, s) * inner, over(t, T), over(s, T)) / (T * (T - 1))
@@ -40,39 +36,42 @@ def _pair_mean(base: IndexedBase) -> Expr:
 
 def _unit_energies(premises: Premises) -> list[Step]:
     tokens = TokenSums(premises, unit={DIRECTION: premises.unit_square})
-    direction, cosine = entry(DIRECTION), _pair_mean(DIRECTION)
+    direction, cosine = entry(DIRECTION), pair_mean(DIRECTION)
+    mean, centered = square(tokens.mean(direction, t)), square(tokens.centered(direction, t))
     return [
         tokens.step(
             "unit tokens: |J X|^2 = 1 + (T - 1) c, c the mean of cos over distinct pairs",
-            square(tokens.mean(direction, t)),
+            mean,
             1 + (T - 1) * cosine,
         ),
+        tokens.step("unit tokens: |P X|^2 = (T - 1)(1 - c)", centered, (T - 1) - (T - 1) * cosine),
         tokens.step(
-            "unit tokens: |P X|^2 = (T - 1)(1 - c)",
-            square(tokens.centered(direction, t)),
-            (T - 1) - (T - 1) * cosine,
+            "rho^2 = |J X|^2 / |P X|^2: |J X|^2 (T - 1)(1 - c) = |P X|^2 (1 + (T - 1) c)",
+            mean * (T - 1) * (1 - cosine),
+            centered * (1 + (T - 1) * cosine),
         ),
-    ]
-
-
-def _energy_ratio(premises: Premises) -> list[Step]:
-    ratio = (1 + (T - 1) * COSINE) / ((T - 1) * (1 - COSINE))
-    return [
-        *_unit_energies(premises),
-        algebra("(T - 1) rho^2 = (1 + (T - 1) c) / (1 - c)", (T - 1) * ratio, odds(COSINE)),
     ]
 
 
 def _front_odds(premises: Premises) -> list[Step]:
-    distance = 10 * T * (COSINE - FRONT) / (1 - COSINE)
+    more = Symbol("y", nonnegative=True)
     return [
         *_unit_energies(premises),
-        algebra("TCS = 0.9: a = 9 T + 1", odds(FRONT), 9 * T + 1),
-        algebra("a = 9 T + 1: TCS = 0.9", cosine_of(9 * T + 1), FRONT),
-        algebra(
-            "a - (9 T + 1) = 10 T (c - 0.9) / (1 - c): the same sign for c < 1",
-            odds(COSINE) - (9 * T + 1),
-            distance,
+        rational("TCS = 0.9: a = 9 T + 1", Subs(odds(COSINE), COSINE, FRONT), 9 * T + 1),
+        rational("c of a(c) is c", cosine_of(odds(COSINE)), COSINE),
+        rational(
+            "0.9 <= c < 1, so c = (0.9 + y) / (1 + y) with y >= 0: a - (9 T + 1) = 10 T y >= 0",
+            Subs(odds(COSINE), COSINE, (FRONT + more) / (1 + more)),
+            9 * T + 1,
+            Relation.AT_LEAST,
+            witness=10 * T * more,
+        ),
+        rational(
+            "a >= 9 T + 1, so a = 9 T + 1 + y with y >= 0: c - 0.9 = y / (10 (10 T + y)) >= 0",
+            Subs(cosine_of(ODDS), ODDS, 9 * T + 1 + more),
+            FRONT,
+            Relation.AT_LEAST,
+            witness=more / (10 * (10 * T + more)),
         ),
     ]
 
@@ -86,26 +85,26 @@ def _moments(premises: Premises) -> list[Step]:
         tokens.step(
             "m = |J X|^2 / T = (d + (T - 1) o) / T",
             square(tokens.mean(state, t)) / T,
-            second / T + (T - 1) / T * _pair_mean(STATE),
+            second / T + (T - 1) / T * pair_mean(STATE),
         ),
         tokens.step(
             "p = |P X|^2 / T = d - m",
             square(tokens.centered(state, t)) / T,
             second - square(tokens.mean(state, t)) / T,
         ),
-        algebra(
+        rational(
             "c = o / d = (T m / (m + p) - 1) / (T - 1)",
             (T * of_moments / own - 1) / (T - 1),
             pair / own,
         ),
-        algebra(
+        rational(
             "c = (a - 1) / (a + T - 1) with a = (T - 1) m / p",
             cosine_of((T - 1) * mean / centered),
             (T * mean / (mean + centered) - 1) / (T - 1),
         ),
-        algebra("a of that c is a", odds(cosine_of(ODDS)), ODDS),
-        algebra("c of a(c) is c", cosine_of(odds(COSINE)), COSINE),
-        algebra("da/dc = T / (1 - c)^2 > 0", diff(odds(COSINE), COSINE), T / (1 - COSINE) ** 2),
+        rational("a of that c is a", odds(cosine_of(ODDS)), ODDS),
+        rational("c of a(c) is c", cosine_of(odds(COSINE)), COSINE),
+        rational("da/dc = T / (1 - c)^2 > 0", Derivative(odds(COSINE), COSINE), T / (1 - COSINE) ** 2),
     ]
 
 
@@ -168,10 +167,15 @@ def evaluate_moments(x: NDArray[Any]) -> dict[str, Sides]:
 ENERGY_RATIO = Law(
     tag="E1",
     title="token cosine and energy ratio determine each other",
-    statement="rho^2 = |J X|^2 / |P X|^2 = (1 + (T - 1) c) / ((T - 1)(1 - c)), c = TCS",
+    clauses=(
+        Clause(
+            says="rho^2 = |J X|^2 / |P X|^2 = (1 + (T - 1) c) / ((T - 1)(1 - c)), c = TCS",
+            steps=("rho^2",),
+        ),
+    ),
     assumes=("all tokens have one norm", "c < 1", "T > 1", "J = 1 1^T / T", "P = I - J"),
     source="derived here",
-    derive=_energy_ratio,
+    derive=_unit_energies,
     evaluate=evaluate_energy_ratio,
 )
 
@@ -179,7 +183,10 @@ ENERGY_RATIO = Law(
 FRONT_ODDS = Law(
     tag="E2",
     title="the collapse front TCS = 0.9 is a = 9 T + 1",
-    statement="a = (T - 1) rho^2 = (1 + (T - 1) c) / (1 - c);  c >= 0.9 <=> a >= 9 T + 1",
+    clauses=(
+        Clause(says="a = (T - 1) rho^2 = (1 + (T - 1) c) / (1 - c)", steps=("rho^2",)),
+        Clause(says="c >= 0.9 <=> a >= 9 T + 1", steps=("0.9 <= c < 1", "c of a(c)", "a >= 9 T + 1")),
+    ),
     assumes=("E1",),
     source="derived here",
     derive=_front_odds,
@@ -190,9 +197,13 @@ FRONT_ODDS = Law(
 MOMENTS = Law(
     tag="E3",
     title="mean and centered energy follow from the second and the cross moment, and vice versa",
-    statement=(
-        "m = (d + (T - 1) o) / T;  p = d - m;  c = o / d = (T m / (m + p) - 1) / (T - 1)"
-        " = (a - 1) / (a + T - 1), a = (T - 1) m / p"
+    clauses=(
+        Clause(says="m = (d + (T - 1) o) / T", steps=("m = |J X|^2",)),
+        Clause(says="p = d - m", steps=("p = |P X|^2",)),
+        Clause(
+            says=("c = o / d = (T m / (m + p) - 1) / (T - 1) = (a - 1) / (a + T - 1), a = (T - 1) m / p"),
+            steps=("p = |P X|^2", "c = o / d", "c = (a - 1)"),
+        ),
     ),
     assumes=("d mean of |x_t|^2, o mean of <x_t, x_s> over s != t", "T > 1", "J = 1 1^T / T", "P = I - J"),
     source="derived here",

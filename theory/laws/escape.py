@@ -3,25 +3,25 @@
 from typing import Any
 
 from sympy import (
+    Derivative,
     Expr,
     Integer,
+    Limit,
     Rational,
+    Subs,
     cancel,
-    diff,
     exp,
     expand_log,
-    expand_power_base,
-    limit,
     log,
     oo,
-    powsimp,
     simplify,
     sqrt,
     symbols,
 )
 
 from meanmode.theory.laws.rivals import sub_layer_sum
-from meanmode.theory.proof.law import Law, Premises, Sides, Step
+from meanmode.theory.proof.law import Clause, Law, Premises, Sides
+from meanmode.theory.proof.step import Step, calculus
 
 LEVEL, GAIN, RATE, SLOPE, TIME, HORIZON = symbols("A G eta k t N", positive=True)
 STEEPNESS, AGEING = symbols("b m", positive=True)
@@ -33,14 +33,6 @@ NEEDED, FACTOR, THRESHOLD, OTHER_LEVEL = symbols("q f u a", positive=True)
 C = AGEING - 1
 SHAPE = AGEING + STEEPNESS
 """1 + b + c, the shape of the Weibull distribution of a ramp's collapse."""
-
-
-def _equal(name: str, left: Expr, right: Expr) -> Step:
-    return Step(name=name, left=left, right=right, normal_form=_reduced)
-
-
-def _reduced(words: Expr) -> Expr:
-    return simplify(powsimp(expand_log(expand_power_base(words))))
 
 
 def hazard(rate: Expr) -> Expr:
@@ -85,35 +77,43 @@ def _survival() -> list[Step]:
     for name, cumulated, rate in (("eta constant", constant, RATE), ("eta = k t", ramp, SLOPE * TIME)):
         survival = exp(-cumulated)
         steps += [
-            _equal(f"{name}: d ln P(T > t) / dt = -h", diff(log(survival), TIME), -hazard(rate)),
-            _equal(f"{name}: P(T > 0) = 1", limit(survival, TIME, 0, "+"), Integer(1)),
+            calculus(f"{name}: d ln P(T > t) / dt = -h", Derivative(log(survival), TIME), -hazard(rate)),
+            calculus(f"{name}: P(T > 0) = 1", Limit(survival, TIME, 0, "+"), Integer(1)),
         ]
     scaled = cumulated_ramp(*parts, FACTOR * SLOPE, TIME)
-    return [*steps, _equal("rates times f: the cumulated hazard times f^b", scaled, FACTOR**STEEPNESS * ramp)]
+    return [
+        *steps,
+        calculus("rates times f: the cumulated hazard times f^b", scaled, FACTOR**STEEPNESS * ramp),
+    ]
 
 
 def _ramps() -> list[Step]:
     time = _ramp_time()
     rate = SLOPE * time
-    logarithm = expand_log(log(rate))
     slope, gain = ramp_exponents(STEEPNESS, C)
     ratio = _ramp_time().subs(NEEDED, FACTOR * NEEDED) / time
     return [
-        _equal(
+        calculus(
             "ramp: its cumulated hazard is q at t_c, q = ln 2 for the median",
-            cumulated_ramp(LEVEL, GAIN, STEEPNESS, C, SLOPE, time),
+            Subs(cumulated_ramp(LEVEL, GAIN, STEEPNESS, C, SLOPE, TIME), TIME, time),
             NEEDED,
         ),
-        _equal(
-            "ramp: (1 + b + c) d ln eta_c / d ln k", SHAPE * SLOPE * diff(logarithm, SLOPE), SHAPE * slope
+        calculus(
+            "ramp: (1 + b + c) d ln eta_c / d ln k",
+            SHAPE * SLOPE * Derivative(log(rate), SLOPE),
+            SHAPE * slope,
         ),
-        _equal("ramp: (1 + b + c) d ln eta_c / d ln G", SHAPE * GAIN * diff(logarithm, GAIN), SHAPE * gain),
-        _equal(
+        calculus(
+            "ramp: (1 + b + c) d ln eta_c / d ln G",
+            SHAPE * GAIN * Derivative(log(rate), GAIN),
+            SHAPE * gain,
+        ),
+        calculus(
             "ramps with k ~ 1 / G: d ln eta_c / d ln G = -1 for every b and c",
-            GAIN * diff(log(rate.subs(SLOPE, FACTOR / GAIN)), GAIN),
+            GAIN * Derivative(log(rate.subs(SLOPE, FACTOR / GAIN)), GAIN),
             Integer(-1),
         ),
-        _equal(
+        calculus(
             "ramp: quantiles of ln t_c lie ln(q' / q) / (1 + b + c) apart", SHAPE * log(ratio), log(FACTOR)
         ),
     ]
@@ -122,14 +122,16 @@ def _ramps() -> list[Step]:
 def _half_rates() -> list[Step]:
     half, ramp = _constant_rate(), SLOPE * _ramp_time()
     return [
-        _equal(
+        calculus(
             "half rate: the cumulated hazard at eta_h and the horizon N is q",
-            cumulated_constant(LEVEL, GAIN, STEEPNESS, C, half, HORIZON),
+            Subs(cumulated_constant(LEVEL, GAIN, STEEPNESS, C, RATE, HORIZON), RATE, half),
             NEEDED,
         ),
-        _equal("half rate: b d ln eta_h / d ln N", STEEPNESS * HORIZON * diff(log(half), HORIZON), -AGEING),
-        _equal("half rate: d ln eta_h / d ln G", GAIN * diff(log(half), GAIN), Integer(-1)),
-        _equal(
+        calculus(
+            "half rate: b d ln eta_h / d ln N", STEEPNESS * HORIZON * Derivative(log(half), HORIZON), -AGEING
+        ),
+        calculus("half rate: d ln eta_h / d ln G", GAIN * Derivative(log(half), GAIN), Integer(-1)),
+        calculus(
             "eta_c^(1 + b + c) = eta_h^b (k N)^(1 + c) (1 + b + c) / (1 + c), without A and G",
             SHAPE * log(ramp),
             STEEPNESS * log(half) + AGEING * log(SLOPE * HORIZON) + log(SHAPE / AGEING),
@@ -143,22 +145,22 @@ def _limits() -> list[Step]:
     sharp = expand_log(log(SLOPE * _ramp_time().subs(LEVEL, OTHER_LEVEL / THRESHOLD**STEEPNESS)))
     depth, step, coherence = symbols("L gamma r", positive=True)
     changes = step * sqrt(sub_layer_sum(2 * depth, coherence))
-    reached = limit(_numerator(sharp) / SHAPE, STEEPNESS, oo)
+    reached = Limit(_numerator(sharp) / SHAPE, STEEPNESS, oo)
     return [
-        _equal(
+        calculus(
             "b -> infinity, A = a u^(-b): eta_c gamma sqrt(n (1 + (n - 1) r)) -> u, n = 2 L: law O2",
-            exp(reached).subs(GAIN, changes) * changes,
+            Subs(exp(reached), GAIN, changes) * changes,
             THRESHOLD,
         ),
-        _equal("b -> infinity: d ln eta_c / d ln k -> 0", limit(slope, STEEPNESS, oo), Integer(0)),
-        _equal("b -> infinity: d ln eta_c / d ln G -> -1", limit(gain, STEEPNESS, oo), Integer(-1)),
-        _equal("b -> 0: d ln eta_c / d ln k -> 1, a clock", limit(slope, STEEPNESS, 0, "+"), Integer(1)),
-        _equal("c -> -1: d ln eta_c / d ln k -> 0", limit(slope, AGEING, 0, "+"), Integer(0)),
-        _equal("c -> -1: d ln eta_c / d ln G -> -1", limit(gain, AGEING, 0, "+"), Integer(-1)),
-        _equal("c -> -1: d ln eta_h / d ln N -> 0", limit(-AGEING / STEEPNESS, AGEING, 0, "+"), Integer(0)),
-        _equal(
+        calculus("b -> infinity: d ln eta_c / d ln k -> 0", Limit(slope, STEEPNESS, oo), Integer(0)),
+        calculus("b -> infinity: d ln eta_c / d ln G -> -1", Limit(gain, STEEPNESS, oo), Integer(-1)),
+        calculus("b -> 0: d ln eta_c / d ln k -> 1, a clock", Limit(slope, STEEPNESS, 0, "+"), Integer(1)),
+        calculus("c -> -1: d ln eta_c / d ln k -> 0", Limit(slope, AGEING, 0, "+"), Integer(0)),
+        calculus("c -> -1: d ln eta_c / d ln G -> -1", Limit(gain, AGEING, 0, "+"), Integer(-1)),
+        calculus("c -> -1: d ln eta_h / d ln N -> 0", Limit(-AGEING / STEEPNESS, AGEING, 0, "+"), Integer(0)),
+        calculus(
             "c = 0, b = 1: 2 d ln eta_c / d ln k is that of coherent accumulation in law O1",
-            2 * slope.subs({AGEING: 1, STEEPNESS: 1}),
+            2 * Subs(slope, (AGEING, STEEPNESS), (1, 1)),
             2 * Rational(1, 2),
         ),
     ]
@@ -197,13 +199,49 @@ def evaluate_escape(
 ESCAPE = Law(
     tag="O3",
     title="a collapse that escapes at a rate has exponents between those of a threshold and of a clock",
-    statement=(
-        "h = A (eta G)^b t^c, P(T > t) = exp(-int_0^t h);  "
-        "ramp eta = k t: A (k G)^b t_c^(1 + b + c) / (1 + b + c) = ln 2 at the median, "
-        "eta_c ~ k^((1 + c) / (1 + b + c)) G^(-b / (1 + b + c));  "
-        "half rate of N steps: A (eta_h G)^b N^(1 + c) / (1 + c) = ln 2, eta_h ~ N^(-(1 + c) / b) / G;  "
-        "b -> infinity: the threshold eta_c G = u of law O2;  "
-        "c -> -1: neither the slope nor the horizon matters"
+    clauses=(
+        Clause(
+            says="h = A (eta G)^b t^c, P(T > t) = exp(-int_0^t h)",
+            steps=(
+                "eta constant: d ln P",
+                "eta constant: P(T > 0)",
+                "eta = k t: d ln P",
+                "eta = k t: P(T > 0)",
+            ),
+        ),
+        Clause(
+            says=(
+                "ramp eta = k t: A (k G)^b t_c^(1 + b + c) / (1 + b + c) = ln 2 at the median, "
+                "eta_c ~ k^((1 + c) / (1 + b + c)) G^(-b / (1 + b + c))"
+            ),
+            steps=(
+                "ramp: its cumulated hazard",
+                "ramp: (1 + b + c) d ln eta_c / d ln k",
+                "ramp: (1 + b + c) d ln eta_c / d ln G",
+            ),
+        ),
+        Clause(
+            says=(
+                "half rate of N steps: A (eta_h G)^b N^(1 + c) / (1 + c) = ln 2, eta_h ~ N^(-(1 + c) / b) / G"
+            ),
+            steps=(
+                "half rate: the cumulated hazard",
+                "half rate: b d ln eta_h / d ln N",
+                "half rate: d ln eta_h / d ln G",
+            ),
+        ),
+        Clause(
+            says="b -> infinity: the threshold eta_c G = u of law O2",
+            steps=(
+                "b -> infinity, A = a u^(-b)",
+                "b -> infinity: d ln eta_c / d ln k",
+                "b -> infinity: d ln eta_c / d ln G",
+            ),
+        ),
+        Clause(
+            says="c -> -1: neither the slope nor the horizon matters",
+            steps=("c -> -1: d ln eta_c / d ln k", "c -> -1: d ln eta_h / d ln N"),
+        ),
     ),
     assumes=(
         "c > -1, b > 0, and A, b and c do not depend on the rate, the slope or the horizon",

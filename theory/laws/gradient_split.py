@@ -1,16 +1,19 @@
 """Law G1: a writer's gradient splits into a mean-coherent and a centered part, not orthogonal in general."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sympy import Expr, IndexedBase, Integer, Rational, Sum
+from sympy import Expr, IndexedBase, Integer, Sum
 
-from meanmode.theory.proof.index_sums import IndexSums, over
-from meanmode.theory.proof.law import Law, Premises, Relation, Sides, Step
+from meanmode.theory.proof.index_sums import over
+from meanmode.theory.proof.law import Clause, Law, Premises, Sides
+from meanmode.theory.proof.step import Algebra, Facts, Relation, Step
 from meanmode.theory.proof.symbols import COLUMN, B, M, N, T, a, b, j, k, r, t
 
-ADJOINT, INPUT = IndexedBase("d", real=True), IndexedBase("y", real=True)
+ADJOINT = IndexedBase("d", shape=(B, T, M), real=True)
+INPUT = IndexedBase("y", shape=(B, T, N), real=True)
 
 
 class WriterModes:
@@ -19,7 +22,7 @@ class WriterModes:
     def __init__(self, premises: Premises) -> None:
         self.premises = premises
         self.ones = premises.mean_vector_is_ones
-        self.sums = IndexSums(unit={} if self.ones else {COLUMN: Integer(1)})
+        self.facts = Facts(unit={} if self.ones else {COLUMN: Integer(1)})
 
     def _mean_entry(self, token: Expr, other: Expr) -> Expr:
         """J_ts under the premises."""
@@ -49,7 +52,9 @@ class WriterModes:
 
     def step(self, name: str, left: Expr, right: Expr, relation: Relation = Relation.EQUAL) -> Step:
         """Step that claims a relation between index sums."""
-        return Step(name=name, left=left, right=right, relation=relation, normal_form=self.sums.normal_form)
+        return Step(
+            name=name, left=left, right=right, relation=relation, algebra=Algebra.SUMS, facts=self.facts
+        )
 
 
 def _inner(left: Expr, right: Expr) -> Expr:
@@ -94,21 +99,16 @@ def _gradient_split(premises: Premises) -> list[Step]:
             _inner(batch_gradient, batch_gradient),
             squares + 2 * _inner(batch_coherent, batch_remainder),
         ),
-        modes.step(
-            "never Pythagoras: T = 2, d = y = (1, 0) has <DW_mu, DW_c> != 0",
-            _smallest_inner(premises),
-            Integer(0),
-            Relation.UNEQUAL,
+        dataclasses.replace(
+            modes.step(
+                "not Pythagoras: one sample, T = 2, d = y = (1, 0) of width one has <DW_mu, DW_c> != 0",
+                _inner(batch_coherent, batch_remainder),
+                Integer(0),
+                Relation.UNEQUAL,
+            ),
+            at={**dict.fromkeys((B, M, N), 1), T: 2, **dict.fromkeys((ADJOINT, INPUT), (((1,), (0,)),))},
         ),
     ]
-
-
-def _smallest_inner(premises: Premises) -> Expr:
-    """<DW_mu, DW_c> for two tokens of width one, d = y = (1, 0)."""
-    values = (Integer(1), Integer(0))
-    average = Rational(sum(values), 2)
-    coherent = 2 * average * average
-    return coherent * sum((value - average) ** 2 for value in values)
 
 
 def evaluate_gradient_split(y: NDArray[Any], delta: NDArray[Any]) -> dict[str, Sides]:
@@ -130,9 +130,12 @@ def evaluate_gradient_split(y: NDArray[Any], delta: NDArray[Any]) -> dict[str, S
 GRADIENT_SPLIT = Law(
     tag="G1",
     title="the writer gradient splits into a mean-coherent and a centered part",
-    statement=(
-        "sum_t d_t y_t^T = T dbar ybar^T + sum_t dtilde_t ytilde_t^T;  "
-        "|grad|^2 = G_mean^2 + 2 <DW_mu, DW_c> + G_ctr^2"
+    clauses=(
+        Clause(says="sum_t d_t y_t^T = T dbar ybar^T + sum_t dtilde_t ytilde_t^T", steps=("grad = T dbar",)),
+        Clause(
+            says="|grad|^2 = G_mean^2 + 2 <DW_mu, DW_c> + G_ctr^2",
+            steps=("over a batch", "|grad|^2 = G_mean^2", "not Pythagoras"),
+        ),
     ),
     assumes=("the writer acts token by token", "J = 1 1^T / T", "P = I - J"),
     source="arXiv:2605.06169 Eq. 5, 11-17",

@@ -6,14 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 from sympy import Expr, IndexedBase, Sum, Symbol, diff
 
-from meanmode.theory.laws.merge_cotangents import ALPHA, BETA, GRADIENT, TANGENT, MergeSums
+from meanmode.theory.laws.merge_cotangents import (
+    ALPHA,
+    BETA,
+    BRANCH_ENTRY,
+    GRADIENT,
+    TANGENT,
+    TRUNK_ENTRY,
+    MergeSums,
+)
 from meanmode.theory.proof.index_sums import over
-from meanmode.theory.proof.law import Law, Premises, Sides, Step
-from meanmode.theory.proof.symbols import T, a, b, t
-from meanmode.theory.proof.token_sums import WIDTH, average, entry, pairing
+from meanmode.theory.proof.law import Clause, Law, Premises, Sides
+from meanmode.theory.proof.step import Step
+from meanmode.theory.proof.symbols import WIDTH, T, a, b, t
+from meanmode.theory.proof.token_sums import average, entry, pairing
 
-TRUNK_ENTRY, BRANCH_ENTRY = IndexedBase("X", real=True), IndexedBase("F", real=True)
-MERGED, DELTA = IndexedBase("Z", real=True), IndexedBase("Delta", real=True)
+MERGED, DELTA = (IndexedBase(name, shape=(T, WIDTH), real=True) for name in ("Z", "Delta"))
 INVERSE_RMS = Symbol("r", positive=True)
 ALONG = Symbol("x", real=True)
 
@@ -39,7 +47,7 @@ def _backward(premises: Premises) -> list[Step]:
     sums = MergeSums(premises)
     delta, mean_delta = DELTA[t, b], average(entry(DELTA))
     trunk, branch = entry(TRUNK_ENTRY), entry(BRANCH_ENTRY)
-    gain = IndexedBase("h", real=True)[b]
+    gain = IndexedBase("h", shape=(WIDTH,), real=True)[b]
     tangent = TANGENT[t, b]
     mean_gap = average(branch) - average(trunk)
     leaked = sums.mean(branch, t) - premises.mean_leak * sums.mean(trunk, t)
@@ -153,10 +161,15 @@ def evaluate_backward(
 BACKWARD = Law(
     tag="R6",
     title="the backward pass of MV-Split and RMSNorm in closed form",
-    statement=(
-        "Delta_t = r_t G_t - (r_t^3 / D) <G_t, Z_t> Z_t, r_t = (|Z_t|^2 / D + eps)^(-1/2);  "
-        "dX_t = Delta_t - alpha*mean(Delta);  dF_t = beta*Delta_t + (alpha - beta)*mean(Delta);  "
-        "dalpha = sum_t Delta_t*(Fbar - Xbar);  dbeta = sum_t Delta_t*(F_t - Fbar)"
+    clauses=(
+        Clause(
+            says="Delta_t = r_t G_t - (r_t^3 / D) <G_t, Z_t> Z_t, r_t = (|Z_t|^2 / D + eps)^(-1/2)",
+            steps=("RMSNorm differentiated", "<G_t, dY_t>"),
+        ),
+        Clause(says="dX_t = Delta_t - alpha*mean(Delta)", steps=("along dX",)),
+        Clause(says="dF_t = beta*Delta_t + (alpha - beta)*mean(Delta)", steps=("along dF",)),
+        Clause(says="dalpha = sum_t Delta_t*(Fbar - Xbar)", steps=("along dalpha",)),
+        Clause(says="dbeta = sum_t Delta_t*(F_t - Fbar)", steps=("along dbeta",)),
     ),
     assumes=(
         "X' = RMSNorm(Z), Z of R1, G = dL/dX'",

@@ -10,13 +10,22 @@ from sympy import Expr, IndexedBase, Integer, Rational, S, Sum, Symbol
 
 from meanmode.theory.laws.merges import BRANCH, MEAN_GAIN, TRUNK, MergedTokens, MergeWords
 from meanmode.theory.proof.index_sums import over
-from meanmode.theory.proof.law import Law, Premises, Relation, Sides, Step
-from meanmode.theory.proof.symbols import T, b, s, t
-from meanmode.theory.proof.token_sums import TokenSums, entry, pairing, square
+from meanmode.theory.proof.law import Clause, Law, Premises, Sides
+from meanmode.theory.proof.step import Relation, Step
+from meanmode.theory.proof.symbols import WIDTH, T, b, s, t
+from meanmode.theory.proof.token_sums import TokenSums, average, entry, pairing, square
 
 LAYER_GAIN = Symbol("lambda", real=True)
-GRADIENT, TANGENT = IndexedBase("G", real=True), IndexedBase("H", real=True)
-ALPHA, BETA = IndexedBase("alpha", real=True), IndexedBase("beta", real=True)
+GRADIENT, TANGENT, TRUNK_ENTRY, BRANCH_ENTRY = (
+    IndexedBase(name, shape=(T, WIDTH), real=True) for name in "GHXF"
+)
+ALPHA, BETA = (IndexedBase(name, shape=(WIDTH,), real=True) for name in ("alpha", "beta"))
+
+NO_BRANCH = {
+    **{T: 2, WIDTH: 1, b: 1, LAYER_GAIN: 3, ALPHA: (Rational(1, 2),), BETA: (1,)},
+    **{TRUNK_ENTRY: ((1,), (1,)), BRANCH_ENTRY: ((0,), (0,))},
+}
+"""A point at which the branch is 0."""
 
 
 class MergeSums(TokenSums):
@@ -57,9 +66,15 @@ def _not_a_gate(premises: Premises) -> list[Step]:
     def cotangent(token: Expr) -> Expr:
         return beta * sums.centered(gradient, token) + alpha * sums.mean(gradient, token)
 
-    half, one = Rational(1, 2), Integer(1)
-    split_mean = one + half * (0 - premises.mean_leak * one)
-    gate_mean = one + LAYER_GAIN * 0
+    trunk, branch = entry(TRUNK_ENTRY), entry(BRANCH_ENTRY)
+
+    def split(token: Expr) -> Expr:
+        written = sums.mean(branch, token) - premises.mean_leak * sums.mean(trunk, token)
+        return trunk(token) + BETA[b] * sums.centered(branch, token) + ALPHA[b] * written
+
+    def scaled(token: Expr) -> Expr:
+        return trunk(token) + LAYER_GAIN * branch(token)
+
     return [
         words.step(
             "LayerScale: J Z = J X + lambda J F",
@@ -73,9 +88,10 @@ def _not_a_gate(premises: Premises) -> list[Step]:
         ),
         sums.step(
             "not equal for any lambda: alpha = 1/2, F = 0, X = 1 has J Z = 1/2 against 1",
-            split_mean,
-            gate_mean,
+            Sum(split(s), over(s, T)) / T,
+            average(scaled),
             Relation.UNEQUAL,
+            at=NO_BRANCH,
         ),
         sums.step(
             "MV-Split, scalar gains: |J dL/dF|^2 = alpha^2 |J G|^2",
@@ -133,7 +149,7 @@ def evaluate_not_a_gate(
 BRANCH_COTANGENT = Law(
     tag="R3",
     title="MV-Split scales the mean of the branch's cotangent by alpha and its centered part by beta",
-    statement="dL/dF = beta*(P G) + alpha*(J G), G = dL/dZ",
+    clauses=(Clause(says="dL/dF = beta*(P G) + alpha*(J G), G = dL/dZ", steps=("<G, dZ>",)),),
     assumes=("MV-Split (R1)", "J and P of the segment; segments add"),
     source="arXiv:2605.06169 Eq. 10",
     derive=_branch_cotangent,
@@ -144,9 +160,22 @@ BRANCH_COTANGENT = Law(
 NOT_A_GATE = Law(
     tag="R4",
     title="no scalar gate equals MV-Split: it neither leaks the mean nor changes the gradient ratio",
-    statement=(
-        "LayerScale: J Z = J X + lambda J F; at F = 0 MV-Split differs by -alpha*J X for every lambda;  "
-        "|J dL/dF| / |P dL/dF| = |alpha / beta| |J G| / |P G|, for a gate |J G| / |P G|"
+    clauses=(
+        Clause(
+            says=(
+                "LayerScale: J Z = J X + lambda J F; at F = 0 MV-Split differs by -alpha*J X for every lambda"
+            ),
+            steps=("LayerScale", "F = 0", "not equal"),
+        ),
+        Clause(
+            says="|J dL/dF| / |P dL/dF| = |alpha / beta| |J G| / |P G|, for a gate |J G| / |P G|",
+            steps=(
+                "MV-Split, scalar gains: |J dL/dF|",
+                "MV-Split, scalar gains: |P dL/dF|",
+                "scalar gate: |J lambda G|",
+                "scalar gate: |P lambda G|",
+            ),
+        ),
     ),
     assumes=(
         "MV-Split (R1)",

@@ -10,14 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from sympy import Expr, Integer, S, Symbol
 
-from meanmode.theory.proof.law import Law, Premises, Sides, Step
-from meanmode.theory.proof.matrix_words import letter, word_normal_form
-from meanmode.theory.proof.symbols import T
+from meanmode.theory.proof.law import Clause, Law, Premises, Sides
+from meanmode.theory.proof.letters import Letter
+from meanmode.theory.proof.step import Algebra, Facts, Step
+from meanmode.theory.proof.symbols import WIDTH, T
+from meanmode.theory.proof.token_projectors import COLUMN, ROW, STATE
 
-TRUNK, BRANCH = letter("X"), letter("F")
-MEAN_GAIN, CENTERED_GAIN = letter("diag(alpha)"), letter("diag(beta)")
-COLUMN, ROW = letter("v"), letter("v^T")
-IMAGE, IMAGE_ROW, TEXT, TEXT_ROW = letter("1_I"), letter("1_I^T"), letter("1_T"), letter("1_T^T")
+TRUNK, BRANCH = STATE, Letter("F", T, WIDTH)
+MEAN_GAIN, CENTERED_GAIN = Letter("diag(alpha)", WIDTH, WIDTH), Letter("diag(beta)", WIDTH, WIDTH)
+IMAGE, TEXT = Letter("1_I", T, 1), Letter("1_T", T, 1)
+IMAGE_ROW, TEXT_ROW = Letter("1_I^T", 1, T), Letter("1_T^T", 1, T)
 IMAGE_TOKENS = Symbol("T_I", integer=True, positive=True)
 
 
@@ -35,7 +37,7 @@ class MergeWords:
         self.centered = 1 + premises.centering_sign * self.mean
         self.segment_centered = 1 + premises.centering_sign * self.segment_mean
         self.leak = premises.mean_leak
-        self.rules: dict[tuple[Expr, Expr], Expr] = {
+        self.products: dict[tuple[Letter, Letter], Expr] = {
             (ROW, COLUMN): S.One,
             (IMAGE_ROW, IMAGE): IMAGE_TOKENS,
             (TEXT_ROW, TEXT): text_tokens,
@@ -57,7 +59,7 @@ class MergeWords:
     def step(self, name: str, left: Expr, right: Expr) -> Step:
         """Step that claims an identity between words, decided by contraction."""
         return Step(
-            name=name, left=left, right=right, normal_form=lambda words: word_normal_form(words, self.rules)
+            name=name, left=left, right=right, algebra=Algebra.WORDS, facts=Facts(products=self.products)
         )
 
 
@@ -79,7 +81,6 @@ def _merge_parts(premises: Premises) -> list[Step]:
             words.mv_split(alpha=S.One, beta=S.One),
             TRUNK - mean * TRUNK + BRANCH,
         ),
-        words.step("alpha = beta = 0: Z = X", words.mv_split(alpha=S.Zero, beta=S.Zero), TRUNK),
     ]
 
 
@@ -190,9 +191,12 @@ def evaluate_global_mean(
 MERGE_PARTS = Law(
     tag="R1",
     title="MV-Split writes the mean and the centered part with separate gains and leaks the mean",
-    statement=(
-        "Z = X + beta*(P F) + alpha*J(F - X) = (P X + beta*P F) + ((1 - alpha)*J X + alpha*J F);  "
-        "alpha = beta = 1: Z = P X + F"
+    clauses=(
+        Clause(
+            says="Z = X + beta*(P F) + alpha*J(F - X) = (P X + beta*P F) + ((1 - alpha)*J X + alpha*J F)",
+            steps=("Z = (P X",),
+        ),
+        Clause(says="alpha = beta = 1: Z = P X + F", steps=("alpha = beta = 1",)),
     ),
     assumes=("P = I - J, J and P segment-wise", "alpha, beta act per feature, projectors per token"),
     source="arXiv:2605.06169 Eq. 7-8",
@@ -204,9 +208,10 @@ MERGE_PARTS = Law(
 MEAN_LEAKS = Law(
     tag="R2",
     title="under MV-Split the mean is a leaky integrator and the centered part a residual stream",
-    statement=(
-        "J_seg Z = (1 - alpha)*J_seg X + alpha*J_seg F;  P_seg Z = P_seg X + beta*P_seg F;  "
-        "P Z = P X + beta*P_seg F + alpha*(J_seg - J)(F - X)"
+    clauses=(
+        Clause(says="J_seg Z = (1 - alpha)*J_seg X + alpha*J_seg F", steps=("J_seg Z",)),
+        Clause(says="P_seg Z = P_seg X + beta*P_seg F", steps=("P_seg Z",)),
+        Clause(says="P Z = P X + beta*P_seg F + alpha*(J_seg - J)(F - X)", steps=("P Z",)),
     ),
     assumes=(
         "MV-Split (R1) before the norm",
@@ -222,7 +227,11 @@ MEAN_LEAKS = Law(
 GLOBAL_MEAN = Law(
     tag="R5",
     title="the segment-wise merge also leaks the global mean",
-    statement="J_g J_seg = J_g;  J_g P_seg = 0;  J_g Z = (1 - alpha)*J_g X + alpha*J_g F",
+    clauses=(
+        Clause(says="J_g J_seg = J_g", steps=("J_g J_seg",)),
+        Clause(says="J_g P_seg = 0", steps=("J_g P_seg",)),
+        Clause(says="J_g Z = (1 - alpha)*J_g X + alpha*J_g F", steps=("J_g Z",)),
+    ),
     assumes=("MV-Split (R1)", "two segments, J_seg their means", "J_g = 1 1^T / T"),
     source="arXiv:2605.06169 Eq. 44-45",
     derive=_global_mean,

@@ -5,21 +5,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sympy import Expr, Function, IndexedBase, Integer, Sum, Symbol, diff, exp
+from sympy import Derivative, Expr, Function, IndexedBase, Integer, Subs, Sum, Symbol, diff, exp
 
 from meanmode.theory.laws.softmax_null_space import COMMON, COTANGENT, READER, score_gradient
-from meanmode.theory.proof.index_sums import IndexSums, over
-from meanmode.theory.proof.law import TOKENS, Law, Premises, Relation, Sides, Step
-from meanmode.theory.proof.matrix_words import letter, word_normal_form
+from meanmode.theory.proof.index_sums import over
+from meanmode.theory.proof.law import TOKENS, Clause, Law, Premises, Sides
+from meanmode.theory.proof.letters import Letter
+from meanmode.theory.proof.step import Algebra, Facts, Relation, Step, calculus
 from meanmode.theory.proof.symbols import N, T, a, b, j, s, t
 from meanmode.theory.proof.token_projectors import COLUMN, MIXER, ROW, STATE, TokenProjectors
 from meanmode.theory.proof.token_sums import ATTENTION, TokenSums, average, entry, token_projectors
 
-BLEND, ROW_SUMS = letter("B"), letter("r")
+BLEND, ROW_SUMS = Letter("B", T, T), Letter("r", T, 1)
 IDENTITY, SHARE = Symbol("e", real=True), Symbol("l", real=True)
-WEIGHT, CHANGE = IndexedBase("w", positive=True), IndexedBase("h", real=True)
+WEIGHTS, WEIGHT = IndexedBase("w", shape=(T, T), positive=True), IndexedBase("w", shape=(T,), positive=True)
+CHANGE, GATE = IndexedBase("h", shape=(T,), real=True), IndexedBase("g", shape=(T, N), real=True)
 TOTAL = Symbol("z", positive=True)
-GATE = IndexedBase("g", real=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,16 +61,13 @@ def _row_sums(premises: Premises) -> list[Step]:
     tokens, sums = TokenProjectors(premises), TokenSums(premises)
     mean, centered = tokens.mean, tokens.centered
     average_sum = Symbol("rbar", real=True)
-    rules: dict[tuple[Expr, Expr], Expr] = dict(tokens.rules)
+    products: dict[tuple[Letter, Letter], Expr] = dict(tokens.products)
     if premises.mean_vector_is_ones:
-        rules |= {(BLEND, COLUMN): ROW_SUMS, (ROW, ROW_SUMS): TOKENS * average_sum}
+        products |= {(BLEND, COLUMN): ROW_SUMS, (ROW, ROW_SUMS): TOKENS * average_sum}
     token_mean = ROW * STATE / TOKENS
-    normalised = IndexSums(rows={WEIGHT: TOTAL})
 
     def step(name: str, left: Expr, right: Expr) -> Step:
-        return Step(
-            name=name, left=left, right=right, normal_form=lambda words: word_normal_form(words, rules)
-        )
+        return Step(name=name, left=left, right=right, algebra=Algebra.WORDS, facts=Facts(products=products))
 
     return [
         step("B J X = r xbar^T, from B 1 = r", BLEND * mean * STATE, ROW_SUMS * token_mean),
@@ -85,9 +83,10 @@ def _row_sums(premises: Premises) -> list[Step]:
         ),
         Step(
             name="weights over their sum, as in softmax and linear attention: r = 1",
-            left=Sum(WEIGHT[t, j] / TOTAL**premises.softmax_exponent, over(j, T)),
+            left=Sum(WEIGHTS[t, j] / TOTAL**premises.softmax_exponent, over(j, T)),
             right=Integer(1),
-            normal_form=normalised.normal_form,
+            algebra=Algebra.SUMS,
+            facts=Facts(rows={WEIGHTS: TOTAL}),
         ),
         tokens.step("uniform attention, A = J: r = 1", mean * COLUMN, COLUMN),
         tokens.step(
@@ -115,34 +114,31 @@ def normalised_derivative(premises: Premises, token: Expr) -> Expr:
     )
 
 
-def _homogeneous_values(premises: Premises) -> list[Step]:
+def _read(token: Expr) -> Expr:
+    return READER[token, a]
+
+
+def _blends(premises: Premises) -> list[Step]:
+    """Weights over their sum, and e I + l A."""
     tokens = TokenSums(premises)
-    weights = IndexSums(rows={WEIGHT: TOTAL})
-    gate = entry(GATE)
-    logit = Symbol("z", real=True)
+    along = Symbol("x", real=True)
+    weight, total = Function("w", positive=True)(along), Function("z", positive=True)(along)
 
     def blended(token: Expr) -> Expr:
         return IDENTITY * COMMON[b] + SHARE * Sum(ATTENTION[token, j] * COMMON[b], over(j, T))
 
-    def read(token: Expr) -> Expr:
-        return READER[token, a]
-
-    def gated(token: Expr) -> Expr:
-        return gate(token) * COMMON[b]
-
-    through_gate = Sum(COTANGENT[t, b] * GATE[t, b] * COMMON[b], over(b, N))
     return [
-        Step(
-            name="weights over their sum: da_j = h_j / z - w_j sum_k h_k / z^2",
-            left=normalised_derivative(premises, j),
-            right=CHANGE[j] / TOTAL - WEIGHT[j] * Sum(CHANGE[s], over(s, T)) / TOTAL**2,
-            normal_form=weights.normal_form,
+        calculus(
+            "weights over their sum, w / z: d(w / z) = dw / z - w dz / z^2",
+            Derivative(weight / total**premises.softmax_exponent, along),
+            Derivative(weight, along) / total - weight * Derivative(total, along) / total**2,
         ),
         Step(
             name="V_j = vbar: dO = sum_j da_j vbar = 0, however the weights move (linear attention)",
             left=Sum(normalised_derivative(premises, j) * COMMON[b], over(j, T)),
             right=Integer(0),
-            normal_form=weights.normal_form,
+            algebra=Algebra.SUMS,
+            facts=Facts(rows={WEIGHT: TOTAL}),
         ),
         tokens.step("e I + l A, V_j = vbar: O_t = (e + l) vbar", blended(t), (IDENTITY + SHARE) * COMMON[b]),
         tokens.step(
@@ -150,9 +146,23 @@ def _homogeneous_values(premises: Premises) -> list[Step]:
         ),
         tokens.step(
             "e I + l A, V_j = vbar: grad W_O = (e + l) T dbar vbar^T, nothing for A - I and I - A",
-            Sum(read(t) * blended(t), over(t, T)),
-            (IDENTITY + SHARE) * T * average(read) * COMMON[b],
+            Sum(_read(t) * blended(t), over(t, T)),
+            (IDENTITY + SHARE) * T * average(_read) * COMMON[b],
         ),
+    ]
+
+
+def _gates(premises: Premises) -> list[Step]:
+    """A gate between the heads and W_O."""
+    tokens, gate = TokenSums(premises), entry(GATE)
+    logit, cotangent, value = (Symbol(name, real=True) for name in ("z", "d", "vbar"))
+    sigmoid = 1 / (1 + exp(-logit))
+
+    def gated(token: Expr) -> Expr:
+        return gate(token) * COMMON[b]
+
+    through_gate = Sum(COTANGENT[t, b] * GATE[t, b] * COMMON[b], over(b, N))
+    return [
         tokens.step(
             "a gate, V_j = vbar: dL/dS_tj = 0 still",
             ATTENTION[t, j] * through_gate
@@ -161,18 +171,26 @@ def _homogeneous_values(premises: Premises) -> list[Step]:
         ),
         tokens.step(
             "a gate, V_j = vbar: grad W_O = T dbar (gbar*vbar)^T + sum_t dtilde_t (gtilde_t*vbar)^T",
-            Sum(read(t) * gated(t), over(t, T)),
-            T * average(read) * average(gate) * COMMON[b]
-            + Sum(tokens.centered(read, t) * tokens.centered(gated, t), over(t, T)),
+            Sum(_read(t) * gated(t), over(t, T)),
+            T * average(_read) * average(gate) * COMMON[b]
+            + Sum(tokens.centered(_read, t) * tokens.centered(gated, t), over(t, T)),
         ),
-        Step(
-            name="a gate, V_j = vbar = 1, d_t = 1, logit 0: dL/dz = sigma'(0) = 1/4, the gate is not silent",
-            left=diff(1 / (1 + exp(-logit)), logit).subs(logit, 0),
-            right=Integer(0),
-            relation=Relation.UNEQUAL,
-            normal_form=lambda form: form,
+        calculus(
+            "a gate, V_j = vbar, entry by entry: dL/dz = sigma'(z) vbar d, sigma' = sigma (1 - sigma)",
+            Derivative(cotangent * sigmoid * value, logit),
+            sigmoid * (1 - sigmoid) * value * cotangent,
+        ),
+        calculus(
+            "a gate, V_j = vbar = 1, d_t = 1, logit 0: dL/dz = sigma'(0) = 1/4, the gate is not silent",
+            Subs(Derivative(sigmoid, logit), logit, 0),
+            Integer(0),
+            Relation.UNEQUAL,
         ),
     ]
+
+
+def _homogeneous_values(premises: Premises) -> list[Step]:
+    return [*_blends(premises), *_gates(premises)]
 
 
 def evaluate_row_sums(
@@ -239,10 +257,18 @@ def evaluate_homogeneous_values(
 ROW_SUM_TABLE = Law(
     tag="N8",
     title="the row sums of a mixer decide what it does to the mean: P1 needs them to be 1, P2 to be equal",
-    statement=(
-        "B 1 = r: B J X = r xbar^T, J B J X = rbar J X, P B J X = (r - rbar 1) xbar^T;  "
-        "r = 1: softmax, linear and uniform attention, (1 - l) I + l A;  r = 0: A - I and I - A;  "
-        "r_t = g_t, feature by feature: a token-local gate;  r_t = 1 - p_t: a gated state space (N10)"
+    clauses=(
+        Clause(
+            says="B 1 = r: B J X = r xbar^T, J B J X = rbar J X, P B J X = (r - rbar 1) xbar^T",
+            steps=("B J X", "J B J X", "P B J X"),
+        ),
+        Clause(
+            says="r = 1: softmax, linear and uniform attention, (1 - l) I + l A",
+            steps=("weights over their sum", "uniform attention", "e I + l A"),
+        ),
+        Clause(says="r = 0: A - I and I - A", steps=("e I + l A",)),
+        Clause(says="r_t = g_t, feature by feature: a token-local gate", steps=("gates g_tb",)),
+        Clause(says="r_t = 1 - p_t: a gated state space (N10)", steps=(), prose="proved as law N10"),
     ),
     assumes=("A 1 = 1", "weights are divided by their sum", "J = 1 1^T / T", "P = I - J"),
     source="derived here, for the controls of arXiv:2605.06169 App. J",
@@ -254,11 +280,31 @@ ROW_SUM_TABLE = Law(
 HOMOGENEOUS_VALUES = Law(
     tag="N9",
     title="homogeneous values give the scores of a normalised mixer no gradient; a gate after it gets one",
-    statement=(
-        "V_j = vbar for all j, A = w / sum w: dO = 0 for every dw;  "
-        "B = e I + l A: O_t = (e + l) vbar, dL/dS = 0, grad W_O = (e + l) T dbar vbar^T;  "
-        "a gate: dL/dS = 0, but dL/dz_t = sigma'(z_t)*vbar*d_t and "
-        "grad W_O = T dbar (gbar*vbar)^T + sum_t dtilde_t (gtilde_t*vbar)^T"
+    clauses=(
+        Clause(
+            says="V_j = vbar for all j, A = w / sum w: dO = 0 for every dw",
+            steps=("weights over their sum", "V_j = vbar: dO"),
+        ),
+        Clause(
+            says="B = e I + l A: O_t = (e + l) vbar, dL/dS = 0, grad W_O = (e + l) T dbar vbar^T",
+            steps=(
+                "e I + l A, V_j = vbar: O_t",
+                "e I + l A, V_j = vbar: dL/dS_tj",
+                "e I + l A, V_j = vbar: grad W_O",
+            ),
+        ),
+        Clause(
+            says=(
+                "a gate: dL/dS = 0, but dL/dz_t = sigma'(z_t)*vbar*d_t and "
+                "grad W_O = T dbar (gbar*vbar)^T + sum_t dtilde_t (gtilde_t*vbar)^T"
+            ),
+            steps=(
+                "a gate, V_j = vbar: dL/dS_tj",
+                "a gate, V_j = vbar, entry by entry",
+                "a gate, V_j = vbar: grad W_O",
+                "a gate, V_j = vbar = 1",
+            ),
+        ),
     ),
     assumes=(
         "A 1 = 1",

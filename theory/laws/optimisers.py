@@ -4,17 +4,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sympy import Expr, IndexedBase, S, Sum, Symbol, cancel
+from sympy import Expr, IndexedBase, Integer, S, Sum, Symbol
 
 from meanmode.theory.laws.gradient_split import ADJOINT, INPUT, WriterModes
 from meanmode.theory.proof.index_sums import over
-from meanmode.theory.proof.law import Law, Premises, Sides, Step
-from meanmode.theory.proof.matrix_words import letter, word_normal_form
+from meanmode.theory.proof.law import Clause, Law, Premises, Sides
+from meanmode.theory.proof.letters import Letter
+from meanmode.theory.proof.step import Algebra, Facts, Relation, Step, cited
 from meanmode.theory.proof.symbols import M, N, T, a, b, k, t
 from meanmode.theory.proof.token_sums import token_projectors
 
 CLIP, BOUND, NORM = (Symbol(name, positive=True) for name in ("c", "tau", "n"))
-COHERENT, CENTERED = IndexedBase("U", real=True), IndexedBase("V", real=True)
+COHERENT, CENTERED = (IndexedBase(name, shape=(M, N), real=True) for name in "UV")
 
 
 def _clipping(premises: Premises) -> list[Step]:
@@ -34,22 +35,23 @@ def _clipping(premises: Premises) -> list[Step]:
             norm(COHERENT, CLIP) * norm(CENTERED, S.One),
             norm(COHERENT, S.One) * norm(CENTERED, CLIP),
         ),
-        Step(
-            name="the clipped gradient c grad has norm tau for c = tau / |grad|",
-            left=(BOUND / NORM) * NORM,
-            right=BOUND,
-            normal_form=cancel,
+        modes.step(
+            "c = tau / n: n^2 |c U|^2 = tau^2 |U|^2, so the clipped gradient has norm tau at n = |U|",
+            norm(COHERENT, BOUND / NORM) * NORM**2,
+            BOUND**2 * norm(COHERENT, S.One),
         ),
     ]
 
 
-LEFT, LEFT_ROW, RIGHT, RIGHT_ROW = letter("u"), letter("u^T"), letter("v"), letter("v^T")
-REST, REST_ROW = letter("E"), letter("E^T")
+LEFT, LEFT_ROW = Letter("u", M, 1), Letter("u^T", 1, M)
+RIGHT, RIGHT_ROW = Letter("v", N, 1), Letter("v^T", 1, N)
+REST, REST_ROW = Letter("E", M, N), Letter("E^T", N, M)
+LEFT_ENTRY, TEST_VECTOR = (IndexedBase(name, shape=(M,), real=True) for name in "ux")
 
 
 def _orthogonalised(premises: Premises) -> list[Step]:
     sigma, first, third, fifth = (Symbol(name, positive=True) for name in ("sigma", "c_1", "c_3", "c_5"))
-    rules = {
+    products = {
         (LEFT_ROW, LEFT): premises.unit_square,
         (RIGHT_ROW, RIGHT): premises.unit_square,
         (REST, RIGHT): S.Zero,
@@ -64,11 +66,11 @@ def _orthogonalised(premises: Premises) -> list[Step]:
         gram = matrix * adjoint
         return first * matrix + third * gram * matrix + fifth * gram * gram * matrix
 
-    def form(words: Expr) -> Expr:
-        return word_normal_form(words, rules)
-
     def step(name: str, left: Expr, right: Expr) -> Step:
-        return Step(name=name, left=left, right=right, normal_form=form)
+        return Step(name=name, left=left, right=right, algebra=Algebra.WORDS, facts=Facts(products=products))
+
+    projection = Sum(TEST_VECTOR[a] * LEFT_ENTRY[a], over(a, M))
+    form = TEST_VECTOR[a] * LEFT_ENTRY[a] * LEFT_ENTRY[b] * TEST_VECTOR[b] / sigma
 
     scalar = first * sigma + third * sigma**3 + fifth * sigma**5
     return [
@@ -77,6 +79,22 @@ def _orthogonalised(premises: Premises) -> list[Step]:
             "R = u u^T / sigma is the inverse root of M M^T on its range: R (M M^T) R = u u^T",
             inverse_root * momentum * transposed * inverse_root,
             LEFT * LEFT_ROW,
+        ),
+        Step(
+            name="R is positive semidefinite: x^T R x = <u, x>^2 / sigma >= 0",
+            left=Sum(form, over(a, M), over(b, M)),
+            right=Integer(0),
+            relation=Relation.AT_LEAST,
+            algebra=Algebra.SUMS,
+            witness=projection**2 / sigma,
+        ),
+        cited(
+            "so R = (M M^T)^(-1/2) on that range",
+            theorem="a positive definite matrix has exactly one positive definite square root",
+            conditions=(
+                "on the range of M M^T, spanned by u: R is positive there by the step before (x = u), and "
+                "R (M M^T) R = u u^T is its identity"
+            ),
         ),
         step("polar factor: R M = u v^T, whatever sigma", inverse_root * momentum, LEFT * RIGHT_ROW),
         step(
@@ -128,7 +146,12 @@ def evaluate_orthogonalised(
 CLIPPING = Law(
     tag="C1",
     title="clipping by global norm rescales both parts of every gradient equally",
-    statement="grad -> c grad: DW_mu -> c DW_mu, DW_c -> c DW_c, so G_mean / G_ctr is unchanged",
+    clauses=(
+        Clause(
+            says="grad -> c grad: DW_mu -> c DW_mu, DW_c -> c DW_c, so G_mean / G_ctr is unchanged",
+            steps=("c grad", "|c U|^2 |V|^2"),
+        ),
+    ),
     assumes=("c = tau / |grad| > 0 is one number for all parameters", "G_ctr > 0", "G1"),
     source="arXiv:2605.06169 App. J",
     derive=_clipping,
@@ -139,9 +162,12 @@ CLIPPING = Law(
 ORTHOGONALISED = Law(
     tag="C2",
     title="an orthogonalised update keeps the mean-coherent direction at full strength",
-    statement=(
-        "M = sigma u v^T: (M M^T)^(-1/2) M = u v^T on its range, whatever sigma;  "
-        "p(sigma u v^T + E) = p(sigma) u v^T + p(E) for odd p"
+    clauses=(
+        Clause(
+            says="M = sigma u v^T: (M M^T)^(-1/2) M = u v^T on its range, whatever sigma",
+            steps=("M M^T", "R = u u^T / sigma", "R is positive", "so R = (M M^T)", "polar factor"),
+        ),
+        Clause(says="p(sigma u v^T + E) = p(sigma) u v^T + p(E) for odd p", steps=("Newton-Schulz",)),
     ),
     assumes=(
         "T dbar ybar^T = sigma u v^T with |u| = |v| = 1, sigma > 0",

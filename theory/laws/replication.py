@@ -7,21 +7,31 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sympy import Expr, IndexedBase, Integer, Sum, Symbol, cancel
+from sympy import Expr, IndexedBase, Integer, Sum, Symbol
 
-from meanmode.theory.laws.amplification import evaluate_equal_magnitudes, evaluate_rayleigh
-from meanmode.theory.proof.index_sums import IndexSums, over
-from meanmode.theory.proof.law import Law, Premises, Relation, Sides, Step
-from meanmode.theory.proof.symbols import M, N, T, a, b, j, s, t
+from meanmode.theory.laws.amplification import (
+    ADJOINT,
+    ADJOINT_DIRECTION,
+    INPUT,
+    INPUT_DIRECTION,
+    coherence,
+    evaluate_equal_magnitudes,
+    evaluate_rayleigh,
+)
+from meanmode.theory.proof.index_sums import off_diagonal, over
+from meanmode.theory.proof.law import Clause, Law, Premises, Sides
+from meanmode.theory.proof.step import Algebra, Facts, Relation, Step, rational
+from meanmode.theory.proof.symbols import M, N, T, a, b, j, r, s, t
 from meanmode.theory.proof.token_sums import ATTENTION, TokenSums
 
 COPIES = Symbol("k", integer=True, positive=True)
 q, p = (Symbol(name, integer=True, positive=True) for name in "qp")
-EXPONENTIAL = IndexedBase("w", positive=True)
-VALUE, COTANGENT, KEY, QUERY = (IndexedBase(name, real=True) for name in ("V", "d", "K", "Q"))
-TOKEN_LOSS, TOKEN_SLOPE = IndexedBase("l", real=True), IndexedBase("dl/dX", real=True)
-INPUT, ADJOINT = IndexedBase("y", real=True), IndexedBase("d", real=True)
-SCORE = IndexedBase("S", real=True)
+EXPONENTIAL = IndexedBase("w", shape=(T, T), positive=True)
+VALUE, COTANGENT, KEY, QUERY, MOVE, TOKEN_SLOPE = (
+    IndexedBase(name, shape=(T, N), real=True) for name in ("V", "d", "K", "Q", "H", "dl/dX")
+)
+TOKEN_LOSS, SCORE = IndexedBase("l", shape=(T,), real=True), IndexedBase("S", shape=(T, T), real=True)
+JACOBIAN = IndexedBase("f'", shape=(T, M, N), real=True)
 
 
 def everywhere(body: Expr, token: Expr, copy: Expr) -> Expr:
@@ -44,15 +54,14 @@ def _score_cotangent(token: Expr, source: Expr, share: Expr, copies: bool) -> Ex
 def _forward(premises: Premises) -> list[Step]:
     tokens = TokenSums(premises)
     single, replicated = Sum(EXPONENTIAL[t, s], over(s, T)), everywhere(EXPONENTIAL[t, s], s, q)
-    normaliser = Symbol("z", positive=True)
     exponent = premises.softmax_exponent
     lengths = T**-premises.loss_exponent, (COPIES * T) ** -premises.loss_exponent
     return [
         tokens.step("the softmax's sum over replicas is k times the sum", replicated, COPIES * single),
         tokens.step(
-            "so every replica gets the weight a_ts / k",
-            EXPONENTIAL[t, s] / (COPIES * normaliser) ** exponent,
-            EXPONENTIAL[t, s] / normaliser / COPIES,
+            "so every replica gets the weight a_ts / k: (a_ts / k) sum_r,q w_tr = a_ts sum_r w_tr = w_ts",
+            ATTENTION[t, s] / COPIES * everywhere(EXPONENTIAL[t, r], r, q) ** exponent,
+            ATTENTION[t, s] * Sum(EXPONENTIAL[t, r], over(r, T)),
         ),
         tokens.step(
             "attention output: sum_s,q (a_ts / k) V_s = sum_s a_ts V_s",
@@ -70,9 +79,9 @@ def _forward(premises: Premises) -> list[Step]:
             lengths[0] * Sum(TOKEN_LOSS[t], over(t, T)),
         ),
         tokens.step(
-            "its cotangent at each replica is 1/k of the token's",
-            lengths[1] * TOKEN_SLOPE[t, b],
-            lengths[0] * TOKEN_SLOPE[t, b] / COPIES,
+            "so moving all replicas of a token alike changes it as moving the token did: d' = d / k for each",
+            lengths[1] * Sum(everywhere(TOKEN_SLOPE[t, b] * MOVE[t, b], t, q), over(b, N)),
+            lengths[0] * Sum(TOKEN_SLOPE[t, b] * MOVE[t, b], over(t, T), over(b, N)),
         ),
     ]
 
@@ -104,59 +113,75 @@ def _backward(premises: Premises) -> list[Step]:
             everywhere(share**2 * SCORE[t, s] * QUERY[t, b], t, q),
             share * Sum(SCORE[t, s] * QUERY[t, b], over(t, T)),
         ),
+        tokens.step(
+            "cotangent through a token-local map (norm, FFN): sum_a f'_tab d_ta / k = (f'^T d)_tb / k",
+            Sum(JACOBIAN[t, a, b] * (share * ADJOINT[t, a]), over(a, M)),
+            share * Sum(JACOBIAN[t, a, b] * ADJOINT[t, a], over(a, M)),
+        ),
+        tokens.step(
+            "gradient of such a map's weights: sum_t,q <f'_t, d_t / k> = sum_t <f'_t, d_t>",
+            Sum(everywhere(JACOBIAN[t, a, b] * share * ADJOINT[t, a], t, q), over(a, M)),
+            Sum(JACOBIAN[t, a, b] * ADJOINT[t, a], over(t, T), over(a, M)),
+        ),
     ]
 
 
 def _statistics(premises: Premises) -> list[Step]:
-    form = IndexSums().normal_form
+    facts = Facts(unit=dict.fromkeys((ADJOINT_DIRECTION, INPUT_DIRECTION), premises.unit_square))
     share = 1 / COPIES
     gradient = Sum(ADJOINT[t, a] * INPUT[t, b], over(t, T))
+    replicated = everywhere(share * ADJOINT[t, a] * INPUT[t, b], t, q)
     weights = Sum(ADJOINT[t, a] ** 2 * INPUT[t, b] ** 2, over(t, T), over(a, M), over(b, N))
+    shared = Sum(everywhere((share * ADJOINT[t, a]) ** 2 * INPUT[t, b] ** 2, t, q), over(a, M), over(b, N))
     coherent = Sum(ADJOINT[t, a], over(t, T)) * Sum(INPUT[s, b], over(s, T)) / T
     kappa = Symbol("kappa", real=True)
     # k^2 copies of every ordered pair of tokens, minus the k T pairs of a replica with itself
     pairs = COPIES**2 * (T + T * (T - 1) * kappa) - COPIES * T
     replicated_kappa = pairs / (COPIES * T * (COPIES * T - 1))
-    shift = (COPIES - 1) * (1 - kappa) / (COPIES * T - 1)
+    mean = Sum(off_diagonal(t, s) * coherence(t, s), over(t, T), over(s, T)) / (T * (T - 1))
+    distinct = 1 - (1 - off_diagonal(t, s)) * (1 - off_diagonal(q, p))
 
-    def step(name: str, left: Expr, right: Expr, relation: Relation = Relation.EQUAL) -> Step:
-        return Step(name=name, left=left, right=right, relation=relation, normal_form=form)
+    def step(name: str, left: Expr, right: Expr) -> Step:
+        return Step(name=name, left=left, right=right, algebra=Algebra.SUMS, facts=facts)
 
-    def algebra(name: str, left: Expr, right: Expr) -> Step:
-        return Step(name=name, left=left, right=right, normal_form=cancel)
+    def square(entry: Expr) -> Expr:
+        return Sum(entry**2, over(a, M), over(b, N))
 
     return [
-        step(
-            "every weight's gradient: sum_t,q (d_t / k) y_t^T = sum_t d_t y_t^T",
-            everywhere(share * ADJOINT[t, a] * INPUT[t, b], t, q),
-            gradient,
-        ),
+        step("every weight's gradient: sum_t,q (d_t / k) y_t^T = sum_t d_t y_t^T", replicated, gradient),
         step(
             "T dbar ybar^T is unchanged, hence G_mean, G_ctr and their ratio",
             everywhere(share * ADJOINT[t, a], t, q) * everywhere(INPUT[s, b], s, p) / (COPIES * T),
             coherent,
         ),
+        step("|w'|^2 = sum_t,q |d_t / k|^2 |y_t|^2 = |w|^2 / k", shared, weights / COPIES),
         step(
-            "|w'|^2 = sum_t,q |d_t / k|^2 |y_t|^2 = |w|^2 / k",
-            Sum(everywhere((share * ADJOINT[t, a]) ** 2 * INPUT[t, b] ** 2, t, q), over(a, M), over(b, N)),
-            weights / COPIES,
+            "A' = |grad'|^2 / |w'|^2 = k A: |grad'|^2 |w|^2 = k |grad|^2 |w'|^2",
+            square(replicated) * weights,
+            COPIES * square(gradient) * shared,
         ),
-        algebra(
-            "A' = |grad|^2 / (|w|^2 / k) = k A",
-            Symbol("g", positive=True) / (Symbol("w", positive=True) / COPIES),
-            COPIES * (Symbol("g", positive=True) / Symbol("w", positive=True)),
+        step(
+            "kappa' is the mean over the k T (k T - 1) pairs of distinct replicas",
+            everywhere(everywhere(distinct * coherence(t, s), t, q), s, p) / (COPIES * T * (COPIES * T - 1)),
+            replicated_kappa.subs(kappa, mean),
         ),
-        algebra("kappa' - kappa = (k - 1)(1 - kappa) / (k T - 1)", replicated_kappa - kappa, shift),
-        algebra(
+        rational(
+            "kappa' - kappa = (k - 1)(1 - kappa) / (k T - 1)",
+            replicated_kappa - kappa,
+            (COPIES - 1) * (1 - kappa) / (COPIES * T - 1),
+        ),
+        rational(
             "1 + (k T - 1) kappa' = k (1 + (T - 1) kappa): what stays is the mean over all pairs",
             1 + (COPIES * T - 1) * replicated_kappa,
             COPIES * (1 + (T - 1) * kappa),
         ),
-        step(
-            "kappa itself is not kept: T = k = 2, kappa = 0 has kappa' = 1/3",
-            replicated_kappa.subs({COPIES: 2, T: 2, kappa: 0}),
-            Integer(0),
-            Relation.UNEQUAL,
+        Step(
+            name="kappa itself is not kept: T = k = 2, kappa = 0 has kappa' = 1/3",
+            left=replicated_kappa,
+            right=kappa,
+            relation=Relation.UNEQUAL,
+            algebra=Algebra.RATIONAL,
+            at={COPIES: 2, T: 2, kappa: 0},
         ),
     ]
 
@@ -208,10 +233,39 @@ def evaluate_replication(
 REPLICATION = Law(
     tag="X1",
     title="replicating every token k times changes no gradient and multiplies the amplification by k",
-    statement=(
-        "every token k times: states, mean loss, all parameter gradients unchanged, d' = d / k;  A' = k A;  "
-        "G_mean' = G_mean, G_ctr' = G_ctr;  kappa' = kappa + (k - 1)(1 - kappa) / (k T - 1);  "
-        "invariant: A / T and, at equal magnitudes, (1 + (T - 1) kappa) / T, but not kappa"
+    clauses=(
+        Clause(
+            says=("every token k times: states, mean loss, all parameter gradients unchanged, d' = d / k"),
+            steps=(
+                "so every replica gets",
+                "attention output",
+                "a token mean",
+                "mean loss",
+                "so moving all replicas",
+                "cotangent of a replica's value",
+                "cotangent through a token mean",
+                "cotangent of a score",
+                "cotangent of a replica's query",
+                "cotangent of a replica's key",
+                "cotangent through a token-local map",
+                "gradient of such a map's weights",
+                "every weight's gradient",
+            ),
+            prose=(
+                "induction over the layers, up for the states and down for the cotangents, where sums of "
+                "branches add what the steps say of each"
+            ),
+        ),
+        Clause(says="A' = k A", steps=("A' = |grad'|^2",)),
+        Clause(says="G_mean' = G_mean, G_ctr' = G_ctr", steps=("every weight's gradient", "T dbar ybar^T")),
+        Clause(
+            says="kappa' = kappa + (k - 1)(1 - kappa) / (k T - 1)",
+            steps=("kappa' is the mean", "kappa' - kappa"),
+        ),
+        Clause(
+            says="invariant: A / T and, at equal magnitudes, (1 + (T - 1) kappa) / T, but not kappa",
+            steps=("A' = |grad'|^2", "1 + (k T - 1) kappa'", "kappa itself"),
+        ),
     ),
     assumes=(
         "positions are repeated with their tokens",

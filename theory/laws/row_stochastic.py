@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sympy import Symbol
 
-from meanmode.theory.proof.law import Law, Premises, Relation, Sides, Step, frobenius
+from meanmode.theory.proof.law import Clause, Law, Premises, Sides, frobenius
+from meanmode.theory.proof.step import Step, cited
 from meanmode.theory.proof.token_projectors import MIXER, STATE, TokenProjectors
 from meanmode.theory.proof.token_sums import token_projectors
 
@@ -37,13 +37,10 @@ def _centered_part(premises: Premises) -> list[Step]:
             centered * MIXER * centered * STATE,
             (centered * MIXER * centered) * (centered * STATE),
         ),
-        Step(
-            name="|P A P X|_F <= |P A P|_2 |P X|_F",
-            left=Symbol("|P A P X|_F"),
-            right=Symbol("|P A P|_2 |P X|_F"),
-            relation=Relation.THEOREM,
-            normal_form=lambda words: words,
+        cited(
+            "|P A P X|_F <= |P A P|_2 |P X|_F",
             theorem="|M N|_F <= |M|_2 |N|_F, the definition of the spectral norm taken column by column",
+            conditions="M = P A P and N = P X are real, and their product is P A P X by the step before",
         ),
     ]
 
@@ -71,7 +68,10 @@ def evaluate_centered_part(attention: NDArray[Any], x: NDArray[Any]) -> dict[str
 MEAN_IS_KEPT = Law(
     tag="P1",
     title="a row-stochastic mixer keeps the token mean",
-    statement="A J X = J X;  J A X = J X + J A P X",
+    clauses=(
+        Clause(says="A J X = J X", steps=("A mu(X)",)),
+        Clause(says="J A X = J X + J A P X", steps=("mu(A X)",)),
+    ),
     assumes=("A 1 = 1", "J = 1 1^T / T", "P = I - J"),
     source="arXiv:2605.06169 Prop. 1",
     derive=_mean_is_kept,
@@ -82,7 +82,13 @@ MEAN_IS_KEPT = Law(
 CENTERED_PART = Law(
     tag="P2",
     title="the mixer acts on the centered part through P A P only",
-    statement="P A X = P A P X;  |P A X|_F <= mu_eff(A) |P X|_F,  mu_eff(A) = |P A P|_2",
+    clauses=(
+        Clause(says="P A X = P A P X", steps=("P A X",)),
+        Clause(
+            says="|P A X|_F <= mu_eff(A) |P X|_F,  mu_eff(A) = |P A P|_2",
+            steps=("P A X", "P A P X = (P A P)(P X)", "|P A P X|_F"),
+        ),
+    ),
     assumes=("A 1 = r 1 for some r", "J = 1 1^T / T", "P = I - J", "|M N|_F <= |M|_2 |N|_F"),
     source="arXiv:2605.06169 Prop. 2, Eq. 4",
     derive=_centered_part,

@@ -4,15 +4,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sympy import Expr, IndexedBase, Integer, Rational, Sum, Symbol, cancel, diff, exp, expand
+from sympy import Derivative, Expr, IndexedBase, Integer, Rational, Subs, Sum, Symbol, exp, log
 
-from meanmode.theory.laws.softmax_null_space import COMMON, READER
+from meanmode.theory.laws.softmax_null_space import COMMON, COTANGENT, READER
 from meanmode.theory.proof.index_sums import over
-from meanmode.theory.proof.law import Law, Premises, Relation, Sides, Step
-from meanmode.theory.proof.symbols import T, a, b, t
+from meanmode.theory.proof.law import Clause, Law, Premises, Sides
+from meanmode.theory.proof.step import Relation, Step, calculus, rational
+from meanmode.theory.proof.symbols import WIDTH, N, T, a, b, j, s, t
 from meanmode.theory.proof.token_sums import TokenSums, average, entry, token_projectors
 
-DEFECT = IndexedBase("p", real=True)
+DEFECT = IndexedBase("p", shape=(T,), real=True)
+DECAY, LEFT, RIGHT = (IndexedBase(name, shape=(T,), positive=True) for name in ("a", "l", "r"))
+MOVE, STATE = IndexedBase("h", shape=(T,), real=True), IndexedBase("X", shape=(T, WIDTH), real=True)
+UP_TO = IndexedBase("u", shape=(T, T), nonnegative=True)
 
 
 def _defect(token: Expr) -> Expr:
@@ -23,27 +27,28 @@ def _row_sums(premises: Premises) -> list[Step]:
     """The row sums 1 - p_t and their effect on the mean."""
     sums = TokenSums(premises)
     decay, product = Symbol("a", positive=True), Symbol("p", positive=True)
-    state = entry(IndexedBase("X", real=True))
+    state = entry(STATE)
     half = Rational(1, 2)
+    scanned = decay * (1 - product) + premises.state_write - decay
     # three tokens, all decays 1/2: products from the left, averaged with those from the right
-    left_products = [half, half**2, half**3]
-    defects = [(one + other) / 2 for one, other in zip(left_products, left_products[::-1], strict=True)]
+    products = (half, half**2, half**3)
 
     def mixed_mean(token: Expr) -> Expr:
         return (1 - DEFECT[token]) * sums.mean(state, token)
 
+    def defect(token: Expr) -> Expr:
+        return (LEFT[token] + RIGHT[token]) / 2
+
     return [
-        Step(
-            name="row sums, r_{t-1} = 1 - p_{t-1}: a_t r_{t-1} + (1 - a_t) = 1 - a_t p_{t-1} = 1 - p_t",
-            left=decay * (1 - product) + premises.state_write - decay,
-            right=1 - decay * product,
-            normal_form=expand,
+        rational(
+            "row sums, r_{t-1} = 1 - p_{t-1}: a_t r_{t-1} + (1 - a_t) = 1 - a_t p_{t-1} = 1 - p_t",
+            scanned,
+            1 - decay * product,
         ),
-        Step(
-            name="no token: r_0 = 0 = 1 - p_0, p_0 the empty product",
-            left=Integer(0),
-            right=1 - Integer(1),
-            normal_form=expand,
+        rational(
+            "the first token, p_0 = 1 as r_0 = 0: r_1 = 1 - a_1 = 1 - p_1",
+            Subs(scanned, product, 1),
+            1 - decay,
         ),
         sums.step(
             "r_t = 1 - p_t, p_t the mean of both directions: J A J X = (1 - pbar) J X",
@@ -55,45 +60,59 @@ def _row_sums(premises: Premises) -> list[Step]:
             sums.centered(mixed_mean, t),
             (average(_defect) - DEFECT[t]) * sums.mean(state, t),
         ),
-        Step(
-            name="three tokens, a = 1/2: p_1 = 5/16 and p_2 = 1/4 differ",
-            left=defects[0],
-            right=defects[1],
-            relation=Relation.UNEQUAL,
-            normal_form=lambda form: form,
+        sums.step(
+            "three tokens, a = 1/2: p_1 = 5/16 and p_2 = 1/4 differ",
+            defect(t),
+            defect(s),
+            Relation.UNEQUAL,
+            at={T: 3, t: 1, s: 2, LEFT: products, RIGHT: products[::-1]},
         ),
     ]
 
 
 def _gradients(premises: Premises) -> list[Step]:
-    """The gradients of the decays and of W_O if all values are equal."""
-    sums = TokenSums(premises)
-    rest, inverse = Symbol("c", positive=True), Symbol("x", positive=True)
-    logit = Symbol("z", real=True)
-    sigmoid = 1 / (1 + inverse)
+    """The gradients of the decays and of W_O if all values are equal.
 
-    def read(token: Expr) -> Expr:
+    l_t = prod_{s <= t} a_s and r_t = prod_{s >= t} a_s; u_st is 1 for s <= t and 0 otherwise. Along dz = h,
+    dl_t = l_t sum_s u_st (1 - a_s) h_s, as d ln a_s = (1 - a_s) h_s, and O_t = (1 - (l_t + r_t) / 2) vbar.
+    """
+    sums = TokenSums(premises)
+    rest = Symbol("c", positive=True)
+    logit = Symbol("z", real=True)
+    sigmoid = 1 / (1 + exp(-logit))
+    below = Sum(UP_TO[s, t] * (1 - DECAY[s]) * MOVE[s], over(s, T))
+    above = Sum(UP_TO[t, s] * (1 - DECAY[s]) * MOVE[s], over(s, T))
+    output_moves = -(LEFT[t] * below + RIGHT[t] * above) / 2 * COMMON[b]
+    read = Sum(COTANGENT[t, b] * COMMON[b], over(b, N))
+    after = Sum(UP_TO[j, t] * LEFT[t] * read, over(t, T))
+    before = Sum(UP_TO[t, j] * RIGHT[t] * read, over(t, T))
+
+    def written(token: Expr) -> Expr:
         return READER[token, a]
 
     return [
-        Step(
-            name="a_k = sigma(z_k): a product with a_k moves by itself times 1 - a_k",
-            left=diff(rest / (1 + exp(-logit)), logit).subs(exp(-logit), inverse),
-            right=rest * sigmoid - rest * sigmoid**2,
-            normal_form=cancel,
+        calculus(
+            "a_k = sigma(z_k): a product with a_k moves by itself times 1 - a_k",
+            Derivative(rest * sigmoid, logit),
+            rest * sigmoid * (1 - sigmoid),
+        ),
+        calculus("that is, d ln a_k / dz_k = 1 - a_k", Derivative(log(sigmoid), logit), 1 - sigmoid),
+        sums.step(
+            "V_j = vbar: sum_t <d_t, dO_t> = sum_k (dL/dz_k) h_k for every dz = h",
+            Sum(COTANGENT[t, b] * output_moves, over(t, T), over(b, N)),
+            Sum(-(1 - DECAY[j]) / 2 * (after + before) * MOVE[j], over(j, T)),
         ),
         sums.step(
             "V_j = vbar: O_t = (1 - p_t) vbar, and W_O's gradient is not mean-coherent",
-            Sum(read(t) * (1 - DEFECT[t]) * COMMON[b], over(t, T)),
-            T * average(read) * (1 - average(_defect)) * COMMON[b]
-            - Sum(sums.centered(read, t) * sums.centered(_defect, t), over(t, T)) * COMMON[b],
+            Sum(written(t) * (1 - DEFECT[t]) * COMMON[b], over(t, T)),
+            T * average(written) * (1 - average(_defect)) * COMMON[b]
+            - Sum(sums.centered(written, t) * sums.centered(_defect, t), over(t, T)) * COMMON[b],
         ),
-        Step(
-            name="V = vbar = 1, d = 1, one token, a = 1/2: dL/dz = -a (1 - a) = -1/4, not silent",
-            left=diff(1 - 1 / (1 + exp(-logit)), logit).subs(logit, 0),
-            right=Integer(0),
-            relation=Relation.UNEQUAL,
-            normal_form=lambda form: form,
+        calculus(
+            "V = vbar = 1, d = 1, one token, a = 1/2: dL/dz = -a (1 - a) = -1/4, not silent",
+            Subs(Derivative(1 - sigmoid, logit), logit, 0),
+            Integer(0),
+            Relation.UNEQUAL,
         ),
     ]
 
@@ -173,12 +192,28 @@ def evaluate_state_space(
 STATE_SPACE = Law(
     tag="N10",
     title="a gated state space shrinks and leaks the mean, and homogeneous values leave it a gradient",
-    statement=(
-        "h_t = a_t h_{t-1} + (1 - a_t) v_t, both directions averaged: (A 1)_t = 1 - p_t, "
-        "p_t = (prod_{s <= t} a_s + prod_{s >= t} a_s) / 2;  "
-        "J A J X = (1 - pbar) J X, P A J X = -(p - pbar 1) xbar^T;  "
-        "V_j = vbar, a_k = sigma(z_k): dL/dz_k = -(1 - a_k)/2 (sum_{t >= k} prod_{s <= t} a_s <d_t, vbar> "
-        "+ sum_{t <= k} prod_{s >= t} a_s <d_t, vbar>)"
+    clauses=(
+        Clause(
+            says=(
+                "h_t = a_t h_{t-1} + (1 - a_t) v_t, both directions averaged: (A 1)_t = 1 - p_t, "
+                "p_t = (prod_{s <= t} a_s + prod_{s >= t} a_s) / 2"
+            ),
+            steps=("row sums", "the first token"),
+            prose="induction over the tokens, from either end; p_t averages both directions",
+        ),
+        Clause(
+            says="J A J X = (1 - pbar) J X, P A J X = -(p - pbar 1) xbar^T",
+            steps=("r_t = 1 - p_t", "P A J X", "three tokens"),
+        ),
+        Clause(
+            says=(
+                "V_j = vbar, a_k = sigma(z_k): "
+                "dL/dz_k = -(1 - a_k)/2 (sum_{t >= k} prod_{s <= t} a_s <d_t, vbar> "
+                "+ sum_{t <= k} prod_{s >= t} a_s <d_t, vbar>)"
+            ),
+            steps=("that is, d ln a_k", "V_j = vbar: sum_t <d_t, dO_t>", "V = vbar = 1"),
+            prose="the product l_t moves by l_t sum_{s <= t} d ln a_s, and r_t likewise",
+        ),
     ),
     assumes=(
         "0 < a_t < 1, one per head, the same in both directions",

@@ -4,11 +4,12 @@ An expression is built from sympy `Sum`s over entries such as y[t, b]. Its norma
 combination of contractions whose bound indices are renamed to the smallest spelling, so two expressions with
 the same normal form are equal for all sizes. The only rules are those of finite sums (linearity, renaming,
 sum_t 1 = T, Kronecker's delta), the unit rule sum_b u[t, b]^2 = 1 for entries declared as unit vectors, and
-the row rule sum_j a[i, j] = 1 for matrices declared as row-stochastic.
+the row rule sum_j a[i, j] = 1 for matrices declared as row-stochastic. What `index_rules` refuses has no
+normal form.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import permutations, product
 
@@ -16,7 +17,6 @@ from sympy import (
     Add,
     Dummy,
     Expr,
-    IndexedBase,
     Integer,
     KroneckerDelta,
     Mul,
@@ -27,6 +27,9 @@ from sympy import (
     default_sort_key,
 )
 from sympy.tensor.indexed import Indexed
+
+from meanmode.theory.proof.index_rules import IllFormed, free_index_lengths, same_length
+from meanmode.theory.proof.step import Facts
 
 Term = tuple[tuple[Expr, ...], tuple[tuple[Symbol, Expr], ...]]
 """Factors (entries and deltas), and the bound indices, each with its length."""
@@ -43,24 +46,21 @@ def off_diagonal(first: Symbol, second: Symbol) -> Expr:
 
 
 class IndexSums:
-    """Normal form of index sums, given the unit vectors and the row-stochastic matrices among their entries.
+    """Normal form of index sums under the facts about their entries."""
 
-    Args:
-        unit: base -> value of sum_b u[t, b]^2, where the last index is the feature (1 for unit vectors).
-        rows: base -> value of sum_j a[i, j], where the last index is the column (1 if row-stochastic).
-    """
-
-    def __init__(
-        self, unit: dict[IndexedBase, Expr] | None = None, rows: dict[IndexedBase, Expr] | None = None
-    ) -> None:
-        self.unit = unit or {}
-        self.rows = rows or {}
+    def __init__(self, facts: Facts) -> None:
+        self.unit, self.rows = facts.unit, facts.rows
 
     def normal_form(self, expression: Expr) -> Expr:
-        """Return the canonical linear combination of contractions; it is exactly 0 for an identity."""
+        """Return the canonical linear combination of contractions; it is exactly 0 for an identity.
+
+        Raises:
+            IllFormed: the expression means nothing (`free_index_lengths`), or is more than sums and products.
+        """
+        free = free_index_lengths(expression)
         total: Counter[Term] = Counter()
         for term, coefficient in self._terms(expression):
-            canonical, factor = self._canonical(term)
+            canonical, factor = self._canonical(term, free)
             total[canonical] = cancel(total[canonical] + coefficient * factor)
         return Add(*(coefficient * self._spell(term) for term, coefficient in total.items()))
 
@@ -75,7 +75,8 @@ class IndexSums:
             return self._bound(node)
         if isinstance(node, Indexed | KroneckerDelta):
             return [(((node,), ()), Integer(1))]
-        assert not node.has(Indexed, Sum), f"index sums support sums, products and powers only, got {node}"
+        if node.has(Indexed, Sum, KroneckerDelta):
+            raise IllFormed(f"index sums support sums, products and powers only, got {node}")
         return [(((), ()), node)]
 
     def _multiplied(self, factors: Iterable[Expr]) -> list[tuple[Term, Expr]]:
@@ -89,67 +90,75 @@ class IndexSums:
 
     def _bound(self, node: Sum) -> list[tuple[Term, Expr]]:
         renamed, bound = node.function, []
-        for index, low, high in node.limits:
-            assert low == 1, "sums run from 1"
+        for index, _, high in node.limits:
             fresh = Dummy("i", integer=True)
-            renamed = renamed.subs(index, fresh)
+            renamed = renamed.xreplace({index: fresh})
             bound.append((fresh, high))
-        terms = list(self._terms(renamed))
-        for index, _ in bound:
-            assert not any(high.has(index) for _, high in bound), "a sum's length must not contain an index"
-            assert not any(coefficient.has(index) for _, coefficient in terms), (
-                "an index may occur in entries only"
-            )
-        return [((entries, (*inner, *bound)), coefficient) for (entries, inner), coefficient in terms]
+        return [
+            ((entries, (*inner, *bound)), coefficient)
+            for (entries, inner), coefficient in self._terms(renamed)
+        ]
 
-    def _canonical(self, term: Term) -> tuple[Term, Expr]:
+    def _canonical(self, term: Term, free: Mapping[Symbol, Expr]) -> tuple[Term, Expr]:
         entries, bound, factor = list(term[0]), dict(term[1]), Integer(1)
         changed = True
         while changed:
             changed = False
             for rule in (self._apply_delta, self._apply_unit, self._apply_row, self._apply_length):
-                outcome = rule(entries, bound)
+                outcome = rule(entries, bound, free)
                 if outcome is not None:
                     factor, changed = factor * outcome, True
         return self._least_spelling(entries, bound), factor
 
     @staticmethod
-    def _apply_delta(entries: list[Expr], bound: dict[Symbol, Expr]) -> Expr | None:
+    def _apply_delta(
+        entries: list[Expr], bound: dict[Symbol, Expr], free: Mapping[Symbol, Expr]
+    ) -> Expr | None:
         for delta in (entry for entry in entries if isinstance(entry, KroneckerDelta)):
             for index, other in (delta.args, delta.args[::-1]):
-                if index in bound and bound.get(other, bound[index]) == bound[index]:
+                reach = bound.get(other, free.get(other))
+                if index in bound and reach is not None and same_length(reach, bound[index]):
                     entries.remove(delta)
-                    entries[:] = [entry.subs(index, other) for entry in entries]
+                    moved = (entry.xreplace({index: other}) for entry in entries)
+                    entries[:] = [entry for entry in moved if entry != 1]
                     del bound[index]
                     return Integer(1)
         return None
 
-    def _apply_unit(self, entries: list[Expr], bound: dict[Symbol, Expr]) -> Expr | None:
+    def _apply_unit(
+        self, entries: list[Expr], bound: dict[Symbol, Expr], free: Mapping[Symbol, Expr]
+    ) -> Expr | None:
         counts = Counter(entries)
         for entry, count in counts.items():
             if count < 2 or not isinstance(entry, Indexed) or entry.base not in self.unit:
                 continue
             feature = entry.indices[-1]
-            if feature in bound and sum(other.has(feature) for other in entries) == 2:
+            used = sum(other.has(feature) for other in entries)
+            if feature in bound and used == 2 and entry.indices.count(feature) == 1:
                 entries.remove(entry)
                 entries.remove(entry)
                 del bound[feature]
                 return self.unit[entry.base]
         return None
 
-    def _apply_row(self, entries: list[Expr], bound: dict[Symbol, Expr]) -> Expr | None:
+    def _apply_row(
+        self, entries: list[Expr], bound: dict[Symbol, Expr], free: Mapping[Symbol, Expr]
+    ) -> Expr | None:
         for entry in entries:
             if not isinstance(entry, Indexed) or entry.base not in self.rows:
                 continue
             column = entry.indices[-1]
-            if column in bound and sum(other.has(column) for other in entries) == 1:
+            used = sum(other.has(column) for other in entries)
+            if column in bound and used == 1 and entry.indices.count(column) == 1:
                 entries.remove(entry)
                 del bound[column]
                 return self.rows[entry.base]
         return None
 
     @staticmethod
-    def _apply_length(entries: list[Expr], bound: dict[Symbol, Expr]) -> Expr | None:
+    def _apply_length(
+        entries: list[Expr], bound: dict[Symbol, Expr], free: Mapping[Symbol, Expr]
+    ) -> Expr | None:
         for index, length in bound.items():
             if not any(entry.has(index) for entry in entries):
                 del bound[index]
@@ -187,32 +196,3 @@ class IndexSums:
 def _bound_name(length: Expr, number: int) -> Symbol:
     """Canonical name of a bound index: a dummy, so that it cannot clash with a free symbol."""
     return Dummy(f"{length}_{number}", integer=True)
-
-
-def is_nonnegative(expression: Expr) -> bool:
-    """Whether the expression, as written, is a sum of products of squares and nonnegative entries."""
-    if isinstance(expression, Sum):
-        ranges = all(high.is_nonnegative for _, _, high in expression.limits)
-        return ranges and is_nonnegative(expression.function)
-    if isinstance(expression, Add) and _is_pair_weight(expression):
-        return True
-    if isinstance(expression, Add | Mul):
-        return all(is_nonnegative(argument) for argument in expression.args)
-    if isinstance(expression, Pow) and expression.exp.is_Integer and expression.exp % 2 == 0:
-        return _is_real(expression.base)
-    return bool(expression.is_nonnegative)
-
-
-def _is_real(expression: Expr) -> bool:
-    """Whether every number, entry and symbol of a sum of products is real."""
-    if isinstance(expression, Sum):
-        return _is_real(expression.function)
-    if isinstance(expression, Add | Mul):
-        return all(_is_real(argument) for argument in expression.args)
-    if isinstance(expression, Pow) and expression.exp.is_Integer:
-        return _is_real(expression.base)
-    return isinstance(expression, KroneckerDelta) or bool(expression.is_real)
-
-
-def _is_pair_weight(expression: Add) -> bool:
-    return any(expression == off_diagonal(*delta.args) for delta in expression.atoms(KroneckerDelta))

@@ -3,14 +3,16 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sympy import Eq, Expr, Ge, Le, Ne, S, Symbol
+from sympy import Expr, S, Symbol
 
-from meanmode.theory.proof.index_sums import is_nonnegative
+from meanmode.theory.proof.kernel import Decision, Verdict, decide
+from meanmode.theory.proof.second_check import Comparison, compare
+from meanmode.theory.proof.step import Step
 
 TOKENS = Symbol("T", integer=True, positive=True)
 
@@ -50,71 +52,86 @@ class Premises:
 PREMISES = Premises()
 
 
-class Relation(Enum):
-    """How a step relates its two sides."""
-
-    EQUAL = "="
-    AT_LEAST = ">="
-    UNEQUAL = "!="
-    THEOREM = "by"
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
-    """One named proof step: two sides, their relation, and the normal form that decides it.
+class Clause:
+    """One claim of a law's statement, and what shows it.
 
-    EQUAL holds if left - right reduces to 0. AT_LEAST holds if left - right reduces to `witness`, an
-    expression that is nonnegative as written. UNEQUAL holds if left - right reduces to a nonzero number, a
-    counterexample. THEOREM cites a classical theorem by name.
+    Attributes:
+        says: the claim as a formula that a reader can check.
+        steps: how the names of the steps that prove it begin, each beginning that of one step.
+        prose: what the steps do not contain: how they are composed, in words. Empty if they are the claim.
     """
 
-    name: str
-    left: Expr
-    right: Expr
-    relation: Relation = Relation.EQUAL
-    normal_form: Callable[[Expr], Expr] = field(repr=False)
-    witness: Expr = S.Zero
-    theorem: str = ""
+    says: str
+    steps: tuple[str, ...]
+    prose: str = ""
 
-    def residual(self) -> Expr:
-        """Normal form of left - right - witness; 0 if the step is an identity or a bound that holds."""
-        return self.normal_form(self.left - self.right - self.witness)
+    def numbers(self, steps: Sequence[Step]) -> list[int]:
+        """Numbers, from 1, of the steps that it names.
 
-    def holds(self) -> bool:
-        """Whether the step is proved."""
-        if self.relation is Relation.THEOREM:
-            return bool(self.theorem)
-        residual = self.residual()
-        if self.relation is Relation.UNEQUAL:
-            return bool(residual.is_number and residual != 0)
-        if self.relation is Relation.EQUAL and self.witness != 0:
-            return False
-        return bool(residual == 0) and is_nonnegative(self.witness)
-
-    def formula(self) -> Expr:
-        """The step as a sympy relation, for printing."""
-        kinds = {Relation.EQUAL: Eq, Relation.AT_LEAST: Ge, Relation.UNEQUAL: Ne, Relation.THEOREM: Le}
-        return kinds[self.relation](self.left, self.right, evaluate=False)
+        Raises:
+            ValueError: a beginning fits no step, or several.
+        """
+        found = []
+        for begin in self.steps:
+            fit = [number for number, step in enumerate(steps, start=1) if step.name.startswith(begin)]
+            exact = [number for number in fit if steps[number - 1].name == begin]
+            if len(exact or fit) != 1:
+                raise ValueError(f"clause {self.says!r} names {begin!r}, which begins {len(fit)} steps")
+            found += exact or fit
+        return sorted(set(found))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proof:
-    """Outcome of proving one law: its steps, the names of those that failed, and the seconds it took."""
+    """Outcome of proving one law: its steps, what the kernel says of each, and the seconds it took."""
 
     tag: str
     steps: tuple[Step, ...]
-    failed: tuple[str, ...]
+    decisions: tuple[Decision, ...]
+    clauses: tuple[Clause, ...]
     seconds: float
 
     @property
+    def failed(self) -> tuple[str, ...]:
+        """Names of the steps that the kernel refuses."""
+        pairs = zip(self.steps, self.decisions, strict=True)
+        return tuple(step.name for step, decision in pairs if decision.verdict is Verdict.REFUSED)
+
+    @property
     def proved(self) -> bool:
-        """Whether the law has steps and all of them hold."""
-        return bool(self.steps) and not self.failed
+        """Whether steps are proved, none is refused, and every clause of the statement names some."""
+        verdicts = [decision.verdict for decision in self.decisions]
+        return (
+            Verdict.PROVED in verdicts
+            and Verdict.REFUSED not in verdicts
+            and all(clause.numbers(self.steps) or clause.prose for clause in self.clauses)
+        )
+
+    @property
+    def proved_steps(self) -> int:
+        """Number of steps that are proved; a citation is none."""
+        return sum(decision.verdict is Verdict.PROVED for decision in self.decisions)
 
     @property
     def cited(self) -> tuple[str, ...]:
         """The classical theorems that the steps cite without proving them."""
         return tuple(step.theorem for step in self.steps if step.theorem)
+
+    @property
+    def prose(self) -> tuple[str, ...]:
+        """Clauses that the steps prove only in parts, which words compose."""
+        return tuple(clause.says for clause in self.clauses if clause.prose)
+
+    def shows(self, clause: Clause) -> str:
+        """How a clause is shown: the numbers of its steps, citations, and what is left to words."""
+        numbers = clause.numbers(self.steps)
+        cited = [n for n in numbers if self.decisions[n - 1].verdict is Verdict.CITED]
+        proved = [n for n in numbers if n not in cited]
+        parts = [f"step{'s' if len(proved) > 1 else ''} {', '.join(map(str, proved))}"] if proved else []
+        parts += [f"cited in {', '.join(map(str, cited))}"] if cited else []
+        parts += [f"in words: {clause.prose}"] if clause.prose else []
+        return "; ".join(parts)
 
 
 Sides = tuple[Any, Any]
@@ -127,7 +144,7 @@ class Law:
     Attributes:
         tag: short name used in tests, captions, docstrings and on the command line.
         title: the claim in a few words.
-        statement: the claim as formulas that a reader can check; claims are separated by ";  ".
+        clauses: the claims of its statement, each with the steps that prove it.
         assumes: the assumptions under which it holds.
         source: paper and equation numbers, or "derived here".
         derive: returns the steps of the proof for given premises.
@@ -137,18 +154,43 @@ class Law:
 
     tag: str
     title: str
-    statement: str
+    clauses: tuple[Clause, ...]
     assumes: tuple[str, ...]
     source: str
     derive: Callable[[Premises], Sequence[Step]] = field(repr=False)
     evaluate: Callable[..., Mapping[str, Sides]] = field(repr=False)
 
+    @property
+    def statement(self) -> str:
+        """All claims, separated by ";  "."""
+        return ";  ".join(clause.says for clause in self.clauses)
+
     def prove(self, premises: Premises = PREMISES) -> Proof:
-        """Check every step; other premises show whether the law depends on the replaced ones."""
-        start = time.perf_counter()
-        steps = tuple(self.derive(premises))
-        failed = tuple(step.name for step in steps if not step.holds())
-        return Proof(tag=self.tag, steps=steps, failed=failed, seconds=time.perf_counter() - start)
+        """Let the kernel decide every step; other premises show which of them the law depends on."""
+        return _proof(self, premises)
+
+    def compare(self) -> tuple[Comparison, ...]:
+        """Let the second checker evaluate every step on random instances."""
+        return _comparisons(self)
+
+
+@cache
+def _proof(law: Law, premises: Premises) -> Proof:
+    start = time.perf_counter()
+    steps = tuple(law.derive(premises))
+    decisions = tuple(map(decide, steps))
+    return Proof(
+        tag=law.tag,
+        steps=steps,
+        decisions=decisions,
+        clauses=law.clauses if steps else (),
+        seconds=time.perf_counter() - start,
+    )
+
+
+@cache
+def _comparisons(law: Law) -> tuple[Comparison, ...]:
+    return tuple(map(compare, law.derive(PREMISES)))
 
 
 def frobenius(matrix: NDArray[Any]) -> Any:

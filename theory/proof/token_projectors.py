@@ -2,11 +2,13 @@
 
 from sympy import Expr, Integer
 
-from meanmode.theory.proof.law import TOKENS, Premises, Step
-from meanmode.theory.proof.matrix_words import letter, word_normal_form
+from meanmode.theory.proof.law import TOKENS, Premises
+from meanmode.theory.proof.letters import Letter
+from meanmode.theory.proof.step import Algebra, Facts, Step
+from meanmode.theory.proof.symbols import WIDTH
 
-MIXER, STATE = letter("A"), letter("X")
-COLUMN, ROW = letter("v"), letter("v^T")
+MIXER, STATE = Letter("A", TOKENS, TOKENS), Letter("X", TOKENS, WIDTH)
+COLUMN, ROW = Letter("v", TOKENS, 1), Letter("v^T", 1, TOKENS)
 
 
 class TokenProjectors:
@@ -16,12 +18,12 @@ class TokenProjectors:
         self.mean = premises.mean_scale * COLUMN * ROW
         self.centered = 1 + premises.centering_sign * self.mean
         ones = premises.mean_vector_is_ones
-        self.rules: dict[tuple[Expr, Expr], Expr] = {(ROW, COLUMN): TOKENS if ones else Integer(1)}
+        self.products: dict[tuple[Letter, Letter], Expr] = {(ROW, COLUMN): TOKENS if ones else Integer(1)}
         if ones and premises.row_sum is not None:
-            self.rules[MIXER, COLUMN] = premises.row_sum * COLUMN
+            self.products[MIXER, COLUMN] = premises.row_sum * COLUMN
 
     def step(self, name: str, left: Expr, right: Expr) -> Step:
         """Step that claims an identity between words, decided by contraction."""
         return Step(
-            name=name, left=left, right=right, normal_form=lambda words: word_normal_form(words, self.rules)
+            name=name, left=left, right=right, algebra=Algebra.WORDS, facts=Facts(products=self.products)
         )

@@ -1,19 +1,19 @@
 """Entries of J X and P X as index sums under given premises, for laws about the entries of tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sympy import Expr, IndexedBase, Integer, S, Sum, Symbol
 
-from meanmode.theory.proof.index_sums import IndexSums, over
-from meanmode.theory.proof.law import Premises, Relation, Step
-from meanmode.theory.proof.symbols import COLUMN, T, b, r, t
+from meanmode.theory.proof.index_sums import over
+from meanmode.theory.proof.law import Premises
+from meanmode.theory.proof.step import Algebra, Facts, Relation, Step
+from meanmode.theory.proof.symbols import COLUMN, WIDTH, T, b, r, t
 
-WIDTH = Symbol("D", integer=True, positive=True)
 NESTED = Symbol("m", integer=True, positive=True)
-ATTENTION = IndexedBase("a", nonnegative=True)
+ATTENTION = IndexedBase("a", shape=(T, T), nonnegative=True)
 
 Entry = Callable[[Expr], Expr]
 """One feature of a token, as a function of the token's index."""
@@ -30,7 +30,7 @@ class TokenSums:
     def __init__(self, premises: Premises, unit: dict[IndexedBase, Expr] | None = None) -> None:
         self.premises = premises
         self.ones = premises.mean_vector_is_ones
-        self.sums = IndexSums(
+        self.facts = Facts(
             unit={**(unit or {}), **({} if self.ones else {COLUMN: S.One})},
             rows={} if premises.row_sum is None else {ATTENTION: premises.row_sum},
         )
@@ -53,6 +53,7 @@ class TokenSums:
         right: Expr,
         relation: Relation = Relation.EQUAL,
         witness: Expr = S.Zero,
+        at: Mapping[Any, Any] | None = None,
     ) -> Step:
         """Step that claims a relation between index sums."""
         return Step(
@@ -61,7 +62,9 @@ class TokenSums:
             right=right,
             relation=relation,
             witness=witness,
-            normal_form=self.sums.normal_form,
+            at=at or {},
+            algebra=Algebra.SUMS,
+            facts=self.facts,
         )
 
 

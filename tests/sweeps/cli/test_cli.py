@@ -11,6 +11,7 @@ import zarr
 
 from meanmode.theory.laws.all_laws import LAWS
 from meanmode.theory.meanfield.predicted_front import predict_front
+from meanmode.theory.proof.law import PREMISES, Law
 from meanmode.theory.setting import Setting
 
 ROOT = Path(__file__).parents[3]
@@ -22,6 +23,8 @@ def test_verify_proves_all_laws(mms) -> None:
     assert status == 0 and document["all_proved"]
     assert [law["tag"] for law in document["laws"]] == list(LAWS)
     assert all(law["proved"] and law["steps"] > 0 and law["seconds"] >= 0 for law in document["laws"])
+    assert all(law["steps"] == law["proved_steps"] + len(law["cited"]) for law in document["laws"])
+    assert {law["tag"] for law in document["laws"] if law["prose"]} == {"X1", "N8", "N10"}
 
 
 def test_verify_fails_with_one_when_a_law_fails(mms, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,6 +34,26 @@ def test_verify_fails_with_one_when_a_law_fails(mms, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(LAWS, "P1", broken)
     status, out, _ = mms("verify", "P1", "P2")
     assert status == 1 and "1 of 2 laws proved" in out
+
+
+def test_verify_fails_with_one_when_the_second_checker_disagrees(
+    mms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from meanmode.theory.proof.second_check import Comparison
+
+    def compare(law: Law) -> tuple[Comparison, ...]:
+        return tuple(Comparison(agrees=False, instances=1) for _ in law.derive(PREMISES))
+
+    monkeypatch.setattr(Law, "compare", compare)
+    status, out, _ = mms("verify", "P1")
+    assert status == 1 and "0 of 1 laws proved" in out and "FAILED at: J^2 = J" in out
+
+
+def test_a_law_shows_which_steps_prove_its_claims(mms) -> None:
+    _, out, _ = mms("law", "X1")
+    assert "- A' = k A\n  by step 17\n" in out and "in words: induction over the layers" in out
+    _, out, _ = mms("law", "P2")
+    assert "by steps 4, 5; cited in 6" in out and "[cited]" in out and "its conditions: " in out
 
 
 def test_verify_prints_statement_assumptions_and_verdict(mms) -> None:
