@@ -154,8 +154,8 @@ def open_run(path: str | Path, names: Collection[str] | None = None) -> xr.Datas
     return xr.Dataset(variables, coords, dict(group.attrs))
 
 
-def run_dimensions(path: str | Path) -> dict[str, tuple[str, ...]]:
-    """Variables of a run and their dimensions, in the order in which they are stored; nothing is loaded.
+def run_variables(path: str | Path) -> list[str]:
+    """Names of the variables of a run, in the order in which they are stored; nothing is loaded.
 
     Args:
         path: the store, or a run's folder.
@@ -164,9 +164,23 @@ def run_dimensions(path: str | Path) -> dict[str, tuple[str, ...]]:
         StoreError: the run cannot be read.
     """
     path = find_run(path)
-    arrays = run_arrays(open_logged(path, "r")[0], path)
-    dims = {name: dims_of(array) for name, array in arrays.items()}
-    return {name: of for name, of in dims.items() if of != (name,)}
+    return [str(name) for name in json_attribute(open_logged(path, "r")[0], path, "variables", list)]
+
+
+def run_sizes(path: str | Path, names: Collection[str]) -> dict[str, dict[str, int]]:
+    """Variables of a run, and their dimensions with their sizes in the store; nothing is loaded.
+
+    Args:
+        path: the store, or a run's folder.
+        names: the variables.
+
+    Raises:
+        StoreError: the run cannot be read.
+    """
+    path = find_run(path)
+    arrays = run_arrays(open_logged(path, "r")[0], path, names)
+    sizes = {name: dict(zip(dims_of(array), array.shape, strict=False)) for name, array in arrays.items()}
+    return {name: sizes[name] for name in names if name in sizes}
 
 
 def logged_mask(run: xr.Dataset, name: str) -> NDArray[np.bool_]:

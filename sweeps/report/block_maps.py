@@ -24,31 +24,29 @@ MOST_PIXELS = (600, 256)
 """Most columns and rows of a map."""
 
 
-def map_names(dimensions: dict[str, tuple[str, ...]]) -> list[str]:
+def map_names(sizes: dict[str, dict[str, int]]) -> list[str]:
     """The variables that are drawn as maps, in the order in which they are listed."""
-    names = [name for name, dims in dimensions.items() if dims[:2] == ("step", "block") and len(dims) <= 3]
+    names = [name for name, of in sizes.items() if tuple(of)[:2] == ("step", "block") and len(of) <= 3]
     return sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
 
 
-def block_maps(
-    path: Path, dimensions: dict[str, tuple[str, ...]], depth: DepthFront, pixels: int
-) -> MapSet | None:
+def block_maps(path: Path, sizes: dict[str, dict[str, int]], depth: DepthFront, pixels: int) -> MapSet | None:
     """The maps of a run; None if nothing was measured by block.
 
     Variables are loaded one after the other, since a deep run does not fit in memory.
 
     Args:
         path: the store, or the folder of the run.
-        dimensions: its variables and their dimensions.
+        sizes: its variables and the sizes of their dimensions.
         depth: its front.
         pixels: number of pixels of all maps together.
     """
-    names = map_names(dimensions)
+    names = map_names(sizes)
     if not names:
         return None
     maps: list[HeatMap] = []
     grid, left_out = None, 0
-    share = pixels // min(max(_count(path, dimensions, names), 1), MOST_MAPS)
+    share = pixels // min(sum((*sizes[name].values(), 1)[2] for name in names), MOST_MAPS)
     for name in names:
         if len(maps) >= MOST_MAPS:
             left_out += 1
@@ -73,14 +71,6 @@ def block_maps(
         marks=(Mark(name=FRONT, x=x, y=y, joined=True),) if np.isfinite(y).any() else (),
         said=SAID + (f" {left_out} more observables are not drawn." if left_out else ""),
     )
-
-
-def _count(path: Path, dimensions: dict[str, tuple[str, ...]], names: list[str]) -> int:
-    """Number of maps of some variables: one per entry of a third dimension."""
-    thirds = {dimensions[name][2] for name in names if len(dimensions[name]) == 3}
-    run = open_run(path, [])
-    sizes = {dim: next((run.sizes[of] for of in [dim] if of in run.sizes), 1) for dim in thirds}
-    return sum(sizes[dimensions[name][2]] if len(dimensions[name]) == 3 else 1 for name in names)
 
 
 def _maps_of(run: xr.Dataset, name: str, grid: Grid) -> list[HeatMap]:

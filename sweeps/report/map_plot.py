@@ -68,12 +68,11 @@ def map_plot(
 
 def _image(plot: Any, maps: MapSet, number: int) -> None:
     """The image of the first map, with its colour bar; the others are held beside it."""
-    source = ColumnDataSource(
-        {f"m{at}": [of.levels] for at, of in enumerate(maps.maps)}, name=f"maps-{number}"
-    )
+    columns = {f"m{at}": [of.levels] for at, of in enumerate(maps.maps)}
+    source = ColumnDataSource({"shown": columns["m0"], **columns}, name=f"maps-{number}")
     mapper = LinearColorMapper(palette=Cividis256, low=1, high=255, low_color="rgba(0, 0, 0, 0)")
-    image = plot.image(
-        image="m0",
+    plot.image(
+        image="shown",
         x=maps.left,
         y=maps.bottom,
         dw=maps.width,
@@ -81,7 +80,6 @@ def _image(plot: Any, maps: MapSet, number: int) -> None:
         source=source,
         color_mapper=mapper,
     )
-    image.glyph.name = f"image-{number}"
     bar = ColorBar(
         color_mapper=mapper,
         ticker=FixedTicker(ticks=list(TICKS)),

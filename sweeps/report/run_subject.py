@@ -11,15 +11,18 @@ from meanmode.dit.train.autopsy_text import as_text
 from meanmode.sim.onset.detector import MAX_LOGIT
 from meanmode.sim.onset.training_onset import SIGNALS
 from meanmode.sim.store.files import StoreError
-from meanmode.sim.store.run_reader import find_run, open_run, planned_steps, run_dimensions
+from meanmode.sim.store.run_reader import find_run, open_run, planned_steps, run_sizes, run_variables
 from meanmode.sweeps.report.block_maps import block_maps
 from meanmode.sweeps.report.contents import LONGEST_TEXT, Subject, Table, rows_table, shown
 from meanmode.sweeps.report.depth_front import DepthFront
 from meanmode.sweeps.report.next_steps import after_run
 from meanmode.sweeps.report.run_findings import LEAST_BLOCKS, depth_table, order_table, run_facts, sentence
-from meanmode.sweeps.report.timelines import needed, timelines
+from meanmode.sweeps.report.timelines import chosen, timelines
 from meanmode.sweeps.studies.hazards.run_warning import warning_of_run
 from meanmode.sweeps.studies.run_onset import document_of_run
+
+KNOWN = {*SIGNALS, MAX_LOGIT, "tcs_image"}
+"""Observables of blocks that the verdict and the timelines need."""
 
 MOST_REPORTS, MOST_FIELDS, MOST_ALARMS = 20, 300, 200
 """Event reports, fields of the configuration, and alarms that are shown."""
@@ -41,10 +44,11 @@ def run_subject(
     Raises:
         StoreError: no readable run, or one without any row.
     """
-    dimensions = run_dimensions(path)
-    wanted = {*SIGNALS, MAX_LOGIT, "tcs", "tcs_image", *needed(dimensions)}
-    signals = [of for of in dimensions if of in wanted]
-    run = open_run(path, signals or None)
+    every = run_variables(path)
+    read = chosen(every)
+    sizes = run_sizes(path, read)
+    signals = [of for of in read if tuple(sizes[of]) == ("step",) or of in KNOWN]
+    run = open_run(path, signals if KNOWN.intersection(signals) else read)
     if not run.sizes["step"]:
         raise StoreError(f"{name} has no logged step yet: try again when it has")
     document = document_of_run(run)
@@ -53,9 +57,14 @@ def run_subject(
     chances = warning["rows"]
     panels, undrawn = timelines(run, chances, groups)
     step, imported = document["onset_step"], "import" in run.attrs
-    last, planned = int(run["step"].values[-1]), planned_steps(find_run(path))
-    unfinished = not imported and last < planned
+    last = int(run["step"].values[-1])
+    planned = last if imported else planned_steps(find_run(path))
+    unfinished = last < planned
     said = [*notes, *document["notes"], *([undrawn] if undrawn else [])]
+    if len(read) < len(every):
+        said.append(
+            f"{len(read)} of {len(every):,} logged quantities were read, those with known names first."
+        )
     if chances:
         said += [f"The probability of a collapse: {text}." for text in warning["notes"]]
     return Subject(
@@ -70,7 +79,7 @@ def run_subject(
         panels=tuple(panels),
         onset=step,
         alarms=tuple(alarm["step"] for alarm in document["alarms"][:MOST_ALARMS]),
-        maps=block_maps(path, dimensions, depth, pixels),
+        maps=block_maps(path, sizes, depth, pixels),
         tables=tuple(_tables(run, document, depth)),
         reports=tuple(_reports(run)),
         next_steps=tuple(

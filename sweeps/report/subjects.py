@@ -13,9 +13,13 @@ from meanmode.sim.store.run_reader import is_run
 from meanmode.sweeps.report.contents import Subject
 from meanmode.sweeps.report.run_subject import run_subject
 from meanmode.sweeps.report.store_subject import store_subject
+from meanmode.sweeps.report.timelines import chosen
 
 MOST_SUBJECTS = 12
 """Runs and stores on one page."""
+
+MOST_NOTES = 12
+"""Notes on a log that are shown."""
 
 PIXELS = 1_500_000
 """Pixels, a byte each, of all maps of a page: with the rest of it they stay below 5 MB."""
@@ -45,6 +49,11 @@ def _read(path: Path, pixels: int, groups: int) -> Subject:
     if (path / METADATA).exists():
         return store_subject(path, name=str(path), pixels=pixels)
     plan = plan_import(read_log(path), renamed={})
+    notes, names = list(plan.notes[:MOST_NOTES]), [column.name for column in plan.columns]
+    read = chosen(names)
+    if len(read) < len(names):
+        plan = dataclasses.replace(plan, columns=tuple(of for of in plan.columns if of.name in set(read)))
+        notes.append(f"{len(read)} of {len(names):,} quantities were read, those with known names first.")
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         import_run(plan, run)
@@ -54,6 +63,6 @@ def _read(path: Path, pixels: int, groups: int) -> Subject:
             pixels=pixels,
             groups=groups,
             kind=f"a log ({plan.log.form})",
-            notes=tuple(plan.notes),
+            notes=tuple(notes),
         )
     return dataclasses.replace(subject, unfinished=True)

@@ -151,7 +151,8 @@ def _figure(height: int, shared: Shared, **options: Any) -> Any:
 
 
 def _panel(panel: Panel, name: str, subject: Subject, shared: Shared) -> Any:
-    heights = shared.heights.setdefault((panel.title, panel.log), DataRange1d())
+    size = max(float(np.abs(line.y).max()) for line in panel.lines)
+    heights = shared.heights.setdefault((panel.title, panel.log), DataRange1d(default_span=size or 1.0))
     several = len(panel.lines) > 1
     plot = _figure(
         HEIGHT + (LEGEND if several else 0),

@@ -1,11 +1,13 @@
 """The timelines of a run: its scalars, and observables of blocks as the median of the deeper half."""
 
+from collections.abc import Collection
+
 import numpy as np
 import xarray as xr
 
 from meanmode.sim.onset.detector import UNWATCHED
 from meanmode.sim.onset.log_onset import loss_rows
-from meanmode.sim.onset.training_onset import deep_medians, initial_level, token_cosine
+from meanmode.sim.onset.training_onset import SIGNALS, deep_medians, initial_level, token_cosine
 from meanmode.sim.onset.watched_signal import watched_kind
 from meanmode.sweeps.report.contents import Line, Panel, shown
 from meanmode.sweeps.report.reduction import reduced_line
@@ -35,15 +37,22 @@ LABELS = {
 OTHERS = 12
 """Other logged scalars that are drawn, each in a panel of its own."""
 
+MOST_READ = 300
+"""Variables of a run that are read."""
+
 LOG_FROM = 20.0
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
 
-BLOCKWISE = {"g_mean", "g_ctr", "amplification", "grad_rms_q", "grad_rms_k", "max_logit"}
 
-
-def needed(dimensions: dict[str, tuple[str, ...]]) -> list[str]:
-    """The variables that the timelines of a run draw: its scalars, and the known observables of blocks."""
-    return [name for name, dims in dimensions.items() if dims == ("step",) or name in BLOCKWISE]
+def chosen(names: Collection[str]) -> list[str]:
+    """Of the names of a run's variables, those that a report reads: known ones first, at most `MOST_READ`."""
+    kinds = ("loss", "tokens", "gradients", "logits", "other")
+    wanted = [*SIGNALS, "tcs_image", *(name for of in DRAWN.values() for name in of)]
+    first = [name for name in wanted if name in names]
+    others = sorted(
+        (name for name in names if name not in first), key=lambda name: kinds.index(watched_kind(name))
+    )
+    return [*first, *others][:MOST_READ]
 
 
 def timelines(run: xr.Dataset, chances: list[dict[str, float]], groups: int) -> tuple[list[Panel], str]:
@@ -127,8 +136,6 @@ def _others(run: xr.Dataset, groups: int) -> tuple[list[Panel], str]:
         for name in run.data_vars
         if run[name].dims == ("step",) and name not in drawn and name not in UNWATCHED
     ]
-    kinds = ("loss", "tokens", "gradients", "logits", "other")
-    names.sort(key=lambda name: kinds.index(watched_kind(name)))
     panels = []
     for name in names:
         lines = _line(run, name, groups) if len(panels) < OTHERS else []

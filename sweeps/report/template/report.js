@@ -101,7 +101,8 @@
     const choice = document.getElementById(`choose-${number}`);
     const choose = () => {
       const map = maps.maps[choice.value];
-      named(`image-${number}`).image = { field: `m${choice.value}` };
+      const source = named(`maps-${number}`);
+      source.data = { ...source.data, shown: source.data[`m${choice.value}`] };
       named(`bar-${number}`).major_label_overrides = new Map(maps.ticks.map((tick, at) => [tick, map.labels[at]]));
       document.getElementById(`about-${number}`).textContent = map.definition + (map.log ? " (logarithmic)" : "");
     };
