@@ -9,10 +9,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from meanmode.sim.onset.measured_front import collapse_front
 from meanmode.sim.onset.training_onset import SUSTAINED_ROWS, stretches, token_cosine
 from meanmode.sweeps.report.contents import Array
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.predicted_front import FRONT_COSINE, crossing
 
 PARTS = 4
 """Parts of the depth whose order is told."""
@@ -46,12 +45,11 @@ class DepthFront:
         self.steps, self.blocks = run["step"].values[measured], run["block"].values[named]
         self.depth = int(run["block"].values[-1])
         self._cosines = values[measured][:, named]
-        found = [collapse_front(row) for row in self._cosines]
-        places = np.arange(len(self.blocks))
-        self.fronts = np.array(
-            [np.nan if front is None else np.interp(front, places, self.blocks) for front in found],
-            dtype=np.float64,
-        )
+        if not len(self.blocks):
+            return
+        found = crossing(self._cosines.T)
+        places = np.interp(found, np.arange(len(self.blocks)), self.blocks)
+        self.fronts = np.where(np.isfinite(found), places, np.nan)
 
     def at(self, step: int) -> float | None:
         """The front at the last measured step up to a step; None if there was none."""

@@ -60,13 +60,7 @@ def run_subject(
     last = int(run["step"].values[-1])
     planned = last if imported else planned_steps(find_run(path))
     unfinished = last < planned
-    said = [*notes, *document["notes"], *([undrawn] if undrawn else [])]
-    if len(read) < len(every):
-        said.append(
-            f"{len(read)} of {len(every):,} logged quantities were read, those with known names first."
-        )
-    if chances:
-        said += [f"The probability of a collapse: {text}." for text in warning["notes"]]
+    more = _more(warning, undrawn, len(read), len(every))
     return Subject(
         name=shown(name, 200),
         kind=f"{kind} of {run.sizes['step']:,} logged steps"
@@ -75,7 +69,7 @@ def run_subject(
         tone="bad" if step is not None else "open" if "loss" not in run else "good",
         facts=tuple(run_facts(run, document, depth)),
         cannot_say=tuple(shown(text, 300) for text in _cannot_say(document)),
-        notes=tuple(shown(text, 300) for text in said),
+        notes=tuple(shown(text, 300) for text in (*notes, *document["notes"], *more)),
         panels=tuple(panels),
         onset=step,
         alarms=tuple(alarm["step"] for alarm in document["alarms"][:MOST_ALARMS]),
@@ -93,6 +87,16 @@ def run_subject(
         ),
         unfinished=unfinished,
     )
+
+
+def _more(warning: dict[str, Any], undrawn: str, read: int, every: int) -> Iterator[str]:
+    """Notes on what is not drawn or read, and on the probability of a collapse."""
+    if undrawn:
+        yield undrawn
+    if read < every:
+        yield f"{read} of {every:,} logged quantities were read, those with known names first."
+    if warning["rows"]:
+        yield from (f"The probability of a collapse: {text}." for text in warning["notes"])
 
 
 def _cannot_say(document: dict[str, Any]) -> list[str]:
