@@ -243,7 +243,7 @@ def _columns(
                     f"{column.source!r} and {base!r} would both be called {target}: pass --name {base}=OTHER"
                 )
             base, index = name, ()
-            target = _free(re.sub(r"[^A-Za-z0-9_]", "_", name).lstrip("_"), columns)
+            target = _free(re.sub(r"[^A-Za-z0-9_]", "_", name).lstrip("_")[:LONGEST_NAME], columns)
             notes.append(
                 f"{name} is called {target}, since its name is taken: --name {name}=OTHER says another"
             )

@@ -30,15 +30,19 @@ def map_names(sizes: dict[str, dict[str, int]]) -> list[str]:
     return sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
 
 
-def block_maps(path: Path, sizes: dict[str, dict[str, int]], depth: DepthFront, pixels: int) -> MapSet | None:
+def block_maps(
+    path: Path, sizes: dict[str, dict[str, int]], depth: DepthFront, steps: tuple[int, int], pixels: int
+) -> MapSet | None:
     """The maps of a run; None if nothing was measured by block.
 
-    Variables are loaded one after the other, since a deep run does not fit in memory.
+    Variables are loaded one after the other, since a deep run does not fit in memory. Meanwhile the run may
+    grow: rows of later steps are left out.
 
     Args:
         path: the store, or the folder of the run.
         sizes: its variables and the sizes of their dimensions.
         depth: its front.
+        steps: its first and last step.
         pixels: number of pixels of all maps together.
     """
     names = map_names(sizes)
@@ -51,9 +55,8 @@ def block_maps(path: Path, sizes: dict[str, dict[str, int]], depth: DepthFront, 
         if len(maps) >= MOST_MAPS:
             left_out += 1
             continue
-        run = open_run(path, [name])
+        run = open_run(path, [name]).sel(step=slice(*steps))
         if grid is None:
-            steps = (int(run["step"].values[0]), int(run["step"].values[-1]))
             grid = Grid.over(steps, (0, int(run["block"].values[-1])), share, MOST_PIXELS)
         maps += _maps_of(run, name, grid)[: MOST_MAPS - len(maps)]
     if not maps or grid is None:

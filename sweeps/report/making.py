@@ -63,7 +63,7 @@ def watch_report(paths: Sequence[Path], out: Path, say: Say) -> None:
     Args:
         paths: runs, stores and logs.
         out: the file.
-        say: is told of each writing, and of each failure.
+        say: is told of the begin and the end of the watch, and of each failure.
 
     Raises:
         StoreError: as `make_report`, at the first time.
@@ -75,10 +75,10 @@ def watch_report(paths: Sequence[Path], out: Path, say: Say) -> None:
     check_destination(out)
     seen, failed = _traces(paths), ""
     grows = _grows(_write(paths, out, RELOAD_SECONDS))
+    if grows:
+        say(f"{out} is written, and again whenever there is more: ctrl-c ends the watch")
     try:
         while grows:
-            if not failed:
-                say(f"{out} written; watching, ctrl-c ends it")
             while (now := _traces(paths)) == seen:
                 time.sleep(POLL_SECONDS)
             seen = now

@@ -73,7 +73,7 @@ def run_subject(
         panels=tuple(panels),
         onset=step,
         alarms=tuple(alarm["step"] for alarm in document["alarms"][:MOST_ALARMS]),
-        maps=block_maps(path, sizes, depth, pixels),
+        maps=block_maps(path, sizes, depth, (int(run["step"].values[0]), last), pixels),
         tables=tuple(_tables(run, document, depth)),
         reports=tuple(_reports(run)),
         next_steps=tuple(

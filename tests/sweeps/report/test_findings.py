@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from meanmode.sim.store.files import StoreError
+from meanmode.sim.store.run_reader import open_run, run_sizes
+from meanmode.sweeps.report.block_maps import block_maps
 from meanmode.sweeps.report.contents import Subject, shown
+from meanmode.sweeps.report.depth_front import DepthFront
 from meanmode.sweeps.report.reduction import Grid, reduced_line, reduced_map
 from meanmode.sweeps.report.subjects import MOST_SUBJECTS, read_subjects
 from meanmode.sweeps.studies.run_onset import onset_document
@@ -74,6 +77,13 @@ def test_other_runs_get_other_sentences(
     (found,) = read_subjects([craft(tmp_path / "run.zarr", last, onset=onset)])
     assert said in found.verdict and found.unfinished == (last < 120)
     assert dict(found.facts)["Confidence"].startswith(level)
+
+
+def test_a_run_may_grow_while_it_is_read(collapsed: Path) -> None:
+    """Maps are loaded later than the verdict: they leave out what was logged since."""
+    depth = DepthFront(open_run(collapsed).sel(step=slice(1, 60)))
+    found = block_maps(collapsed, run_sizes(collapsed, ["tcs"]), depth, (1, 60), 10_000)
+    assert found is not None and found.width == 60 and found.maps[0].levels.shape == (9, 60)
 
 
 def test_a_log_gets_the_panels_that_its_data_allow(tmp_path: Path) -> None:
