@@ -54,6 +54,13 @@ def test_the_wheel_holds_every_module_and_nothing_else(site: Path) -> None:
     assert modules == own | {Path("__init__.py"), Path("__main__.py")}
     assert [path.name for path in site.iterdir() if path.suffix != ".dist-info"].count("meanmode") == 1
     assert not [room for room in ROOMS[1:] if (site / room).exists()]
+    template = Path("sweeps/report/template")
+    parts = {path.name for path in (site / "meanmode" / template).iterdir()}
+    assert (
+        parts
+        == {path.name for path in (ROOT / template).iterdir()}
+        == {f"report.{of}" for of in ("css", "html.j2", "js")}
+    )
 
 
 COMMANDS = {

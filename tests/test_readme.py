@@ -86,7 +86,7 @@ def test_the_commands_are_among_those_that_are_run(command: str) -> None:
 
 
 def test_five_things_are_proposed() -> None:
-    assert len(commands()) == 7 and re.findall(r"# (\d)\. ", README) == ["1", "2", "3", "4", "5"]
+    assert len(commands()) == 8 and re.findall(r"# (\d)\. ", README) == ["1", "2", "3", "4", "5"]
 
 
 def test_the_make_targets_exist() -> None:

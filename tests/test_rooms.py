@@ -27,7 +27,7 @@ STOREYS = {
         "simulate",
     ),
     "dit": ("config", "model", "data", "train", "evaluate"),
-    "sweeps": ("statistics", "engine", "named", "studies", "cli"),
+    "sweeps": ("statistics", "engine", "named", "studies", "report", "cli"),
     "paper_figs": ("shared", "figures", "gallery", "all_figures"),
 }
 """Room -> its storeys, lowest first: each imports itself and what stands before it."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.config.training_config import FUNCTIONAL_STEP
-from meanmode.dit.train.autopsy import as_text
+from meanmode.dit.train.autopsy_text import as_text
 from meanmode.dit.train.measurements import COLLAPSE_CHANCE, Row, measured_observables
 from meanmode.dit.train.optimiser import families
 from meanmode.sim.observe.observable_names import GRADIENT_MODES, GRADIENT_SIZES, WRITERS

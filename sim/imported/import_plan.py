@@ -40,6 +40,10 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 TAKEN = ("step", "block", "writer")
 
 
+LONGEST_NAME = 120
+"""Characters of a name in the store, where it names a folder; longer ones of the source are cut."""
+
+
 LAST_STEP = 100_000_000
 """Steps beyond this must count tokens or samples."""
 
@@ -239,7 +243,7 @@ def _columns(
                     f"{column.source!r} and {base!r} would both be called {target}: pass --name {base}=OTHER"
                 )
             base, index = name, ()
-            target = _free(re.sub(r"[^A-Za-z0-9_]", "_", name).lstrip("_"), columns)
+            target = _free(re.sub(r"[^A-Za-z0-9_]", "_", name).lstrip("_")[:LONGEST_NAME], columns)
             notes.append(
                 f"{name} is called {target}, since its name is taken: --name {name}=OTHER says another"
             )
@@ -287,7 +291,7 @@ def _target(log: Log, renamed: Mapping[str, str], name: str) -> tuple[str, str, 
     """Name in the source without layer and writer, name in the store, layer and writer."""
     base, layer, writer = _split(name) if _layered(log, renamed, name) else (name, None, None)
     given = renamed.get(base, PUBLISHED.get(base, base) if layer is not None else base)
-    target = re.sub(r"[^A-Za-z0-9_]", "_", given).lstrip("_")
+    target = re.sub(r"[^A-Za-z0-9_]", "_", given).lstrip("_")[:LONGEST_NAME]
     if base in renamed and (target != given or not NAME.fullmatch(target)):
         raise ValueError(f"{given!r} is not a valid variable name: use letters, digits and underscores")
     if base in renamed and target in TAKEN:
@@ -300,7 +304,7 @@ def _target(log: Log, renamed: Mapping[str, str], name: str) -> tuple[str, str, 
     ):
         target = f"logged_{target}"
     if writer is not None and "writer" not in OBSERVABLES.get(target, ()):
-        return name, re.sub(r"[^A-Za-z0-9_]", "_", name), None, None
+        return name, re.sub(r"[^A-Za-z0-9_]", "_", name)[:LONGEST_NAME], None, None
     return base, target, layer, writer
 
 

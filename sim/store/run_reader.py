@@ -1,6 +1,7 @@
 """Reading a run store: the logged steps of a training run; missing or damaged data are always noticed."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,18 @@ def row_indices(group: zarr.Group, path: Path, steps: range) -> range:
     return range(rows)
 
 
-def run_arrays(group: zarr.Group, path: Path) -> dict[str, zarr.Array[Any]]:
-    """Arrays of a run: its variables, `step`, and the coordinates of all dimensions."""
-    found = find_arrays(group, path, json_attribute(group, path, "variables", list))
+def run_arrays(
+    group: zarr.Group, path: Path, names: Collection[str] | None = None
+) -> dict[str, zarr.Array[Any]]:
+    """Arrays of a run: its variables, `step`, and the coordinates of all their dimensions.
+
+    Args:
+        group: of the run store.
+        path: its path.
+        names: variables in question; all by default.
+    """
+    variables = json_attribute(group, path, "variables", list)
+    found = find_arrays(group, path, [name for name in variables if names is None or name in names])
     dims = dict.fromkeys(dim for array in found.values() for dim in dims_of(array))
     return found | find_arrays(group, path, {"step": None, **dims})
 
@@ -117,13 +127,14 @@ def stored_rows(path: Path, array: zarr.Array[Any], first: int, stop: int) -> ND
     return rows.astype(object) if rows.dtype.kind in "TU" else rows
 
 
-def open_run(path: str | Path) -> xr.Dataset:
+def open_run(path: str | Path, names: Collection[str] | None = None) -> xr.Dataset:
     """Load the logged steps of a run over `step`; its attribute `events` holds JSON.
 
     The steps of a training run are consecutive; those of an imported run are the ones that its log has.
 
     Args:
         path: the store, or a run's folder that holds a `telemetry.zarr`.
+        names: variables to load, of those that the run has; all by default.
 
     Raises:
         StoreError: not a run, or a logged chunk is missing or damaged; the message names its variable.
@@ -132,7 +143,7 @@ def open_run(path: str | Path) -> xr.Dataset:
     group, steps = open_logged(path, "r")
     logged = row_indices(group, path, steps)
     loaded = {}
-    for name, array in run_arrays(group, path).items():
+    for name, array in run_arrays(group, path, names).items():
         rows = logged if dims_of(array)[0] == "step" else range(array.shape[0])
         first, stop = rows.start, rows.stop
         if array.shape[0] < stop:
@@ -141,6 +152,35 @@ def open_run(path: str | Path) -> xr.Dataset:
     coords = {name: given for name, given in loaded.items() if given[0] == (name,)}
     variables = {name: given for name, given in loaded.items() if name not in coords}
     return xr.Dataset(variables, coords, dict(group.attrs))
+
+
+def run_variables(path: str | Path) -> list[str]:
+    """Names of the variables of a run, in the order in which they are stored; nothing is loaded.
+
+    Args:
+        path: the store, or a run's folder.
+
+    Raises:
+        StoreError: the run cannot be read.
+    """
+    path = find_run(path)
+    return [str(name) for name in json_attribute(open_logged(path, "r")[0], path, "variables", list)]
+
+
+def run_sizes(path: str | Path, names: Collection[str]) -> dict[str, dict[str, int]]:
+    """Variables of a run, and their dimensions with their sizes in the store; nothing is loaded.
+
+    Args:
+        path: the store, or a run's folder.
+        names: the variables.
+
+    Raises:
+        StoreError: the run cannot be read.
+    """
+    path = find_run(path)
+    arrays = run_arrays(open_logged(path, "r")[0], path, names)
+    sizes = {name: dict(zip(dims_of(array), array.shape, strict=False)) for name, array in arrays.items()}
+    return {name: sizes[name] for name in names if name in sizes}
 
 
 def logged_mask(run: xr.Dataset, name: str) -> NDArray[np.bool_]:

@@ -37,6 +37,7 @@ SECTIONS = {
         "compare": ("compare:compare", "Set predictions beside measurements."),
     },
     "Show": {
+        "report": ("show.report_command:report", "Write one HTML page on a run, sweep or log."),
         "figures": ("figures:figures", "Draw figures from stores."),
         "results": ("results:results", "Refresh the tables of docs/results."),
         "demo": ("figures:demo", "Run the whole chain, small, on a CPU."),

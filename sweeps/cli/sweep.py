@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from meanmode.sweeps.cli.options import json_option, shard_option, show_json, stack_options
+from meanmode.sweeps.cli.show.report_command import check_report, look_at, report_option
 
 
 @click.group("sweep")
@@ -46,6 +47,7 @@ def sweep_list() -> None:
 )
 @shard_option
 @click.option("--resume", is_flag=True, help="Resume the store where it stopped; begin it if there is none.")
+@report_option
 @click.option(
     "-n",
     "--dry-run",
@@ -65,6 +67,7 @@ def sweep_run(
     scheduler: str | None,
     shard: str | None,
     resume: bool,
+    write_report: bool,
     dry_run: bool,
     **options: Any,
 ) -> None:
@@ -97,9 +100,12 @@ def sweep_run(
         plan = {"cells": cells, "runs": len(units), "out": str(out), "shard": shard}
         show_json({**sweep.configuration(), **plan, **provenance(), "forecast": sweep.forecast_rows()})
         return
+    if write_report:
+        check_report(out)
     failures = run_sweep(sweep, out, resume=resume, workers=workers, scheduler=scheduler, shard=share)
     part = "" if share is None else f" of shard {share}"
     click.echo(f"{out}: {cells} cells{part}", err=True)
+    look_at(out, write=write_report)
     if failures:
         click.echo(
             f"{out}: {len(failures)} of them failed (mms sweep status {out} shows why); "

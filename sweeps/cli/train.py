@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meanmode.sweeps.cli.options import preset_run, settings_option, show_json
+from meanmode.sweeps.cli.show.report_command import check_report, look_at, report_option
 
 if TYPE_CHECKING:
     from meanmode.dit.config.run_config import RunConfig
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     help="With --resume: train a run that has lost all its checkpoints again from its beginning. What it "
     "holds is moved to the folder before-1 in it, or the next free number.",
 )
+@report_option
 @click.option("--list", "as_list", is_flag=True, help="List the presets and exit.")
 @click.option(
     "-n",
@@ -54,6 +56,7 @@ def train(
     fork: Path | None,
     resume: bool,
     begin_anew: bool,
+    write_report: bool,
     as_list: bool,
     dry_run: bool,
 ) -> None:
@@ -91,14 +94,17 @@ def train(
         memory = {**dataclasses.asdict(found), "total": found.total}
         show_json({**run.document(), "memory_bytes": memory, "out": str(out or Path("runs") / preset)})
         return
-    if _diverged(run, out or Path("runs") / preset, resume=resume, fork=fork, begin_anew=begin_anew):
+    start = {"resume": resume, "fork": fork, "begin_anew": begin_anew}
+    if _diverged(run, out or Path("runs") / preset, write_report, **start):
         ctx.exit(1)
 
 
-def _diverged(run: "RunConfig", out: Path, **start: Any) -> bool:
-    """Train a run and print how it ended; return whether it diverged."""
+def _diverged(run: "RunConfig", out: Path, write_report: bool, **start: Any) -> bool:
+    """Train a run, print how it ended and how to look at it; return whether it diverged."""
     from meanmode.dit.train.trainer import Trainer
 
+    if write_report:
+        check_report(out)
     trainer = Trainer(run, out, **start)
     try:
         outcome = trainer.train()
@@ -108,6 +114,7 @@ def _diverged(run: "RunConfig", out: Path, **start: Any) -> bool:
     trainer.close()
     if trainer.processes.rank == 0:
         click.echo(f"{out}: {outcome}")
+        look_at(out, write=write_report)
     return outcome.diverged
 
 

@@ -28,7 +28,15 @@ def onset_document(path: Path) -> dict[str, Any]:
     Raises:
         StoreError: no readable run.
     """
-    run = open_run(path)
+    return document_of_run(open_run(path))
+
+
+def document_of_run(run: xr.Dataset) -> dict[str, Any]:
+    """The document of `onset_document`, of an opened run.
+
+    Args:
+        run: a run from `meanmode.sim.store.run_reader.open_run`.
+    """
     found = verdict(run)
     seen, noticed = watched(run)
     raised = _stored_alarms(run) or [alarm.document() for alarm in seen]

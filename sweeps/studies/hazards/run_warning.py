@@ -35,7 +35,15 @@ def forecast_document(path: Path) -> dict[str, Any]:
     Raises:
         StoreError: no readable run.
     """
-    run = open_run(path)
+    return warning_of_run(open_run(path))
+
+
+def warning_of_run(run: xr.Dataset) -> dict[str, Any]:
+    """The document of `forecast_document`, of an opened run.
+
+    Args:
+        run: a run from `meanmode.sim.store.run_reader.open_run`.
+    """
     steps = run["step"].values.astype(int)
     cosines, deltas = _cosines(run), _column(run, "functional_step")
     reasons, notes = _premises(run, int(steps[-1]) if len(steps) else 0)

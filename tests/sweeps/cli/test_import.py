@@ -217,6 +217,7 @@ def test_what_cannot_be_imported_is_one_sentence(mms, tmp_path: Path, row, optio
         ({"loss": 1, "train_loss": 2}, {"loss", "train_loss"}),
         ({"Train Loss": 1, "learning rate": 2, "Grad Norm": 3}, {"loss", "lr", "grad_norm"}),
         ({"nll_loss": 1}, {"loss"}),
+        ({300 * "a": 1, 301 * "a": 2}, {120 * "a", f"{120 * 'a'}_2"}),
     ],
 )
 def test_names_are_never_refused_and_only_mapped_where_unambiguous(mms, tmp_path: Path, row, names) -> None:
