@@ -301,11 +301,11 @@ class Detector:
     def _cannot_learn(self, front: WatchedSignal, losses: list[WatchedSignal]) -> bool:
         """Whether a front says that the run fails: not if it has learned nothing yet, and its gradients live.
 
-        Where the shares of centered and query gradients are not known, the front alone says so.
+        Gradients live unless their shares are known to be gone: runs that log no gradient norm pass through a
+        front and learn as often as others.
         """
         learned = any(loss.has_begun() for loss in losses)
-        known = all(any(name in self._shares for name in names) for names in (CENTERED, QUERIES))
-        if learned or not losses or not known or front.born() or front.front_rows >= LASTING_ROWS:
+        if learned or not losses or front.born() or front.front_rows >= LASTING_ROWS:
             return True
         return 1 - front.front_high < ALIKE or self._counts["gone_step"] >= front.front_step
 

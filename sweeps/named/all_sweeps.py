@@ -39,7 +39,11 @@ from meanmode.sweeps.named.hazard_ramps import (
 from meanmode.sweeps.named.interventions import INTERVENTION_TABLE, LADDER, LADDER_TOP
 from meanmode.sweeps.named.mixers_and_merges import MIXERS_AND_MERGES
 from meanmode.sweeps.named.stabilisers import STABILISERS, STABILISERS_DEEP
-from meanmode.sweeps.named.stock.watched_alarms import WATCHED_ALARMS, WATCHED_ALARMS_DEEP
+from meanmode.sweeps.named.stock.watched_alarms import (
+    WATCHED_ALARMS,
+    WATCHED_ALARMS_DEEP,
+    WATCHED_ALARMS_UNLOGGED,
+)
 from meanmode.sweeps.named.stock.watched_merges import WATCHED_MERGES
 from meanmode.sweeps.named.token_law import TOKEN_LAW
 from meanmode.sweeps.named.waiting_time import (
@@ -103,6 +107,7 @@ SWEEPS: dict[str, Sweep | Study | Committor | SplittingStudy | StockStudy] = {
         COMMITTOR_400,
         WATCHED_ALARMS,
         WATCHED_ALARMS_DEEP,
+        WATCHED_ALARMS_UNLOGGED,
         WATCHED_MERGES,
     )
 }

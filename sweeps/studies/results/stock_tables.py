@@ -12,10 +12,10 @@ from meanmode.sweeps.studies.run_sizes import span
 from meanmode.sweeps.studies.stock.alarm_scores import MEASUREMENTS, stock_rows
 
 
-def watched_alarms(data: Path, name: str) -> str:
-    """Failures found in time and false alarms, by case and over all."""
+def watched_alarms(data: Path, name: str, without: str = "") -> str:
+    """Failures found in time and false alarms, by case and over all; `without` withholds a series."""
     cells = open_cells(store(data, name))
-    rows = stock_rows(cells)
+    rows = stock_rows(cells, without=without)
     body = [
         [
             row["quantity"],

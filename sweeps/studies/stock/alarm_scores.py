@@ -96,12 +96,13 @@ class StockScore:
         return found
 
 
-def replayed(data: xr.Dataset, index: int) -> list[Alarm]:
+def replayed(data: xr.Dataset, index: int, *, without: str = "") -> list[Alarm]:
     """The alarms that today's detector raises on the series of a run, as the watch shows them to it.
 
     Args:
         data: a study of watched models.
         index: position of the run along `cell`.
+        without: series that is withheld, as if the script had not logged it; empty for none.
     """
     detector, measured = Detector(), data["measurement"].values.tolist()
     names = [name for name in (*SIGNALS, MAX_LOGIT) if name in data and "measurement" in data[name].dims]
@@ -111,18 +112,19 @@ def replayed(data: xr.Dataset, index: int) -> list[Alarm]:
         values = {name: float(series[name][step - 1]) for name in ("loss", "grad_norm")}
         if step in measured:
             values |= {name: float(series[name][measured.index(step)]) for name in names}
+        values.pop(without, None)
         found.append(detector.update(step, values))
     return [alarm for alarm in found if alarm is not None]
 
 
-def stock_rows(data: xr.Dataset) -> list[Row]:
-    """One row per case, and one over all of them."""
+def stock_rows(data: xr.Dataset, *, without: str = "") -> list[Row]:
+    """One row per case, and one over all of them; `without` as for `replayed`."""
     study = stored_stock(data.attrs)
     scores = {label: StockScore() for label in (*(case.label for case in study.cases), "all cases")}
     labels = [case.label for case in study.cases for _ in range(study.seeds)]
     for index, (label, cell) in enumerate(zip(labels, study.cells, strict=True)):
         if int(data["status"].values[index]) == DONE:
-            alarms = replayed(data, index)
+            alarms = replayed(data, index, without=without)
             for name in (label, "all cases"):
                 scores[name].add(cell.run, data.isel(cell=index), alarms)
     return [score.row(label) for label, score in scores.items()]

@@ -20,6 +20,7 @@ from meanmode.sim.onset.detector import (
 )
 from meanmode.sim.onset.training_onset import training_onset
 from meanmode.sim.onset.verdict import verdict
+from meanmode.sim.onset.watched_signal import LASTING_ROWS
 from meanmode.sim.store.run_reader import open_run
 
 ROOT = Path(__file__).parents[3]
@@ -414,9 +415,11 @@ def test_alike_tokens_before_learning_are_a_collapse_only_if_gradients_vanish() 
     assert (alarm.kind, alarm.step) == (COLLAPSE, 90)
 
 
-def test_without_those_gradients_the_front_alone_speaks() -> None:
-    (alarm,) = raised(not_learning(alive=0.02), only("loss", "grad_norm", "tcs"))
-    assert (alarm.kind, alarm.step) == (COLLAPSE, 90)
+@pytest.mark.parametrize("logged", [("loss", "grad_norm", "tcs"), ("loss", "tcs", "g_ctr", "grad_rms_q")])
+def test_gradients_of_unknown_share_live_until_the_front_has_lasted(logged: tuple[str, ...]) -> None:
+    assert raised(not_learning(alive=0.02), only(*logged)) == []
+    (alarm,) = raised(not_learning(alive=1e-5), only(*logged))
+    assert (alarm.kind, alarm.step) == (COLLAPSE, 10 * (6 + LASTING_ROWS))
 
 
 @pytest.mark.parametrize(("fall", "kinds"), [(0.9, []), (1.0, [DIVERGENCE])])

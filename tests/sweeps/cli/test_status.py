@@ -22,11 +22,12 @@ from meanmode.sweeps.engine.sweep import Sweep
 from meanmode.sweeps.named.all_sweeps import SWEEPS
 
 DATA = Path(__file__).parents[3] / "paper_figs" / "data"
+STOCK = ("watched_alarms", "watched_alarms_deep", "watched_alarms_unlogged", "watched_merges")
 KINDS_OF = {
     **{name: "event_study" for name, sweep in SWEEPS.items() if isinstance(sweep, EventStudy)},
     **{name: "committor_study" for name in ("committor", "committor_400")},
     "event_silence": "splitting_study",
-    **{name: "stock_study" for name in ("watched_alarms", "watched_alarms_deep", "watched_merges")},
+    **{name: "stock_study" for name in STOCK},
     **{f"waiting_time{which}_spectrum": "spectrum_study" for which in ("", "_low")},
 }
 STACKS = {name for name, sweep in SWEEPS.items() if isinstance(sweep, Sweep)} | {"collapse_front_alpha_one"}
