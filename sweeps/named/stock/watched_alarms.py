@@ -41,7 +41,8 @@ WATCHED_ALARMS = StockStudy(
 
 WATCHED_ALARMS_UNLOGGED = StockStudy(
     name="watched_alarms_unlogged",
-    claim="alarms without a logged gradient norm: a ViT without a warm-up that learns, and BERT that collapses",
+    claim="alarms without a logged gradient norm: a ViT without a warm-up that learns, and BERT that "
+    "collapses",
     cases=(
         Case(
             label="ViT, 6 blocks, rate 3e-3, no warm-up",
@@ -51,9 +52,9 @@ WATCHED_ALARMS_UNLOGGED = StockStudy(
     ),
     seeds=12,
     first_seed=400,
-    expectation="scored without the gradient norm, by rules that take unknown gradients to live: the ViT learns "
-    "in at least 11 of 12 seeds, with at most 1 false alarm in its 4,800 steps; of the collapses of BERT 70 % "
-    "are found within two measurements",
+    expectation="scored without the gradient norm, by rules that take unknown gradients to live: the ViT "
+    "learns in at least 11 of 12 seeds, with at most 1 false alarm in its 4,800 steps; of the collapses of "
+    "BERT 70 % are found within two measurements",
 )
 
 
