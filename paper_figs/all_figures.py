@@ -155,7 +155,8 @@ def draw_figures(names: Sequence[str], data: Path, out: Path, *, pdf: bool = Fal
     if single and set(names) - {SINGLE_RUN}:
         raise ValueError(f"{data} is one run, of which only {SINGLE_RUN} is drawn: give a folder of stores")
     if not present:
-        state = "holds no store of a figure" if data.is_dir() else "does not exist"
+        state = "is a file" if data.is_file() else "does not exist"
+        state = "holds no store of a figure" if data.is_dir() else state
         raise ValueError(
             f"{data} {state}: a checkout of the repository has the data of all figures in paper_figs/data, "
             "so give the path of that folder, or of a folder of your own stores, with --data"

@@ -132,6 +132,8 @@ class TokenSets:
             plain: whether the parts of the tokens are needed.
             unit: whether the parts of the unit tokens are needed.
         """
+        if not plain and not unit:
+            return Measured({}, {})
         if self.groups is not None:
             return self._masked(x, unit=unit)
         fast = spread_out_parts(x, self._lengths, plain=plain, unit=unit)

@@ -299,10 +299,10 @@ class Detector:
         return fronts or [of for of in high if known and sudden and not of.born()]
 
     def _cannot_learn(self, front: WatchedSignal, losses: list[WatchedSignal]) -> bool:
-        """Whether a front says that the run fails: not if it has learned nothing yet, and its gradients live.
+        """Whether a front says that the run fails: not if it has learned nothing yet, with gradients alive.
 
-        Gradients live unless their shares are known to be gone: runs that log no gradient norm pass through a
-        front and learn as often as others.
+        Unknown gradient shares count as alive: runs that log no gradient norm pass through a front and learn
+        as often as others.
         """
         learned = any(loss.has_begun() for loss in losses)
         if learned or not losses or front.born() or front.front_rows >= LASTING_ROWS:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from meanmode.sim.watch.hook_points import ARGUMENTS, PRODUCT, HookPoint, at
+from meanmode.sim.watch.hook_points import ARGUMENTS, PRODUCT, HookPoint
 from meanmode.sim.watch.intercepted import intercepted
 
 Report = Callable[[Tensor, list[Tensor]], None]
@@ -28,7 +28,7 @@ HANDLERS: dict[int, Handler] = {}
 REPORTS: dict[int, Felt] = {}
 """Ticket -> what reports the cotangents of that call, in a measured step only."""
 
-NONE = [0.0]
+NO_NUMBERS = [0.0]
 """No numbers: an empty list would count as one of tensors."""
 
 _numbers = itertools.count()
@@ -94,7 +94,11 @@ class Measuring(TorchFunctionMode):
 
 
 def _replaced(output: Any, given: dict[Any, Tensor]) -> Any:
-    """A container with some of its items replaced."""
+    """A container with some of its items replaced.
+
+    Raises:
+        TypeError: a container of another kind than tuple, list or dictionary.
+    """
     if type(output) is dict:
         return {**output, **given}
     if type(output) not in (tuple, list):
@@ -103,17 +107,30 @@ def _replaced(output: Any, given: dict[Any, Tensor]) -> Any:
     return tuple(items) if isinstance(output, tuple) else items
 
 
+def _tensor_at(value: Any, path: tuple[int | str, ...]) -> Tensor | None:
+    """The tensor to which a key leads, or the value itself without one; None if it is no tensor."""
+    if path and isinstance(value, Tensor):
+        return None
+    if path and isinstance(value, tuple | list) and path[0] not in range(len(value)):
+        return None
+    found = value[path[0]] if path else value
+    return found if isinstance(found, Tensor) else None
+
+
 # these three are traced by `torch.compile`
 
 
 def _before(attribute: str, chosen: int | str) -> Callable[..., Any]:
     def before(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        site = getattr(module, attribute)
-        if isinstance(chosen, str):
-            x = seen([options[chosen]], [], NONE, site)[0]
-            return args, {**options, chosen: x}
-        x = seen([args[chosen]], [], NONE, site)[0]
-        return (*args[:chosen], x, *args[chosen + 1 :]), options
+        given: list[tuple[Any, Any]] = [*enumerate(args), *options.items()]
+        able = {key: x for key, x in given if isinstance(x, Tensor) and x.is_floating_point()}
+        if not able:
+            return None
+        key = chosen if chosen in able else next(iter(able))  # it may be called in another way than before
+        x = seen([able[key]], [], NO_NUMBERS, getattr(module, attribute))[0]
+        if isinstance(key, str):
+            return args, {**options, key: x}
+        return (*args[:key], x, *args[key + 1 :]), options
 
     return before
 
@@ -121,14 +138,17 @@ def _before(attribute: str, chosen: int | str) -> Callable[..., Any]:
 def _product(attribute: str) -> Callable[..., Any]:
     def product(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Tensor) -> Tensor:
         y = args[0] if args else next(iter(options.values()))
-        return seen([output], [y], NONE, getattr(module, attribute))[0]
+        return seen([output], [y], NO_NUMBERS, getattr(module, attribute))[0]
 
     return product
 
 
 def _after(attribute: str, paths: tuple[tuple[int | str, ...], ...]) -> Callable[..., Any]:
     def after(module: nn.Module, _: Any, output: Any) -> Any:
-        given = seen([at(output, path) for path in paths], [], NONE, getattr(module, attribute))
+        found = [x for x in (_tensor_at(output, path) for path in paths) if x is not None]
+        if len(found) < len(paths):
+            return output
+        given = seen(found, [], NO_NUMBERS, getattr(module, attribute))
         if not paths[0]:
             return given[0]
         return _replaced(output, {path[0]: x for path, x in zip(paths, given, strict=False)})
@@ -137,13 +157,14 @@ def _after(attribute: str, paths: tuple[tuple[int | str, ...], ...]) -> Callable
 
 
 class CompiledHooks:
-    """Hook points of one measured step, in code that is compiled or not.
+    """Hook points of one measured step of a model that is compiled as a whole, in parts or not yet.
 
     Args:
         functions: name of a function -> its number, kept from step to step as a constant of compiled code.
 
     Attributes:
-        products: name of a hook point of a writer -> whether it saw something.
+        points: name of a hook point -> whether it saw something.
+        incomplete: whether some point saw nothing in a step, whose values are then not to be used.
         reports: what reports cotangents of the call that is being handled, with the tensors these belong to.
     """
 
@@ -152,8 +173,8 @@ class CompiledHooks:
         self._stack = contextlib.ExitStack()
         self._opened: list[int] = []
         self._tickets: list[int] = []
-        self._sleeping = False
-        self.products: dict[str, bool] = {}
+        self._sleeping = self.incomplete = False
+        self.points: dict[str, bool] = {}
         self.reports: list[tuple[Tensor, Report]] = []
 
     def expect(self, x: Tensor, report: Report) -> None:
@@ -164,11 +185,11 @@ class CompiledHooks:
     def installed(self, points: Sequence[HookPoint], **functions: Any) -> Iterator[None]:
         """Install hook points, and see functions as `intercepted` does, inside the context."""
         with Measuring(), self._stack:
+            self._stack.callback(self._forget)
             for point in points:
                 if point.chosen is not None:
                     self._stack.callback(self._install(point).remove)
             self._stack.enter_context(intercepted(**self._functions(**functions)))
-            self._stack.callback(self._forget)
             yield
 
     def withdraw(self) -> None:
@@ -236,17 +257,16 @@ class CompiledHooks:
             attribute += "_"
 
         def see(passing: list[Tensor], beside: list[Tensor], numbers: list[float]) -> None:
+            self.points[point.name] = True
             if point.takes == ARGUMENTS:
                 work(module, (passing[0],), {})
             elif point.takes == PRODUCT:
-                self.products[point.name] = True
                 work(module, (beside[0],), {}, passing[0])
             else:
                 whole = {path[0]: x for path, x in zip(point.paths, passing, strict=False) if path}
                 work(module, (), whole or passing[0])
 
-        if point.takes == PRODUCT:
-            self.products[point.name] = False
+        self.points[point.name] = False
         vars(module)[attribute] = self._site(see)
         self._stack.callback(vars(module).pop, attribute)
         if point.takes == ARGUMENTS:
@@ -271,7 +291,7 @@ class CompiledHooks:
 
             linear_site = self._function("linear", see_linear)
             found["product"] = lambda input, weight, bias, written: seen(
-                [written], [input, weight], NONE, torch.full((), linear_site)
+                [written], [input, weight], NO_NUMBERS, torch.full((), linear_site)
             )[0]
         if softmax is not None:
 
@@ -280,7 +300,7 @@ class CompiledHooks:
 
             softmax_site = self._function("softmax", see_softmax)
             found["softmax"] = lambda input, weights: seen(
-                [weights], [input], NONE, torch.full((), softmax_site)
+                [weights], [input], NO_NUMBERS, torch.full((), softmax_site)
             )[0]
         if attention is not None:
 

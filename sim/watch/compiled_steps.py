@@ -1,6 +1,7 @@
 """Measured steps of compiled models: whether they can be compiled too, and where their passes begin."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,7 +31,7 @@ class CompiledSteps:
     def __init__(self, model: nn.Module, guard: Guard) -> None:
         self._outer, self._model, self._guard = model, unwrapped(model), guard
         self.functions: dict[str, int] = {}
-        self._tried = self._failed = self._trying = False
+        self._tried = self._failed = self._trying = self._begun = False
 
     def possible(self, processes: TrainingProcesses) -> bool:
         """Whether the model or a part of it is compiled, in a single process, and hooks can be too."""
@@ -40,8 +41,8 @@ class CompiledSteps:
     def begun(self, hooks: CompiledHooks, begin: Begin, otherwise: Begin) -> Iterator[None]:
         """Call `begin` before every forward pass of the model inside the context.
 
-        Before the first such pass there ever was, the passes are tried: if the hooks cannot be compiled,
-        they are withdrawn, and `otherwise` is called to measure the pass that begins in another way.
+        The first such pass is preceded by a trial: if the hooks cannot be compiled, they are withdrawn, and
+        `otherwise` is called to measure the pass that begins in another way.
 
         Args:
             hooks: the hooks of the step, installed.
@@ -55,7 +56,9 @@ class CompiledSteps:
             if not self._tried and torch.is_grad_enabled():
                 self._try(hooks, args, options)
             (otherwise if self._failed else begin)(self._model, args, options)
+            self._begun = True
 
+        self._begun = False
         guarded = self._guard(first_of_all)
 
         def start(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -77,12 +80,12 @@ class CompiledSteps:
                 self._model._compiled_call_impl = compiled
                 stack.callback(setattr, self._model, "_compiled_call_impl", whole)
             yield
-        missed = [name.partition(" ")[2] for name, found in hooks.products.items() if not found]
-        if missed and any(hooks.products.values()):
-            self._failed = True
+        missed = sum(not found for found in hooks.points.values())
+        if missed and not self._failed and self._begun:
+            self._failed = hooks.incomplete = True
             say(
-                f"measured steps run uncompiled from now on: {len(missed)} of {len(hooks.products)} writers "
-                "were not seen in compiled code"
+                f"this step was not measured, and measured steps run uncompiled from now on: {missed} of "
+                f"{len(hooks.points)} hooks were not seen in compiled code"
             )
 
     def _wrapper(self) -> nn.Module | None:
@@ -113,6 +116,15 @@ class CompiledSteps:
                 self._trying = False
         if self._failed:
             hooks.withdraw()
+        else:
+            _make_room()
+
+
+@functools.cache
+def _make_room() -> None:
+    """Double how many codes may be compiled from one function, since those of measured steps count too."""
+    for name in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(torch._dynamo.config, name, 2 * getattr(torch._dynamo.config, name))
 
 
 def _compiled(module: nn.Module) -> bool:

@@ -71,6 +71,11 @@ class MeasuredStep:
         self._replaced: set[int] = set()
         self._late: set[int] = set()
 
+    @property
+    def incomplete(self) -> bool:
+        """Whether a compiled step left some hooks out, so that its values are not to be used."""
+        return self._compiled is not None and self._compiled.incomplete
+
     @contextlib.contextmanager
     def hooked(self) -> Iterator[None]:
         """Hook the model inside the context."""

@@ -210,6 +210,8 @@ class Watch:
         with torch.no_grad():
             for measured in found:
                 lost = self._guard(measured.gradients.finish)() or {}
+        if found and found[0].incomplete:
+            return
         if self._guard.always(self._agreed)(step, found, lost):
             self._guard(self._finish)(step, found[0], scale, lost)
 

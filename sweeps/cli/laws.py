@@ -48,12 +48,24 @@ class _Check:
     def verdict(self) -> str:
         """The verdict in one line."""
         if not self.proved:
-            return f"FAILED at: {'; '.join([*self.proof.failed, *self.disagreed]) or 'no steps'}"
+            return f"FAILED at: {'; '.join(self._failures()) or 'no steps'}"
         row = self.row()
         parts = [f"proved in {row['proved_steps']} steps"]
         parts += [f"{len(row['cited'])} cited"] if row["cited"] else []
         parts += [f"{len(row['prose'])} of its claims completed in words"] if row["prose"] else []
         return f"{', '.join(parts)}; equal on {row['instances']} instances, {self.seconds:.2f} s"
+
+    def _failures(self) -> list[str]:
+        """Steps that a checker refuses, each with its reason."""
+        found = []
+        for step, decision, comparison in zip(
+            self.proof.steps, self.proof.decisions, self.comparisons, strict=True
+        ):
+            if step.name in self.proof.failed:
+                found.append(f"{step.name} ({decision.reason})")
+            if not comparison.agrees:
+                found.append(f"{step.name} (second checker: {comparison.reason})")
+        return found
 
 
 def _check(stated: Law) -> _Check:

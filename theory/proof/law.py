@@ -1,6 +1,5 @@
 """`Law`: a claim stated once, with its premises, its machine-checked proof and a numeric form."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -84,13 +83,12 @@ class Clause:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proof:
-    """Outcome of proving one law: its steps, what the kernel says of each, and the seconds it took."""
+    """Outcome of proving one law: its steps, and what the kernel says of each."""
 
     tag: str
     steps: tuple[Step, ...]
     decisions: tuple[Decision, ...]
     clauses: tuple[Clause, ...]
-    seconds: float
 
     @property
     def failed(self) -> tuple[str, ...]:
@@ -100,7 +98,7 @@ class Proof:
 
     @property
     def proved(self) -> bool:
-        """Whether steps are proved, none is refused, and every clause of the statement names some."""
+        """Whether steps are proved, none is refused, and every clause names steps or is said to be prose."""
         verdicts = [decision.verdict for decision in self.decisions]
         return (
             Verdict.PROVED in verdicts
@@ -176,7 +174,6 @@ class Law:
 
 @cache
 def _proof(law: Law, premises: Premises) -> Proof:
-    start = time.perf_counter()
     steps = tuple(law.derive(premises))
     decisions = tuple(map(decide, steps))
     return Proof(
@@ -184,7 +181,6 @@ def _proof(law: Law, premises: Premises) -> Proof:
         steps=steps,
         decisions=decisions,
         clauses=law.clauses if steps else (),
-        seconds=time.perf_counter() - start,
     )
 
 

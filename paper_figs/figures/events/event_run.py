@@ -3,8 +3,6 @@
 # N steps, L blocks, W writers
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
 import xarray as xr
 from matplotlib.axes import Axes
@@ -211,10 +209,3 @@ def _mark(panel: Axes, onset: int, signal: str, delay: int, line: int) -> None:
         bbox={"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.8},
     )
     panel.plot(onset + delay, height, "v", ms=3.8, color="black", transform=transform)
-
-
-def _thresholds(moves: list[Mapping[str, Any]]) -> str:
-    """The factors that count as a move, with that of the loss in brackets."""
-    found = {f"{row['threshold']:g}" for row in moves if row["signal"] != "loss"}
-    loss = [f" (loss: {row['threshold']:g})" for row in moves if row["signal"] == "loss"]
-    return ", ".join(sorted(found)) + "".join(loss)

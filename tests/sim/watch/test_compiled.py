@@ -172,6 +172,63 @@ def test_hooks_that_cannot_be_compiled_leave_measured_steps_uncompiled() -> None
         torch.testing.assert_close(gradient, gradients[0], rtol=1e-5, atol=1e-9)
 
 
+class Free(nn.Module):
+    """Blocks that are called by position or by name, and return a tensor or a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = {"d_model": 16, "nhead": 2, "dim_feedforward": 32, "dropout": 0.0, "batch_first": True}
+        self.blocks = nn.ModuleList(Returning(**sizes) for _ in range(2))
+        self.named = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            found = block(src=x) if self.named else block(x)
+            x = found[0] if isinstance(found, tuple) else found
+        return x
+
+
+class Returning(nn.TransformerEncoderLayer):
+    def __init__(self, **sizes: object) -> None:
+        super().__init__(**sizes)
+        self.as_tuple = False
+
+    def forward(self, src: Tensor) -> Tensor | tuple[Tensor]:
+        x = super().forward(src)
+        return (x,) if self.as_tuple else x
+
+
+def watched_steps(watch: Watch, called: nn.Module, numbers: range, tokens: int = 5) -> None:
+    for step in numbers:
+        with watch.step(step):
+            loss_of(called(torch.ones(3, tokens, 16).cumsum(1))).backward()
+
+
+def test_blocks_may_be_called_and_return_in_another_way_than_at_first() -> None:
+    model = Free()
+    torch._dynamo.reset()
+    called = torch.compile(model, backend="eager")
+    watch = Watch(called, every=1, names=("tcs", "max_logit"))
+    watched_steps(watch, called, range(1, 3))
+    model.named, before = True, dict(watch.values)
+    watched_steps(watch, called, range(3, 4))
+    for name, values in watch.values.items():
+        np.testing.assert_allclose(values, before[name], rtol=1e-5)
+    for block in model.blocks:
+        block.as_tuple = True
+    with pytest.warns(UserWarning, match="not measured.*2 of .* hooks were not seen in compiled code"):
+        watched_steps(watch, called, range(4, 5))
+
+
+def test_code_of_measured_steps_does_not_use_up_that_of_others() -> None:
+    torch._dynamo.reset()
+    called = torch.compile(Free(), backend="eager", fullgraph=True, dynamic=False)
+    watch = Watch(called, every=2, names=("tcs",))
+    for tokens in range(3, 8):  # each of two kinds, more than the usual limit of 8
+        watched_steps(watch, called, range(2 * tokens, 2 * tokens + 2), tokens)
+    assert watch.latest
+
+
 def test_the_operator_passes_on_values_and_gradients() -> None:
     x, y = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
     torch.library.opcheck(seen, ([x, 2 * x.detach()], [y], [0.0], torch.tensor(-1)))
