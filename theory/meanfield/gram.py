@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 SCORES = 4096
 """Rows of attention that `map` averages over per layer: T tokens times 4096 / T drawn heads."""
 
-REALISATIONS = 64
+REALISATIONS = 32
 
 UNCOVERED = {
     "highway": "it normalises its branch token by token",

@@ -13,6 +13,7 @@ from meanmode.theory.meanfield.gram import GramField, token_cosines
 from meanmode.theory.meanfield.gram_heads import Heads, gram_root, rope_angles
 from meanmode.theory.meanfield.predicted_front import Walkers, deterministic_front
 from meanmode.theory.meanfield.softmax_moments import row_overlap, row_square
+from meanmode.theory.meanfield.structured_inputs import clustered_cosines, image_patches
 from meanmode.theory.setting import Setting
 
 WIDE = 2**22
@@ -28,10 +29,8 @@ def exchangeable(tokens: int, cosine: float) -> np.ndarray:
     return (1 - cosine) * np.eye(tokens) + cosine
 
 
-def clustered(tokens: int, clusters: int = 2, inner: float = 0.8) -> np.ndarray:
-    """Tokens of interleaved clusters, orthogonal between clusters."""
-    kind = np.arange(tokens) % clusters
-    return (1 - inner) * np.eye(tokens) + inner * (kind[:, None] == kind)
+def clustered(tokens: int, clusters: int = 2, within: float = 0.8) -> np.ndarray:
+    return clustered_cosines(tokens, clusters, within)
 
 
 def one_cosine(setting: Setting) -> np.ndarray:
@@ -111,7 +110,7 @@ def test_the_noise_falls_with_the_root_of_the_width(how: str) -> None:
 def test_structure_moves_the_front_where_the_mean_cosine_does_not() -> None:
     """Negative control: averaging the structure away, at the same TCS, moves the front."""
     setting = wide(tokens=24, depth=26)
-    cosines = clustered(24, 4, inner=0.95)
+    cosines = clustered(24, 4, within=0.95)
     mean = (cosines.sum() - 24) / (24 * 23)
     structured = GramField(setting, cosines).map()
     averaged = GramField(setting, exchangeable(24, mean)).map()
@@ -212,3 +211,13 @@ def test_more_independent_tokens_than_features_are_refused() -> None:
 def test_tokens_without_a_direction_are_refused(tokens: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"has no direction|must be a finite matrix"):
         token_cosines(tokens)
+
+
+def test_patches_are_those_of_the_middle_row_by_row() -> None:
+    pixels = np.zeros((9, 4, 3))
+    pixels[2:4, 2:] = 255  # the middle square starts at row 2: this is its second patch
+    patches = image_patches(pixels, 4)
+    assert patches.shape == (4, 12)
+    np.testing.assert_array_equal(patches.mean(1), [-1, 1, -1, -1])
+    with pytest.raises(ValueError, match="must be a square"):
+        image_patches(pixels, 5)
