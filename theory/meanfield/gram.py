@@ -20,6 +20,9 @@ SCORES = 4096
 """Rows of attention that `map` averages over per layer: T tokens times 4096 / T drawn heads."""
 
 REALISATIONS = 32
+SHORTEST = 1e-7
+"""Tokens shorter than this after a merge, relative to before, are zero up to rounding."""
+
 
 UNCOVERED = {
     "highway": "it normalises its branch token by token",
@@ -276,7 +279,12 @@ def _checked(cosines: Array, tokens: int) -> Array:
 
 def _normalised(gram: Array) -> Array:
     """RMSNorm: the Gram matrix divided by the lengths of both tokens."""
-    lengths = np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1))
+    lengths = np.sqrt(np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), 0))
+    if not (lengths > SHORTEST).all():
+        raise ValueError(
+            f"the merge leaves a token of relative length {lengths.min():.1g}, which has no direction: hard "
+            "centering needs segments of several different tokens"
+        )
     return np.asarray(gram / (lengths[..., :, None] * lengths[..., None, :]))
 
 

@@ -27,7 +27,8 @@ def gram_root(gram: Array, most: int | None = None) -> Array:
     """
     tokens = gram.shape[-1]
     if most is None or tokens <= most:
-        raised = gram + JITTER * np.trace(gram, axis1=-2, axis2=-1)[..., None, None] / tokens * np.eye(tokens)
+        lift = JITTER / tokens * np.trace(gram, axis1=-2, axis2=-1) + np.finfo(float).tiny  # silent writers
+        raised = gram + lift[..., None, None] * np.eye(tokens)
         if gram.ndim == 2:
             return np.asarray(cholesky(raised, lower=True, check_finite=False))
         return np.asarray(np.linalg.cholesky(raised))

@@ -207,6 +207,21 @@ def test_more_independent_tokens_than_features_are_refused() -> None:
     assert np.isfinite(found.tcs).all()
 
 
+@pytest.mark.parametrize("how", ["map", "walk", "exact"])
+def test_silent_writers_change_nothing(how: str) -> None:
+    setting = Setting(tokens=6, width=16, heads=2, depth=3, writer_std=0.0)
+    found = getattr(GramField(setting, clustered(6)), how)()
+    np.testing.assert_allclose(found.tcs, found.tcs[0], atol=1e-9)
+    assert found.front is None and found.front_std is None
+
+
+def test_a_token_that_centering_removes_is_refused() -> None:
+    setting = wide(tokens=4, text_tokens=1, merge="hard_centering")
+    with pytest.raises(ValueError, match="which has no direction: hard centering"):
+        GramField(setting, np.eye(5)).map()
+    assert np.isfinite(GramField(setting, np.eye(5), segments=(5,)).map().tcs).all()
+
+
 @pytest.mark.parametrize("tokens", [np.zeros((3, 4)), np.ones(3), np.full((2, 2), np.nan)], ids=str)
 def test_tokens_without_a_direction_are_refused(tokens: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"has no direction|must be a finite matrix"):
