@@ -12,6 +12,7 @@ from meanmode.theory.laws.critical_rate import COHERENT_LAYERS, RAMP
 from meanmode.theory.laws.energy_ratio import ENERGY_RATIO, FRONT_ODDS, MOMENTS
 from meanmode.theory.laws.escape import ESCAPE
 from meanmode.theory.laws.gradient_split import GRADIENT_SPLIT
+from meanmode.theory.laws.gram_chain import GRAM_CHAIN
 from meanmode.theory.laws.growth import FRONT_DEPTH, MIRROR
 from meanmode.theory.laws.merge_backward import BACKWARD
 from meanmode.theory.laws.merge_cotangents import BRANCH_COTANGENT, NOT_A_GATE
@@ -56,6 +57,7 @@ LAWS: dict[str, Law] = {
         ENERGY_RATIO,
         FRONT_ODDS,
         MOMENTS,
+        GRAM_CHAIN,
         FRONT_DEPTH,
         MIRROR,
         RAMP,

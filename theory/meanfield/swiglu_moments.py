@@ -52,6 +52,14 @@ def silu_kernel(std: float) -> Polynomial:
 
 
 @lru_cache(maxsize=64)
+def sigmoid_kernel(std: float) -> Polynomial:
+    """E[sigmoid(std u) sigmoid(std u')], as `silu_kernel`: the kernel of the gates of gated attention."""
+    nodes, weights = _nodes(2 * HERMITE_ORDERS)
+    modes = _hermite_modes(expit(std * nodes), nodes, weights)
+    return _kernel(modes, modes, modes[0] ** 2)
+
+
+@lru_cache(maxsize=64)
 def slope_kernel(std: float) -> Polynomial:
     """E[silu'(std u) silu'(std u')] as a power series in the correlation, for the backward pass."""
     nodes, weights = _nodes(2 * HERMITE_ORDERS)

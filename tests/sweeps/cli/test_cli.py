@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zarr
 
@@ -24,7 +25,7 @@ def test_verify_proves_all_laws(mms) -> None:
     assert [law["tag"] for law in document["laws"]] == list(LAWS)
     assert all(law["proved"] and law["steps"] > 0 and law["seconds"] >= 0 for law in document["laws"])
     assert all(law["steps"] == law["proved_steps"] + len(law["cited"]) for law in document["laws"])
-    assert {law["tag"] for law in document["laws"] if law["prose"]} == {"X1", "N8", "N10"}
+    assert {law["tag"] for law in document["laws"] if law["prose"]} == {"X1", "N8", "N10", "E4"}
 
 
 def test_verify_fails_with_one_when_a_law_fails(mms, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,6 +80,22 @@ def test_predict_front_has_the_fixed_keys(mms) -> None:
     assert json.loads(mms("predict", "front", "--merge", "mv_split", "--json")[1])["front"] is None
     assert "no collapse front is predicted" in mms("predict", "front", "--merge", "mv_split")[1]
     assert "beyond the 8 blocks" in mms("predict", "front", "--tokens", 16, "--depth", 8)[1]
+
+
+def test_predict_front_of_an_input_follows_its_cosines(mms, tmp_path: Path) -> None:
+    stack = ("--tokens", 9, "--width", 32, "--heads", 1, "--weight-std", 0.2, "--depth", 16)
+    same, halves = tmp_path / "same.npy", tmp_path / "halves.npy"
+    np.save(same, np.ones((9, 5)))
+    np.save(halves, np.repeat(np.eye(2), (5, 4), axis=0))
+    documents = [
+        json.loads(mms("predict", "front", "--input", source, *stack, "--json")[1])
+        for source in (same, halves, "photo", "clusters")
+    ]
+    assert documents[0]["front"] == 0 and min(document["front"] for document in documents[1:]) > 0
+    assert documents[1]["tcs"][0] == pytest.approx(16 / 36)
+    assert documents[3]["tcs"][0] == pytest.approx(0.8 * 6 / 36)
+    assert "between seeds" in mms("predict", "front", "--input", same, *stack)[1]
+    assert "within 1 blocks" in mms("predict", "front", "--input", "clusters", "--depth", 1)[1]
 
 
 def test_dry_run_prints_work_and_forecast_and_writes_nothing(mms, tmp_path: Path) -> None:

@@ -48,8 +48,14 @@ TOKEN_MEANS = {
     "M1",
 }
 MUTATIONS = {
-    "row sum other than 1": (Premises(row_sum=Symbol("r")), {"P1", "S1", "N1", "N2", "N3", "N4", "N8", "N9"}),
-    "rows of different sums": (Premises(row_sum=None), {"P1", "P2", "S1", "N2", "N3", "N4", "N8", "N9"}),
+    "row sum other than 1": (
+        Premises(row_sum=Symbol("r")),
+        {"P1", "S1", "N1", "N2", "N3", "N4", "N8", "N9", "E4"},
+    ),
+    "rows of different sums": (
+        Premises(row_sum=None),
+        {"P1", "P2", "S1", "N2", "N3", "N4", "N8", "N9", "E4"},
+    ),
     "dropped T in J": (Premises(mean_scale=Integer(1)), TOKEN_MEANS | {"R4"}),
     "a projector other than J": (
         Premises(mean_scale=Integer(1), mean_vector_is_ones=False),
@@ -257,6 +263,7 @@ POINTS: dict[str, Callable[[Draw], tuple[object, ...]]] = {
     ),
     "N10": lambda draw: (1 / (1 + draw(5) ** 2), draw(5, 3), draw(3), draw(5, 3)),
     **dict.fromkeys(("E1", "E2", "E3"), lambda draw: (draw(5, 3),)),
+    "E4": lambda draw: (draw(4, 3), draw(4, 2), rows_summing_to_one(draw, 4), mpmath.mpf("0.3")),
     "F1": lambda draw: (draw(5, 4), skew_writer(), 6),
     "M1": lambda draw: (draw(5, 4), draw(5, 4), skew_writer(), 6),
     "O1": lambda draw: (mpmath.mpf("5e-5"), 40, mpmath.mpf("0.9")),
