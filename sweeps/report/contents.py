@@ -161,7 +161,7 @@ class Subject:
         name: its path as the user gave it.
         kind: what it is, in words.
         verdict: the answer in one sentence.
-        tone: `bad` for a run that failed, `good` for one that did not, `open` for everything else.
+        tone: `bad` for a run that failed, `good` for one that did not and learned, `open` for all else.
         facts: label -> sentence, in the order in which they are read.
         cannot_say: what is left open; phrases that follow "cannot say".
         notes: what was noticed.

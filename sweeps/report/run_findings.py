@@ -57,7 +57,8 @@ def sentence(run: xr.Dataset, document: dict[str, Any], *, so_far: bool) -> str:
         alarms = [f"step {of['step']} ({of['kind'] or of['signal']})" for of in document["alarms"][:3]]
         more = f" and {len(document['alarms']) - 3} more" if len(document["alarms"]) > 3 else ""
         seen = f", although the detector raised an alarm at {', '.join(alarms)}{more}" if alarms else ""
-        return f"It did not collapse and did not diverge {until}{seen}."
+        unlearned = "" if has_learned(run) else f"; that it learned does not show{_ended(run)}"
+        return f"It did not collapse and did not diverge {until}{seen}{unlearned}."
     if kind == "mean_mode" and document["verdict"].startswith(BORN):
         return (
             f"Its tokens were alike from its first step, {step}, on, and it did not learn ({LABELS[kind]})."
@@ -191,6 +192,22 @@ def order_table(document: dict[str, Any]) -> Table:
     )
 
 
+def has_learned(run: xr.Dataset) -> bool:
+    """Whether the loss ended below `LEARNED` of its initial level; false where that level is not known."""
+    rows = loss_rows(run)
+    return rows is not None and rows.known and bool(rows.smoothed[-1] < LEARNED * rows.level)
+
+
+def _ended(run: xr.Dataset) -> str:
+    """Where the loss of a run that did not learn ended, as far as it is known."""
+    rows = loss_rows(run)
+    if rows is None or not rows.known or not rows.level > 0 or not np.isfinite(rows.smoothed[-1]):
+        return ""
+    if len(rows.steps) == 1:
+        return " in one logged row"
+    return f": the loss ended at {rows.smoothed[-1] / rows.level:.0%} of its initial level"
+
+
 def how_near(run: xr.Dataset) -> str:
     """How near a run without an onset came to one."""
     name, rows = cosine_name(run), loss_rows(run)
@@ -226,9 +243,13 @@ def confidence(run: xr.Dataset, document: dict[str, Any]) -> str:
     alarms = [of["step"] for of in document["alarms"]]
     if step is None:
         support.append((not alarms, "the detector raised an alarm" if alarms else "no alarm of the detector"))
-        learned = rows.known and bool(rows.smoothed[-1] < LEARNED * rows.level)
-        if learned:
-            support.append((True, f"the loss ended below {LEARNED:.0%} of that level"))
+        learned, count = has_learned(run), int(np.isfinite(rows.loss).sum())
+        if rows.known:
+            ended = "ended" if learned else "did not end"
+            support.append((learned, f"the loss {ended} below {LEARNED:.0%} of that level"))
+        plural = "row" if count == 1 else "rows"
+        few = f"only {count} {plural} with a finite loss" if count < SUSTAINED_STEPS else f"{count} rows"
+        support.append((count >= SUSTAINED_STEPS, few))
         if measured and name is not None:
             most = float(deep_medians(run, name)[1].max())
             far = "tokens stayed unlike" if most < NEAR else f"tokens came near a collapse (TCS {most:.3g})"

@@ -16,7 +16,14 @@ from meanmode.sweeps.report.block_maps import block_maps
 from meanmode.sweeps.report.contents import LONGEST_TEXT, Subject, Table, rows_table, shown
 from meanmode.sweeps.report.depth_front import DepthFront
 from meanmode.sweeps.report.next_steps import after_run
-from meanmode.sweeps.report.run_findings import LEAST_BLOCKS, depth_table, order_table, run_facts, sentence
+from meanmode.sweeps.report.run_findings import (
+    LEAST_BLOCKS,
+    depth_table,
+    has_learned,
+    order_table,
+    run_facts,
+    sentence,
+)
 from meanmode.sweeps.report.timelines import chosen, timelines
 from meanmode.sweeps.studies.hazards.run_warning import warning_of_run
 from meanmode.sweeps.studies.run_onset import document_of_run
@@ -66,7 +73,7 @@ def run_subject(
         kind=f"{kind} of {run.sizes['step']:,} logged steps"
         + (f", {last} of {planned}" if unfinished else ""),
         verdict=sentence(run, document, so_far=unfinished),
-        tone="bad" if step is not None else "open" if "loss" not in run else "good",
+        tone="bad" if step is not None else "good" if has_learned(run) else "open",
         facts=tuple(run_facts(run, document, depth)),
         cannot_say=tuple(shown(text, 300) for text in _cannot_say(document)),
         notes=tuple(shown(text, 300) for text in (*notes, *document["notes"], *more)),

@@ -101,6 +101,27 @@ def test_a_log_gets_the_panels_that_its_data_allow(tmp_path: Path) -> None:
     assert "12 of 299 other" in " ".join(found.notes)
 
 
+@pytest.mark.parametrize(
+    ("losses", "tone", "level", "said"),
+    [
+        ([2.0], "open", "Low", "only 1 row with a finite loss"),
+        (np.linspace(2.0, 2.1, 60), "open", "Low", "the loss did not end below 75% of that level"),
+        (np.linspace(2.0, 1.0, 60), "good", "Medium", "the loss ended below 75% of that level"),
+    ],
+    ids=["one row", "does not learn", "learns"],
+)
+def test_only_a_run_that_learned_is_green(
+    tmp_path: Path, losses: list[float], tone: str, level: str, said: str
+) -> None:
+    log = tmp_path / "log.jsonl"
+    rows = [{"step": step, "loss": float(loss)} for step, loss in enumerate(losses, start=1)]
+    log.write_text("\n".join(map(json.dumps, rows)))
+    (found,) = read_subjects([log])
+    confidence = dict(found.facts)["Confidence"]
+    assert found.tone == tone and confidence.startswith(level) and said in confidence
+    assert ("that it learned does not show" in found.verdict) == (tone == "open")
+
+
 def test_a_sweep_is_its_counts_and_its_forecast(tiny_store: Path) -> None:
     (found,) = read_subjects([tiny_store])
     assert found.verdict.startswith("32 of 32 cells are done.") and "The forecast is off by" in found.verdict
