@@ -105,13 +105,14 @@ def sweep_run(
     failures = run_sweep(sweep, out, resume=resume, workers=workers, scheduler=scheduler, shard=share)
     part = "" if share is None else f" of shard {share}"
     click.echo(f"{out}: {cells} cells{part}", err=True)
-    look_at(out, write=write_report)
     if failures:
         click.echo(
             f"{out}: {len(failures)} of them failed (mms sweep status {out} shows why); "
             "--resume tries them again",
             err=True,
         )
+    look_at(out, write=write_report)
+    if failures:
         ctx.exit(1)
 
 

@@ -61,12 +61,21 @@ def check_report(path: Path) -> None:
 
 
 def look_at(path: Path, *, write: bool) -> None:
-    """End a command that made a run or a store: write its report, or name the command that does."""
+    """End a command that made a run or a store: write its report, or name the command that does.
+
+    A report that cannot be written is told in a sentence: the work is done, and its exit code stays.
+    """
     if not write:
         click.echo(f"look at it: mms report {shlex.quote(str(path))}", err=True)
         return
     from meanmode.sweeps.report.making import default_out, make_report
 
     file = default_out([path])
-    make_report([path], file)
+    try:
+        make_report([path], file)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        again = f"mms report {shlex.quote(str(path))}"
+        click.echo(f"mms: the report was not written ({reason}): {again} tries again", err=True)
+        return
     click.echo(f"look at it: {file}", err=True)

@@ -133,3 +133,22 @@ def test_a_sweep_ends_with_the_command_to_look_at_it(mms: Command) -> None:
     assert code == 0 and "look at it: a b.report.html\n" in err and Path("a b.report.html").exists()
     again = mms("sweep", "run", *small.split(), "--seeds", 1, "--out", "a b.zarr", "--resume")
     assert "look at it: mms report 'a b.zarr'\n" in again[2]
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_report_that_fails_hides_no_outcome(
+    mms: Command, monkeypatch: pytest.MonkeyPatch, failed: bool
+) -> None:
+    """The failures come first, then a sentence; the exit code is that of the sweep."""
+    from meanmode.sweeps.engine import simulated
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise MemoryError("no room\nfor it")
+
+    monkeypatch.setattr(making, "make_report", broken)
+    if failed:
+        monkeypatch.setattr(simulated, "simulate", broken)
+    small = "--tokens 4 --width 16 --heads 2 --weight-std 0.2 --input-cosine 0.3 --depth 4 --merge plain"
+    code, _, err = mms("sweep", "run", *small.split(), "--seeds", 1, "--out", "a.zarr", "--report")
+    assert code == int(failed) and ("1 of them failed" in err) == failed
+    assert err.endswith("mms: the report was not written (no room for it): mms report a.zarr tries again\n")
