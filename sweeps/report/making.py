@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meanmode.sim.imported.log_folder import LOGS
 from meanmode.sim.store.files import METADATA
 from meanmode.sim.store.run_reader import TELEMETRY
 
@@ -36,8 +37,12 @@ def default_out(paths: Sequence[Path]) -> Path:
     """The file of a report in the current folder: NAME.report.html, or report.html for several subjects."""
     if len(paths) > 1:
         return Path("report.html")
-    path = paths[0].absolute()
-    return Path(f"{(path.parent if path.name == TELEMETRY else path).stem}.report.html")
+    path = paths[0].resolve()
+    path = path.parent if path.name == TELEMETRY else path
+    name = path.name
+    for suffix in (".zarr", ".gz", *LOGS):
+        name = name.removesuffix(suffix) or name
+    return Path(f"{name or 'root'}.report.html")
 
 
 def make_report(paths: Sequence[Path], out: Path) -> "list[Subject]":
@@ -58,12 +63,12 @@ def watch_report(paths: Sequence[Path], out: Path, say: Say) -> None:
     """Write the report, and again whenever a path has grown, until all runs and stores are complete.
 
     An interruption ends the watch; that of a log has no other end. If a path cannot be read at some later
-    time, for example since it is being written, the page stays as it is until it can.
+    time, for example because it is being written, the page stays as it is until it can.
 
     Args:
         paths: runs, stores and logs.
         out: the file.
-        say: is told of the begin and the end of the watch, and of each failure.
+        say: is told of the beginning and the end of the watch, and of each failure.
 
     Raises:
         StoreError: as `make_report`, at the first time.

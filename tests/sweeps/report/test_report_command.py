@@ -42,6 +42,22 @@ def test_the_name_follows_the_subject(mms: Command, craft: Callable[..., Path]) 
 
 
 @pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("runs/lr0.001", "lr0.001"),
+        ("runs/lr0.002.zarr", "lr0.002"),
+        ("runs/lr0.001/..", "runs"),
+        ("loss0.1.jsonl.gz", "loss0.1"),
+        ("loss0.1", "loss0.1"),
+    ],
+)
+def test_only_known_suffixes_are_left_out_of_the_name(path: str, name: str) -> None:
+    """Two learning rates do not overwrite each other, and a report has a name in every folder."""
+    Path("runs/lr0.001").mkdir(parents=True)
+    assert making.default_out([Path(path)]) == Path(f"{name}.report.html")
+
+
+@pytest.mark.parametrize(
     ("out", "said"),
     [("taken.html", "is no report"), ("folder", "is a folder"), ("missing/x.html", "is no folder")],
 )
