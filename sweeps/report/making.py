@@ -1,13 +1,16 @@
 """Make a report once, or again whenever what it shows has grown."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meanmode.sim.imported.log_folder import LOGS
+from meanmode.sim.imported.log_folder import LOGS, MOST_FILES
 from meanmode.sim.store.files import METADATA
+from meanmode.sim.store.regular_files import files_under
 from meanmode.sim.store.run_reader import TELEMETRY
 
 if TYPE_CHECKING:
@@ -78,13 +81,13 @@ def watch_report(paths: Sequence[Path], out: Path, say: Say) -> None:
     from meanmode.sweeps.report.writing import check_destination
 
     check_destination(out)
-    seen, failed = _traces(paths), ""
+    seen, failed = _traces(paths, out), ""
     grows = _grows(_write(paths, out, RELOAD_SECONDS))
     if grows:
         say(f"{out} is written, and again whenever there is more: ctrl-c ends the watch")
     try:
         while grows:
-            while (now := _traces(paths)) == seen:
+            while (now := _traces(paths, out)) == seen:
                 time.sleep(POLL_SECONDS)
             seen = now
             try:
@@ -113,16 +116,33 @@ def _grows(subjects: "Sequence[Subject]") -> bool:
     return any(subject.unfinished for subject in subjects)
 
 
-def _traces(paths: Sequence[Path]) -> list[tuple[int, ...]]:
-    """Sizes and times of what changes when a path grows: a log itself, the metadata and chunks of a store."""
+def _traces(paths: Sequence[Path], out: Path) -> list[tuple[int, ...]]:
+    """Sizes and times of what changes when a path grows, of every path.
+
+    Of a store these are its metadata and chunks of status, of any other folder all files that a log is looked
+    for in, without the page itself; otherwise the path itself.
+    """
     found = []
     for path in paths:
         folders = [path, path / TELEMETRY]
-        files = [
-            path,
-            *(folder / METADATA for folder in folders),
-            *(folder / "status" / "c" for folder in folders),
-        ]
-        stats = [file.stat() for file in files if file.exists()]
+        metadata = [folder / METADATA for folder in folders]
+        files = [*metadata, *(folder / "status" / "c" for folder in folders)]
+        if not path.is_dir():
+            files = [path]
+        elif not any(file.exists() for file in metadata):
+            try:
+                files += (file for file in islice(files_under(path), MOST_FILES) if file.name != out.name)
+            except OSError:
+                # it changes while it is searched: what was found so far is compared with the next look
+                pass
+        stats = [of for file in files if (of := _stat(file)) is not None]
         found.append(tuple(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)))
     return found
+
+
+def _stat(file: Path) -> os.stat_result | None:
+    """Size and times of a file; None if it is not there, or no longer."""
+    try:
+        return file.stat()
+    except OSError:
+        return None

@@ -136,6 +136,29 @@ def test_a_growing_run_is_watched_to_its_end(
         assert "collapsed at step 82" not in pages[2] and "collapsed at step 82" in last
 
 
+def test_a_growing_file_in_a_folder_is_watched(mms: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder itself does not change when a log in it does; nor does the page in it count."""
+    pages: list[str] = []
+
+    def log(first: int, stop: int) -> None:
+        with Path("logs/deep/log.jsonl").open("a") as file:
+            file.writelines(f'{{"step": {step}, "loss": 1.0}}\n' for step in range(first, stop))
+
+    def wait(_: float) -> None:
+        pages.append(Path("logs/page.html").read_text())
+        if len(pages) == 4:
+            raise KeyboardInterrupt
+        if len(pages) < 3:
+            log(20 * len(pages), 20 * len(pages) + 20)
+
+    Path("logs/deep").mkdir(parents=True)
+    log(1, 20)
+    monkeypatch.setattr(making.time, "sleep", wait)
+    assert mms("report", "logs", "--watch", "--out", "logs/page.html")[0] == 0
+    assert all(f"in steps 1 to {last}" in page for last, page in zip((19, 39, 59), pages, strict=False))
+    assert pages[3] == pages[2]
+
+
 def test_training_ends_with_the_command_to_look_at_it(mms: Command) -> None:
     short = ("--set", "steps=2", "--set", "depth=2")
     assert "look at it: mms report run\n" in mms("train", "digits-16l", *short, "--out", "run")[2]
