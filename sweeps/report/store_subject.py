@@ -31,9 +31,9 @@ MOST_PIXELS = (600, 256)
 """Most columns and rows of a map."""
 
 SAID = (
-    "One line of the map per cell, from the bottom in the order of the table of cells. Every pixel shows, of "
-    "all values it covers, the one furthest from the median of the map; between measurements the last one is "
-    "held."
+    "One line of the map per cell that is done or diverged, at its index in the store, from 0, as "
+    "in the table of cells and in mms sweep status. Every pixel shows, of all values it covers, the one "
+    "furthest from the median of the map; between measurements the last one is held."
 )
 """How maps of cells are made, for the page."""
 
@@ -71,7 +71,7 @@ def store_subject(path: Path, *, name: str, pixels: int) -> Subject:
         notes=tuple(_failures(path) if counts["failed"] else ()),
         maps=_maps(data, pixels),
         scatters=tuple(_scatters(rows)),
-        tables=tuple([*_tables(rows), *_cell_tables(cells), configuration_table(data.attrs)]),
+        tables=tuple([*_tables(rows), *_cell_tables(data, cells), configuration_table(data.attrs)]),
         next_steps=tuple(after_store(name, str(data.attrs.get("name", "NAME")), counts, compared=bool(rows))),
         unfinished=bool(counts["to_do"]),
     )
@@ -174,12 +174,31 @@ def _tables(rows: list[Row]) -> list[Table]:
     return tables
 
 
-def _cell_tables(cells: list[Row]) -> list[Table]:
+def _finished(data: xr.Dataset) -> np.ndarray:
+    """Indices of the cells that are shown in the table of cells and in the maps: done or diverged."""
+    return np.flatnonzero(np.isin(data["status"].values, (DONE, DIVERGED)))
+
+
+def _cell_tables(data: xr.Dataset, cells: list[Row]) -> list[Table]:
+    """The finished cells with their front or onset; of diverged ones only their place is known.
+
+    Args:
+        data: the store.
+        cells: one row per cell that is done, in order.
+    """
     if not cells:
         return []
-    rows = [{"cell": number, **row} for number, row in enumerate(_varied(cells), start=1)]
-    shortened = [{key: _cell(value) for key, value in row.items()} for row in rows]
-    return [rows_table("Cells", shortened, most=MOST_ROWS, folded=True)]
+    status, axes = data["status"].values, json.loads(data.attrs["axes"])
+    done = iter(_varied(cells))
+    rows: list[Row] = []
+    for index in _finished(data):
+        of = (
+            next(done)
+            if status[index] == DONE
+            else {**{axis: data[axis][index].item() for axis in axes}, "status": "diverged"}
+        )
+        rows.append({"cell": int(index), **{key: _cell(value) for key, value in of.items()}})
+    return [rows_table("Cells", rows, most=MOST_ROWS, folded=True)]
 
 
 def _cell(value: Any) -> Any:
@@ -217,8 +236,8 @@ def _scatters(rows: list[Row]) -> list[Scatter]:
 def _maps(data: xr.Dataset, pixels: int) -> MapSet | None:
     """Every variable of a finished cell over blocks or steps, one line of the map per cell."""
     over = "block" if "front" in data and "block" in data.dims else "step"
-    done = np.flatnonzero(data["status"].isin([DONE, DIVERGED]).values)
-    if over not in data.dims or not len(done):
+    cells = _finished(data)
+    if over not in data.dims or not len(cells):
         return None
     names = [
         str(name)
@@ -227,13 +246,13 @@ def _maps(data: xr.Dataset, pixels: int) -> MapSet | None:
     ]
     names.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     x = data[over].values.astype(np.int64)
-    cells = np.arange(1, len(done) + 1)
+    first, last = int(cells[0]), int(cells[-1])
     share = pixels // min(max(len(names), 1) * 2, MOST_MAPS)
-    grid = Grid.over((int(x[0]), int(x[-1])), (1, len(done)), share, MOST_PIXELS)
+    grid = Grid.over((int(x[0]), int(x[-1])), (first, last), share, MOST_PIXELS)
     maps: list[HeatMap] = []
     for name in names:
         for label, values in _parts(data, name):
-            held = values[done].astype(np.float64)
+            held = values[cells].astype(np.float64)
             if over == "step":
                 held = pd.DataFrame(held).ffill(axis=1).where(_until_last(held)).to_numpy()
             found = reduced_map(
@@ -253,12 +272,12 @@ def _maps(data: xr.Dataset, pixels: int) -> MapSet | None:
         maps=tuple(maps),
         left=grid.first_x - 0.5,
         width=grid.last_x - grid.first_x + 1.0,
-        bottom=0.5,
-        height=float(len(done)),
+        bottom=first - 0.5,
+        height=last - first + 1.0,
         x_name=over,
         y_name="cell",
         over_steps=False,
-        marks=tuple(_marks(data, done)),
+        marks=tuple(_marks(data, cells)),
         said=SAID,
     )
 
@@ -277,10 +296,9 @@ def _parts(data: xr.Dataset, name: str) -> list[tuple[str, np.ndarray]]:
     return [(shown(f"{name}, {label}"), values.values[:, :, at]) for at, label in enumerate(labels)]
 
 
-def _marks(data: xr.Dataset, done: np.ndarray) -> list[Mark]:
+def _marks(data: xr.Dataset, cells: np.ndarray) -> list[Mark]:
     """Measured and predicted fronts, or onsets, of the cells."""
     marks = []
-    cells = np.arange(1, len(done) + 1, dtype=np.float64)
     named = {
         "front": "measured front",
         "predicted_front": "predicted front",
@@ -288,7 +306,7 @@ def _marks(data: xr.Dataset, done: np.ndarray) -> list[Mark]:
     }
     for name, words in named.items():
         if name in data and data[name].dims == ("cell",):
-            x = data[name].values[done].astype(np.float64)
+            x = data[name].values[cells].astype(np.float64)
             if np.isfinite(x).any():
-                marks.append(Mark(name=words, x=x, y=cells, joined=False))
+                marks.append(Mark(name=words, x=x, y=cells.astype(np.float64), joined=False))
     return marks

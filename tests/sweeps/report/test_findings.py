@@ -1,14 +1,17 @@
 """What a report says: the verdict of mms onset, where in depth, in which order, how surely."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.run_reader import open_run, run_sizes
+from meanmode.sim.store.sweep_store import DIVERGED, DONE, FAILED, TODO
 from meanmode.sweeps.report.block_maps import block_maps
 from meanmode.sweeps.report.contents import Subject, shown
 from meanmode.sweeps.report.depth_front import DepthFront
@@ -134,11 +137,27 @@ def test_a_sweep_is_its_counts_and_its_forecast(tiny_store: Path) -> None:
     assert {"tokens", "predicted", "measured", "relative error"} <= set(table.columns)
 
 
+def test_a_cell_has_one_number_on_the_page(tiny_store: Path, tmp_path: Path) -> None:
+    """Its index in the store, as in mms sweep status, whichever cells are left, failed or diverged."""
+    path = tmp_path / "some.zarr"
+    shutil.copytree(tiny_store, path)
+    status = zarr.open_array(path / "status", mode="r+")
+    status[:] = TODO
+    status[3], status[[7, 20]], status[11] = DIVERGED, DONE, FAILED
+    (found,) = read_subjects([path])
+    cells = next(table for table in found.tables if table.title == "Cells")
+    assert [row[0] for row in cells.rows] == [3, 7, 20] and [row[-1] for row in cells.rows].count(
+        "diverged"
+    ) == 1
+    assert found.maps is not None and all(mark.y.tolist() == [3, 7, 20] for mark in found.maps.marks)
+    assert (found.maps.bottom, found.maps.height) == (2.5, 18.0)
+    lines = np.flatnonzero((found.maps.maps[0].levels > 0).any(axis=1))
+    assert (lines + 3).tolist() == [3, 7, 20] and "cell 11 failed" in found.notes[0]
+
+
 @pytest.mark.parametrize("count", [0, 5])
 def test_a_sweep_that_is_not_done_says_what_is_left(tiny_store: Path, tmp_path: Path, count: int) -> None:
     """Also one without a finished cell."""
-    import shutil
-
     from meanmode.sweeps.engine.execution import run_sweep  # noqa: F401 (the store is written by it)
 
     shutil.copytree(tiny_store, tmp_path / "part.zarr")
@@ -155,8 +174,6 @@ def test_a_sweep_that_is_not_done_says_what_is_left(tiny_store: Path, tmp_path: 
 def test_what_is_no_run_is_refused(
     what: str, tmp_path: Path, craft: Callable[..., Path], tiny_store: Path
 ) -> None:
-    import shutil
-
     path = tmp_path / "it"
     match what:
         case "a folder":
