@@ -9,7 +9,7 @@ from meanmode.sim.onset.watched_signal import known_name
 from meanmode.sim.store.run_reader import open_run
 from meanmode.sweeps.report.contents import Array, HeatMap, MapSet, Mark, shown
 from meanmode.sweeps.report.depth_front import DepthFront
-from meanmode.sweeps.report.reduction import SAID, Grid, reduced_map
+from meanmode.sweeps.report.reduction import SAID, Grid, cosine_bounds, reduced_map
 
 FIRST = ("tcs_image", "tcs", "rho", "g_mean", "g_ctr", "amplification", "grad_rms_q", "grad_rms_k")
 """Observables that are listed first, if they were measured."""
@@ -81,7 +81,7 @@ def _maps_of(run: xr.Dataset, name: str, grid: Grid) -> list[HeatMap]:
     values = run[name]
     definition = shown(values.attrs.get("long_name", ""), 200)
     steps, blocks = run["step"].values, run["block"].values
-    bounds = (0.0, 1.0) if known_name(name)[2] else None
+    bounds = cosine_bounds(values.values) if known_name(name)[2] else None
     parts = [(shown(name), values)]
     if values.ndim == 3:
         third = values.dims[2]

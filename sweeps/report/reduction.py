@@ -148,6 +148,11 @@ def reduced_map(
     return HeatMap(name=name, definition=definition, levels=levels.T.copy(), low=least, high=most, log=log)
 
 
+def cosine_bounds(values: NDArray[np.floating]) -> tuple[float, float]:
+    """Bounds of a map of token cosines: 0 to 1, or from the smallest finite value if that is negative."""
+    return min(0.0, float(values[np.isfinite(values)].min(initial=0.0))), 1.0
+
+
 def _spread(
     values: Array, columns: NDArray[np.int64], rows: NDArray[np.int64], grid: Grid, hold: bool
 ) -> Array:

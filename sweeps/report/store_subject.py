@@ -18,7 +18,7 @@ from meanmode.sweeps.engine.status import status_of
 from meanmode.sweeps.engine.store_kinds import STORE_KINDS, kind_of
 from meanmode.sweeps.report.contents import HeatMap, MapSet, Mark, Scatter, Subject, Table, rows_table, shown
 from meanmode.sweeps.report.next_steps import after_store
-from meanmode.sweeps.report.reduction import Grid, reduced_map
+from meanmode.sweeps.report.reduction import Grid, cosine_bounds, reduced_map
 from meanmode.sweeps.report.run_subject import configuration_table
 from meanmode.sweeps.studies.comparison import READINGS
 from meanmode.sweeps.studies.rows import Row
@@ -263,7 +263,7 @@ def _maps(data: xr.Dataset, pixels: int) -> MapSet | None:
                 cells,
                 grid,
                 hold=False,
-                bounds=(0.0, 1.0) if known_name(name)[2] else None,
+                bounds=cosine_bounds(held) if known_name(name)[2] else None,
             )
             maps += [] if found is None or len(maps) >= MOST_MAPS else [found]
     if not maps:

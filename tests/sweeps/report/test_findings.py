@@ -219,6 +219,16 @@ def test_a_spike_of_one_block_and_step_stays_in_a_map(spike: float) -> None:
     assert (found.high if spike > 1 else found.low) == pytest.approx(spike)
 
 
+def test_a_negative_cosine_is_shown_as_such(collapsed: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.zarr"
+    shutil.copytree(collapsed, path)
+    zarr.open_array(path / "tcs", mode="r+")[9, 4] = -0.3
+    depth = DepthFront(open_run(path))
+    found = block_maps(path, run_sizes(path, ["tcs"]), depth, (1, 120), 10_000)
+    assert found is not None and found.maps[0].high == 1
+    assert found.maps[0].low == pytest.approx(-0.3) and (found.maps[0].levels == 1).any()
+
+
 def test_gaps_are_held_only_between_measurements() -> None:
     values = np.full((3, 2), np.nan)
     values[0, 1], values[2, 1], values[1, 0] = 1.0, 3.0, np.inf
