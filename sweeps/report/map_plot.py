@@ -175,8 +175,8 @@ def scatter_plot(of: Scatter) -> Any:
     plot.line(list(span), list(span), color="#808080", line_dash="dashed")
     source = ColumnDataSource(
         {
-            "predicted": of.predicted.astype(np.float32),
-            "measured": of.measured.astype(np.float32),
+            "predicted": of.predicted,
+            "measured": of.measured,
             "setting": list(of.settings),
         }
     )

@@ -163,15 +163,14 @@ def _panel(panel: Panel, name: str, subject: Subject, shared: Shared) -> Any:
     if panel.log:
         low = min(float(line.y.min()) for line in panel.lines)
         high = max(float(line.y.max()) for line in panel.lines)
-        decades = math.log10(high / low)
+        decades = math.log10(high) - math.log10(low)
         if decades > DECADES:
             every = math.ceil(decades / DECADES)
-            plot.yaxis.ticker = FixedTicker(ticks=[10.0**of for of in range(-48, 40, every)])
+            plot.yaxis.ticker = FixedTicker(ticks=[10.0**of for of in range(-308, 309, every)])
     drawn = []
     for at, line in enumerate(panel.lines):
-        source = ColumnDataSource(
-            {"x": line.x.astype(np.int32), "y": line.y.astype(np.float32)}, name=f"line-{name}-{at}"
-        )
+        # in double precision: a loss that diverges may be beyond single precision, and would be no number
+        source = ColumnDataSource({"x": line.x, "y": line.y}, name=f"line-{name}-{at}")
         dash = "solid" if at < len(COLOURS) else "dashed"
         colour = COLOURS[at % len(COLOURS)]
         drawn.append(plot.line("x", "y", source=source, color=colour, line_width=1.6, line_dash=dash))

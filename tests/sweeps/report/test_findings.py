@@ -17,6 +17,7 @@ from meanmode.sweeps.report.contents import Subject, shown
 from meanmode.sweeps.report.depth_front import DepthFront
 from meanmode.sweeps.report.reduction import Grid, reduced_line, reduced_map
 from meanmode.sweeps.report.subjects import MOST_SUBJECTS, read_subjects
+from meanmode.sweeps.report.timeline_plot import Shared, timelines_plot
 from meanmode.sweeps.studies.run_onset import onset_document
 
 ONSET = 80
@@ -123,6 +124,18 @@ def test_only_a_run_that_learned_is_green(
     confidence = dict(found.facts)["Confidence"]
     assert found.tone == tone and confidence.startswith(level) and said in confidence
     assert ("that it learned does not show" in found.verdict) == (tone == "open")
+
+
+@pytest.mark.parametrize("peak", [1e39, 1e300])
+def test_a_loss_beyond_single_precision_is_drawn(tmp_path: Path, peak: float) -> None:
+    log = tmp_path / "log.jsonl"
+    losses = [*np.geomspace(1e-9, 1.0, 30), peak]
+    log.write_text("\n".join(json.dumps({"step": s, "loss": loss}) for s, loss in enumerate(losses)))
+    (found,) = read_subjects([log])
+    shared = Shared.over([found])
+    assert shared is not None
+    grid, _ = timelines_plot(found, 0, ["loss"], shared)
+    assert grid.select_one({"name": "line-0-0-0"}).data["y"].max() == peak
 
 
 def test_a_sweep_is_its_counts_and_its_forecast(tiny_store: Path) -> None:
