@@ -45,13 +45,15 @@ class Panel:
         title: what the panel shows.
         lines: its curves.
         log: whether the axis is logarithmic.
-        level: height of a horizontal line, the initial loss or the front; None for none.
+        level: height of a horizontal line; None for none.
+        level_name: what the line is, such as the initial loss; empty without one.
     """
 
     title: str
     lines: tuple[Line, ...]
     log: bool = False
     level: float | None = None
+    level_name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

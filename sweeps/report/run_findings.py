@@ -104,7 +104,8 @@ def _alarms(document: dict[str, Any]) -> str:
 def where(depth: DepthFront, step: int, kind: str) -> str:
     """Where the front was before, at and after an onset, and which part of the depth was alike first."""
     if len(depth.blocks) < LEAST_BLOCKS:
-        return f"The token cosine of {len(depth.blocks) or 'no'} block was logged, so the depth is not known."
+        blocks = f"{len(depth.blocks) or 'no'} block{'s' if len(depth.blocks) > 1 else ''}"
+        return f"The token cosine of {blocks} was logged, so the depth is not known."
     before, at, end = (depth.at(of) for of in (step - BEFORE, step, int(depth.steps[-1])))
     said = [
         f"At the onset {_block(at, depth.depth)} (front: first block with TCS of {FRONT_COSINE:g} or more); "

@@ -31,8 +31,8 @@ from meanmode.sweeps.studies.run_onset import document_of_run
 KNOWN = {*SIGNALS, MAX_LOGIT, "tcs_image"}
 """Observables of blocks that the verdict and the timelines need."""
 
-MOST_REPORTS, MOST_FIELDS, MOST_ALARMS = 20, 300, 200
-"""Event reports, fields of the configuration, and alarms that are shown."""
+MOST_REPORTS, MOST_FIELDS, MOST_ALARMS = 20, 300, 50
+"""Event reports, fields of the configuration, and alarms that are marked and listed."""
 
 
 def run_subject(
@@ -67,7 +67,7 @@ def run_subject(
     last = int(run["step"].values[-1])
     planned = last if imported else planned_steps(find_run(path))
     unfinished = last < planned
-    more = _more(warning, undrawn, len(read), len(every))
+    more = [*_more(warning, undrawn, len(read), len(every)), *_unmarked(len(document["alarms"]))]
     return Subject(
         name=shown(name, 200),
         kind=f"{kind} of {run.sizes['step']:,} logged steps"
@@ -104,6 +104,12 @@ def _more(warning: dict[str, Any], undrawn: str, read: int, every: int) -> Itera
         yield f"{read} of {every:,} logged quantities were read, those with known names first."
     if warning["rows"]:
         yield from (f"The probability of a collapse: {text}." for text in warning["notes"])
+
+
+def _unmarked(alarms: int) -> Iterator[str]:
+    """A note if there are more alarms than are marked and listed."""
+    if alarms > MOST_ALARMS:
+        yield f"The first {MOST_ALARMS} of {alarms:,} alarms are marked and listed."
 
 
 def _cannot_say(document: dict[str, Any]) -> list[str]:

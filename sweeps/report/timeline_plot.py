@@ -38,9 +38,6 @@ HEIGHT, LEGEND, AXIS = 136, 20, 22
 DECADES = 4
 """Labels of a logarithmic axis."""
 
-MOST_ALARMS = 20
-"""Alarms that are marked."""
-
 MOST_ALIGNED = 24
 """Panels of several subjects up to which those that a subject lacks are left free, so that rows align."""
 
@@ -198,7 +195,7 @@ def _panel(panel: Panel, name: str, subject: Subject, shared: Shared) -> Any:
     plot.add_layout(heading(panel.title), "above")
     if panel.level is not None:
         plot.add_layout(Span(location=panel.level, dimension="width", line_dash="dashed", line_color=GREY))
-    for step in subject.alarms[:MOST_ALARMS]:
+    for step in subject.alarms:
         plot.add_layout(Span(location=step, dimension="height", line_dash="dotted", line_color=GREY))
     if subject.onset is not None:
         plot.add_layout(onset_line(subject.onset))

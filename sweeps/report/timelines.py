@@ -92,7 +92,7 @@ def _line(run: xr.Dataset, name: str, groups: int, label: str = "") -> list[Line
     return [Line(name=label or LABELS.get(name, shown(name)), x=x, y=y)] if len(x) else []
 
 
-def _panel(title: str, lines: list[Line], level: float | None = None) -> Panel:
+def _panel(title: str, lines: list[Line], level: float | None = None, level_name: str = "") -> Panel:
     """A panel, with a logarithmic axis if its curves need one; zeros are then drawn at the smallest value."""
     low = min(float(line.y.min()) for line in lines)
     high = max(float(line.y.max()) for line in lines)
@@ -100,7 +100,7 @@ def _panel(title: str, lines: list[Line], level: float | None = None) -> Panel:
     log = low >= 0 and high > LOG_FROM * smallest
     if log:
         lines = [Line(name=of.name, x=of.x, y=np.maximum(of.y, smallest)) for of in lines]
-    return Panel(title=title, lines=tuple(lines), log=log, level=level)
+    return Panel(title=title, lines=tuple(lines), log=log, level=level, level_name=level_name)
 
 
 def _loss(run: xr.Dataset, groups: int) -> list[Panel]:
@@ -110,8 +110,12 @@ def _loss(run: xr.Dataset, groups: int) -> list[Panel]:
     if not lines:
         return []
     rows = loss_rows(run)
-    level = rows.level if rows is not None and "import" in run.attrs else initial_level(run)
-    return [_panel("loss", lines, float(level) if np.isfinite(level) and level > 0 else None)]
+    level, name = initial_level(run), "the initial loss"
+    if rows is not None and "import" in run.attrs:
+        level, name = rows.level, name if rows.known else "the loss when the log begins"
+    if not np.isfinite(level) or level <= 0:
+        return [_panel("loss", lines)]
+    return [_panel("loss", lines, float(level), name)]
 
 
 def _cosine(run: xr.Dataset, groups: int) -> list[Panel]:
@@ -123,6 +127,7 @@ def _cosine(run: xr.Dataset, groups: int) -> list[Panel]:
             title="token cosine (TCS), deep median",
             lines=tuple(lines),
             level=FRONT_COSINE,
+            level_name=f"TCS of {FRONT_COSINE:g}",
         )
         for _ in lines[:1]
     ]

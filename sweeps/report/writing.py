@@ -27,7 +27,7 @@ TEMPLATE = "template"
 """Folder of the package with the parts of the page."""
 
 HEAD = 4096
-"""Bytes at the begin of a file in which its origin is looked for."""
+"""Bytes at the beginning of a file in which its origin is looked for."""
 
 
 def check_destination(out: Path) -> None:

@@ -12,12 +12,14 @@ import zarr
 from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.run_reader import open_run, run_sizes
 from meanmode.sim.store.sweep_store import DIVERGED, DONE, FAILED, TODO
+from meanmode.sweeps.report import run_subject
 from meanmode.sweeps.report.block_maps import block_maps
 from meanmode.sweeps.report.contents import Subject, shown
 from meanmode.sweeps.report.depth_front import DepthFront
 from meanmode.sweeps.report.reduction import Grid, reduced_line, reduced_map
 from meanmode.sweeps.report.subjects import MOST_SUBJECTS, read_subjects
 from meanmode.sweeps.report.timeline_plot import Shared, timelines_plot
+from meanmode.sweeps.report.writing import page
 from meanmode.sweeps.studies.run_onset import onset_document
 
 ONSET = 80
@@ -136,6 +138,24 @@ def test_a_loss_beyond_single_precision_is_drawn(tmp_path: Path, peak: float) ->
     assert shared is not None
     grid, _ = timelines_plot(found, 0, ["loss"], shared)
     assert grid.select_one({"name": "line-0-0-0"}).data["y"].max() == peak
+
+
+def test_the_caption_names_what_is_drawn(subject: Subject, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("\n".join(json.dumps({"step": 5000 + step, "loss": 1.0}) for step in range(30)))
+    (found,) = read_subjects([log])
+    assert "Grey dashes: the loss when the log begins. Grey line" in page([found])
+    assert "Grey dashes: the initial loss, and TCS of 0.9. Grey line" in page([subject])
+
+
+def test_alarms_that_are_not_marked_are_counted(
+    collapsed: Path, subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_subject, "MOST_ALARMS", 0)
+    (found,) = read_subjects([collapsed])
+    table = next(table for table in found.tables if table.title == "Alarms of the detector")
+    assert found.alarms == table.rows == () != subject.alarms
+    assert f"The first 0 of {len(subject.alarms)} alarms are marked and listed." in found.notes
 
 
 def test_a_sweep_is_its_counts_and_its_forecast(tiny_store: Path) -> None:
