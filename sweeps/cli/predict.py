@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from meanmode.sweeps.cli.options import (
     json_option,
@@ -24,13 +25,38 @@ def predict() -> None:
 
 @predict.command("front")
 @stack_options(lists=False)
+@click.option(
+    "--from",
+    "run",
+    metavar="RUN|CHECKPOINT",
+    type=click.Path(path_type=Path),
+    help="A trained network in place of an untrained stack: the front from its current weights, which takes "
+    "the place of all options above.",
+)
+@click.option("--step", type=click.IntRange(min=0), help="Step of the state of RUN.  [default: all states]")
 @json_option
-def predict_front_command(as_json: bool, **options: Any) -> None:
+@click.pass_context
+def predict_front_command(
+    context: click.Context, run: Path | None, step: int | None, as_json: bool, **options: Any
+) -> None:
     """Predict the collapse front of an untrained stack, with its spread between seeds.
 
     --input may also name a .npy file of tokens, a row for each of --tokens and of text. With structure in the
     input, the cosines of all pairs of tokens are followed, up to the last block of --depth.
+
+    With --from, predict that of a RUN of mms train from the weights of its checkpoints, beside the front
+    measured on fresh samples of its data.
     """
+    if run is not None:
+        given = [name for name in options if context.get_parameter_source(name) != ParameterSource.DEFAULT]
+        if given:
+            raise click.UsageError(
+                f"--from brings its own network: leave out --{given[0].replace('_', '-')}"
+            )
+        _predict_trained(run, step, as_json)
+        return
+    if step is not None:
+        raise click.UsageError("--step is a state of a run: name the run with --from")
     from meanmode.theory.meanfield.coverage import follows_gram
     from meanmode.theory.meanfield.predicted_front import predict_front
 
@@ -62,6 +88,22 @@ def predict_front_command(as_json: bool, **options: Any) -> None:
         )
         place = f"{prediction.front:.1f} +- {prediction.front_std:.1f} between seeds"
         click.echo(f"collapse front at block {place}{beyond}")
+
+
+def _predict_trained(run: Path, step: int | None, as_json: bool) -> None:
+    """The fronts of the states of a run, from their weights and measured."""
+    from meanmode.dit.evaluate.dynamic_fronts import front_rows
+    from meanmode.dit.evaluate.run_states import states_of
+
+    states = states_of(run)
+    if step is not None:
+        states = states.at([range(step, step + 1)])
+    states.check(ema=False)
+    rows = front_rows(states)
+    if as_json:
+        show_json({"run": str(run), "depth": states.run.model.depth, "rows": rows})
+    else:
+        show_table([dict(row) for row in rows])
 
 
 def _cosines_of(source: str) -> Any:

@@ -132,8 +132,8 @@ class Heads:
         drawn = root @ random.standard_normal((*lead, columns, heads * self.width))
         return np.moveaxis(drawn.reshape(*lead, tokens, heads, self.width), -2, -3)
 
-    def _side(self, root: Array, heads: int, random: np.random.Generator) -> Side:
-        features = self.features(root, heads, random)
+    def side(self, features: Array) -> Side:
+        """QK-Norm and positions of the queries or keys of every head [..., H, T, F]."""
         lengths = np.sqrt(np.sum(features**2, axis=-1, keepdims=True) / self.width)
         return Side(_rotated(features / lengths, self.angles), lengths)
 
@@ -147,7 +147,8 @@ class Heads:
             offsets = np.log(2.0 ** np.arange(1, self.count + 1) - 1)  # as meanmode.sim.trunk.state_space
             logits = logits + np.resize(offsets, heads)
             return Operands(logits=np.swapaxes(logits, -1, -2))
-        return Operands(sides=(self._side(root, heads, random), self._side(root, heads, random)))
+        queries, keys = (self.side(self.features(root, heads, random)) for _ in range(2))
+        return Operands(sides=(queries, keys))
 
     def matrices(self, root: Array, heads: int, operands: Operands) -> Array:
         """The mixing matrices e I + l A of these heads, or those of a scan [..., H, T, T]."""
