@@ -83,7 +83,7 @@ PICTURES: dict[str, Picture] = {
         page=FRONT,
     ),
     "dynamic_front": Picture(
-        shows="The front along training, measured, and predicted from the sizes of the current weights.",
+        shows="The front along training, measured, and predicted from what the current weights share.",
         page=FRONT,
     ),
     "depth_profiles": Picture(

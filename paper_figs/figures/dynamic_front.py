@@ -1,4 +1,4 @@
-"""The front along training: measured, and the recursion run with the sizes of the current weights."""
+"""The front along training: measured, and predicted from what the current weights share."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,9 +34,8 @@ def draw(document: Mapping[str, Any]) -> Figure:
         f"{run['text_tokens']} tokens, batch {run['batch']}, {run['schedule']}"
         for run in runs
     )
-    caption(
-        figure, f"Points: measured on the training batch; line: recursion, std between seeds. 1 seed. {said}."
-    )
+    shown = "Points: measured on 32 fresh samples; line: predicted, std of what it leaves open. 1 seed each."
+    caption(figure, f"{shown} {said}.")
     return figure
 
 
@@ -45,7 +44,7 @@ def _draw_run(panel: Axes, run: Mapping[str, Any]) -> None:
     panel.plot(*measured.T, "o", ms=2, color=COLOURS[1], mew=0, label="measured")
     found = [row for row in run["predicted"] if row["front"] is not None]
     steps, front, std = (np.array([row[name] for row in found]) for name in ("step", "front", "front_std"))
-    panel.plot(steps, front, color=COLOURS[0], label="predicted from current weight norms")
+    panel.plot(steps, front, color=COLOURS[0], label="predicted from current weights")
     panel.fill_between(steps, front - std, front + std, color=COLOURS[0], alpha=0.2, lw=0)
     if not found:
         words = f"no front is predicted\nwithin {run['depth']} blocks"

@@ -76,9 +76,8 @@ def writer_alignment(blocks: Sequence[Block]) -> WriterAlignment:
         left, singular, _ = np.linalg.svd(weight, full_matrices=False)
         leading.append(left[:, 0])
         ranks.append(np.square(singular).sum() / max(float(singular[0]) ** 2, np.finfo(float).tiny))
-    readers = [
-        _array(layer.weight) for block in blocks for layer in (block.operator.v_proj, block.ffn.w13)
-    ]
+    pairs = [(block.operator.v_proj, block.ffn.w13) for block in blocks]
+    readers = [_array(layer.weight) for pair in pairs for layer in pair]
     seen = [np.square(weight @ vectors[:, 0]).sum() / np.square(weight).sum() for weight in readers]
     units = np.stack(leading)
     return WriterAlignment(
@@ -95,8 +94,8 @@ def block_overlaps(
 ) -> list[BlockOverlaps]:
     """Sizes, overlaps and coherences of the current weights of every block, for the dynamic front.
 
-    The blocks must be all those of a stack, in order. Sizes and shared directions come from the weights alone.
-    The coherence of a branch with the trunk's mean is that along the path of reference tokens: only ratios
+    The blocks must be all those of a stack, in order. Sizes and shared directions come from the weights
+    alone. The coherence of a branch with the trunk's mean is that along the path of reference tokens: only ratios
     within a sub-layer are kept, neither the path nor its cosines.
 
     Args:

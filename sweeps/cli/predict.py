@@ -50,9 +50,7 @@ def predict_front_command(
     if run is not None:
         given = [name for name in options if context.get_parameter_source(name) != ParameterSource.DEFAULT]
         if given:
-            raise click.UsageError(
-                f"--from brings its own network: leave out --{given[0].replace('_', '-')}"
-            )
+            raise click.UsageError(f"--from brings its own network: leave out --{given[0].replace('_', '-')}")
         _predict_trained(run, step, as_json)
         return
     if step is not None:

@@ -1,8 +1,8 @@
 """Stacks whose writers have a rank-one spike, along one direction for all blocks or one each.
 
-`python tests/bench/spiked_writers.py predict` prints the fronts forecast from the weights of fresh seeds, and
-`measure` those of the same weights on other tokens. One line per spike; results are the mean over seeds and its
-standard error, in blocks.
+`python tests/bench/spiked_writers.py predict` prints the fronts forecast from the weights of fresh seeds,
+and `measure` those of the same weights on other tokens. One line per spike; results are the mean over seeds
+and its standard error, in blocks.
 """
 
 import dataclasses
@@ -81,7 +81,11 @@ def main() -> None:
         found = np.array([front(seed, spiked_blocks(seed, spike, shared, depth)) for seed in SEEDS])
         error = found.std(ddof=1) / len(found) ** 0.5
         said = "shared" if shared else "of its own for each writer"
-        print(f"spike {spike:g}, {said}: {found.mean():.1f} +- {error:.1f}", np.round(found, 1).tolist(), flush=True)
+        print(
+            f"spike {spike:g}, {said}: {found.mean():.1f} +- {error:.1f}",
+            np.round(found, 1).tolist(),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

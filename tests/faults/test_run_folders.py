@@ -33,6 +33,7 @@ READERS = {
     "export": ("export", "run", "--out", "x.safetensors"),
     "evaluate": ("evaluate", "run", "--probe", "timestep", "--samples", 3),
     "measure": ("measure", "run", "--samples", 2, "--out", "x.zarr"),
+    "front": ("predict", "front", "--from", "run"),
     "fork": ("train", *SMALL, "--set", "steps=6", "--fork", "run", "--out", "x"),
     "resume": ("train", *SMALL, "--set", "steps=6", "--resume", "--out", "run"),
 }
