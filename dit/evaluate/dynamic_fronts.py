@@ -13,7 +13,7 @@ from meanmode.sim.observe.shared_directions import block_overlaps
 from meanmode.sim.onset.measured_front import collapse_front
 from meanmode.theory.meanfield.dynamic_front import dynamic_front
 
-SAMPLES = 32
+SAMPLES = 128
 """Samples that the coherences are measured with, and as many others whose front is measured."""
 
 FOLLOWED = 8

@@ -34,7 +34,7 @@ def draw(document: Mapping[str, Any]) -> Figure:
         f"{run['text_tokens']} tokens, batch {run['batch']}, {run['schedule']}"
         for run in runs
     )
-    shown = "Points: measured on 32 fresh samples; line: predicted, std of what it leaves open. 1 seed each."
+    shown = "Points: measured on 128 fresh samples; line: predicted, std of what it leaves open. 1 seed each."
     caption(figure, f"{shown} {said}.")
     return figure
 

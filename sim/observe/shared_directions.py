@@ -95,8 +95,8 @@ def block_overlaps(
     """Sizes, overlaps and coherences of the current weights of every block, for the dynamic front.
 
     The blocks must be all those of a stack, in order. Sizes and shared directions come from the weights
-    alone. The coherence of a branch with the trunk's mean is that along the path of reference tokens: only ratios
-    within a sub-layer are kept, neither the path nor its cosines.
+    alone. The coherence of a branch with the trunk's mean is that along the path of reference tokens: only
+    ratios within a sub-layer are kept, neither the path nor its cosines.
 
     Args:
         blocks: blocks of the stack.
