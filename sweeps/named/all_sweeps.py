@@ -45,7 +45,7 @@ from meanmode.sweeps.named.stock.watched_alarms import (
     WATCHED_ALARMS_UNLOGGED,
 )
 from meanmode.sweeps.named.stock.watched_merges import WATCHED_MERGES
-from meanmode.sweeps.named.structure.structured_inputs import STRUCTURED_FRONTS, STRUCTURED_GRADIENTS
+from meanmode.sweeps.named.structure.structured_fronts import STRUCTURED_FRONTS, STRUCTURED_GRADIENTS
 from meanmode.sweeps.named.token_law import TOKEN_LAW
 from meanmode.sweeps.named.waiting_time import (
     WAITING_TIME,
