@@ -53,8 +53,8 @@ def draw(data: xr.Dataset) -> Figure:
     base = base_setting(data)
     caption(
         figure,
-        f"Untrained stacks of {len(settings) // len(INPUTS)} settings, width 64 to 256, 16 to 64 tokens, batch "
-        f"{base.batch}, {len(np.unique(data['seed'].values))} seeds. Band: 5 %.",
+        f"Untrained stacks of {len(settings) // len(INPUTS)} settings, width 64 to 256, 16 to 64 tokens, "
+        f"batch {base.batch}, {len(np.unique(data['seed'].values))} seeds. Band: 5 %.",
     )
     return figure
 

@@ -56,7 +56,7 @@ def draw(data: xr.Dataset) -> Figure:
     base = base_setting(data)
     caption(
         figure,
-        f"Untrained stacks, {base.tokens} tokens, adjoint cosine {base.adjoint_cosine:g}. Lines: Gram recursion "
-        f"(one cosine for gaussian); points: mean and standard error. {run_caption(data)}.",
+        f"Untrained stacks, {base.tokens} tokens, adjoint cosine {base.adjoint_cosine:g}. Lines: Gram "
+        f"recursion (one cosine for gaussian); points: mean and standard error. {run_caption(data)}.",
     )
     return figure

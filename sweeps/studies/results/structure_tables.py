@@ -77,8 +77,8 @@ def structured_fronts(data: Path, name: str) -> str:
     errors = np.abs([row["relative_error"] for row in rows if row["relative_error"] is not None])
     statistics = (
         "Predicted / measured front (error = (predicted - measured) / measured; z in standard errors of "
-        f"the measurement; predicted over measured standard deviation). Mean |error| {errors.mean():.1%}, largest "
-        f"{errors.max():.1%}."
+        f"the measurement; predicted over measured standard deviation). Mean |error| {errors.mean():.1%}, "
+        f"largest {errors.max():.1%}."
     )
     return captioned(_by_setting(rows, cell), stacks_caption(data, [name]), statistics)
 
