@@ -154,8 +154,8 @@ class Coverage:
     def words(self) -> list[str]:
         """The score of its fronts and what was not measured, in words."""
         said = [
-            f"{score.cases} such fronts were off by {score.typical:.1%} on average and {score.largest:.1%} at "
-            "most"
+            f"{score.cases} such fronts were off by {score.typical:.1%} on average, at most "
+            f"{score.largest:.1%}"
             for score in self.scores
             if score.quantity == "front"
         ]
