@@ -45,6 +45,7 @@ from meanmode.sweeps.named.stock.watched_alarms import (
     WATCHED_ALARMS_UNLOGGED,
 )
 from meanmode.sweeps.named.stock.watched_merges import WATCHED_MERGES
+from meanmode.sweeps.named.structure.structured_fronts import STRUCTURED_FRONTS, STRUCTURED_GRADIENTS
 from meanmode.sweeps.named.token_law import TOKEN_LAW
 from meanmode.sweeps.named.waiting_time import (
     WAITING_TIME,
@@ -66,6 +67,8 @@ SWEEPS: dict[str, Sweep | Study | Committor | SplittingStudy | StockStudy] = {
         DEPTH_PROFILES,
         TOKEN_LAW,
         MIXERS_AND_MERGES,
+        STRUCTURED_FRONTS,
+        STRUCTURED_GRADIENTS,
         CRITICAL_RATE_SLOPES,
         CRITICAL_RATE_DEPTH,
         CRITICAL_RATE_DEEP,
