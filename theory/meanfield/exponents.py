@@ -1,4 +1,4 @@
-"""Exponents of an untrained stack: how fast distances between tokens and adjoints grow or shrink per block."""
+"""Exponents of an untrained stack: how fast token distances and adjoints grow or shrink per block."""
 
 # W realisations, L blocks
 
@@ -26,26 +26,19 @@ class Exponents:
         cosine: the pair cosine at which they hold; only at a fixed point for more than one block.
         forward: of the distance to the fixed point; at 1, of 1 - c. Negative: it is attracting.
         backward_mean: of the energy of the adjoint's token mean, from a block's output to its input.
-        backward_centered: of the energy of the adjoint's centered part, which the mean part also feeds.
-        fed: energy that one block moves from the mean to the centered part of the adjoint, over the mean
-            energy that it passes on; 0 at a cosine of 1.
+        backward_centered: of the energy of the adjoint's centered part by itself; below a cosine of 1 the
+            mean part feeds it.
     """
 
     cosine: float
     forward: float
     backward_mean: float
     backward_centered: float
-    fed: float
 
     @property
     def backward(self) -> float:
         """Exponent of the whole adjoint: that of its faster part, since the two are triangular."""
         return max(self.backward_mean, self.backward_centered)
-
-    @property
-    def backward_fed(self) -> float:
-        """Exponent of the centered part that the mean feeds beside the collapsed state: share ~ 1 - c."""
-        return self.backward_mean - self.forward
 
 
 def exponents(block: BlockMap, cosine: float = 1.0) -> Exponents:
@@ -59,9 +52,8 @@ def exponents(block: BlockMap, cosine: float = 1.0) -> Exponents:
         mean:     (a_m^2 + b_m^2 F'(c)) / n    backward, of both sub-layers
         centered: (a_p^2 + b_p^2 F'(1)) / n, and b_m^2 (F'(1) - F'(c)) / n from the mean to the centered part
 
-    For SwiGLU F = r g c kap(c). Attention passes the mean on as (e + l)^2, the centered part as e^2, and
-    feeds l^2 [exp(c (1 - c)) (1 + c (1 - c)) - 1] to it, through values and keys. So at c = 1 the centered
-    adjoint has the exponent of 1 - c, and at c = 0 the mean adjoint has that of c.
+    For SwiGLU F = r g c kap(c). Attention passes the mean on as (e + l)^2 and the centered part as e^2. So
+    at c = 1 the centered adjoint has the exponent of 1 - c, and at c = 0 the mean adjoint has that of c.
 
     Raises:
         ValueError: a cosine outside of 0 to 1.
@@ -80,16 +72,11 @@ def exponents(block: BlockMap, cosine: float = 1.0) -> Exponents:
     through = block.part_skip + block.part_write * one
     norms = divisor * (mean + part)
     multiplier = turned * (up * part + mean * down) / (mean + part) ** 2
-    passed = block.raised * up / norms
-    fed = block.mean_write * (one - here) * block.spread
-    open_cosine = cosine * (1 - cosine)
-    fed += block.values_fed * (math.exp(open_cosine) * (1 + open_cosine) - 1) * up
     return Exponents(
         cosine=cosine,
         forward=_log(multiplier),
-        backward_mean=_log(passed),
+        backward_mean=_log(block.raised * up / norms),
         backward_centered=_log(block.spread * through / norms),
-        fed=fed / norms / passed if passed else math.inf,
     )
 
 

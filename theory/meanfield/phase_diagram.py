@@ -64,7 +64,6 @@ class BlockMap:
         # factors of the attention merge on the energies of the mean and the centered part
         self.raised = gains.mean_skip**2 + gains.mean_write**2 * attention_gain * (identity + share) ** 2
         self.spread = gains.centered_skip**2 + gains.centered_write**2 * attention_gain * identity**2
-        self.values_fed = gains.mean_write**2 * attention_gain * share**2
         self.mean_skip, self.mean_write = ffn.mean_skip**2, ffn.mean_write**2
         self.part_skip, self.part_write = ffn.centered_skip**2, ffn.centered_write**2
 

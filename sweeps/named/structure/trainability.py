@@ -1,4 +1,4 @@
-"""Do distances and adjoints grow at the predicted exponents? Stacks beside the collapsed state, and without one.
+"""Do distances and adjoints grow at the predicted exponents? Stacks beside the collapsed state.
 
 The stacks begin beside the collapsed state (c = 0.999, with MV-Split 0.999999, which leaves it within a few
 blocks), and in two last ones at c = 0, where it is attracting. Predicted before the sweep was run

@@ -1,4 +1,4 @@
-"""Exponents of untrained stacks: those of the theory, and the slopes that a sweep with a backward pass shows."""
+"""Exponents of untrained stacks: those of the theory, and the slopes that a sweep shows."""
 
 # S seeds, L blocks
 
@@ -107,7 +107,7 @@ def exponent_rows(data: xr.Dataset, document: Mapping[str, Any]) -> list[Row]:
 
 
 def measured_energies(cells: xr.Dataset, setting: Setting) -> dict[str, Array]:
-    """Logarithms of the energies that the exponents speak of, after every block [S, L + 1]; NaN where unknown.
+    """Logarithms of the energies that the exponents speak of, after every block [S, L + 1]; NaN at the input.
 
     1 - c follows from rho (law E1). The squared gradient of the FFN writer over its amplification is
     sum_t |y_t|^2 |delta_t|^2 (laws A2, A4), and |y_t| has the same size in every block, so it is the
