@@ -160,8 +160,8 @@ def predict_exponents_command(name: str | None, out: Path | None, as_json: bool,
 def _write_exponents(name: str, out: Path) -> None:
     from meanmode.sweeps.engine.sweep import Sweep
     from meanmode.sweeps.named.all_sweeps import named_sweep
-    from meanmode.sweeps.studies.forecast_files import write_forecast
     from meanmode.sweeps.studies.exponents.stack_exponents import forecast
+    from meanmode.sweeps.studies.forecast_files import write_forecast
 
     sweep = named_sweep(name)
     if not isinstance(sweep, Sweep):

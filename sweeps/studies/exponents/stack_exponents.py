@@ -110,8 +110,9 @@ def measured_energies(cells: xr.Dataset, setting: Setting) -> dict[str, Array]:
     """Logarithms of the energies that the exponents speak of, after every block [S, L + 1]; NaN at the input.
 
     1 - c follows from rho (law E1). The squared gradient of the FFN writer over its amplification is
-    sum_t |y_t|^2 |delta_t|^2 (laws A2, A4), and |y_t| has the same size in every block, so it is the
-    adjoint's energy up to a constant; its pair cosine divides it into mean and centered part.
+    sum_t |y_t|^2 |delta_t|^2 (laws A2, A4), and |y_t| has the same size in every block. So beside a fixed
+    point, where the norms divide by the same, it is the adjoint's energy up to a constant; its pair cosine
+    divides it into mean and centered part.
     """
     blocks = slice(0, setting.depth + 1)
     values = {

@@ -75,8 +75,8 @@ def depth_steps(data: Path, *names: str, law: str) -> str:
     ]
     heads = ("blocks", "theory, step 1", *(f"step {step}" for step in STEPS), "law O2")
     statistics = (
-        f"Exponent of the functional step per rate in depth. Law O2 with r = {coherence:.4f}, fitted to later "
-        "steps."
+        "Exponent in depth of the functional step per rate. Theory: zero writers. Law O2 with r = "
+        f"{coherence:.4f}, fitted to later steps of the shallower study."
     )
     return captioned(pipe_table(heads, lines), studies_caption(data, names), statistics)
 
