@@ -1,6 +1,7 @@
 """`mms predict`: predictions of the theory."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,8 @@ def predict_exponents_command(name: str | None, out: Path | None, as_json: bool,
     block, tokens = BlockMap(setting), setting.tokens + setting.text_tokens
     rows = []
     for point in block.fixed_points():
+        if point.multiplier == math.inf:  # the merge removes the mean
+            continue
         found = exponents(block, point.cosine)
         rows.append({name: getattr(found, name) for name in EXPONENTS})
         if setting.mixer == "softmax":

@@ -56,12 +56,16 @@ def exponents(block: BlockMap, cosine: float = 1.0) -> Exponents:
     at c = 1 the centered adjoint has the exponent of 1 - c, and at c = 0 the mean adjoint has that of c.
 
     Raises:
-        ValueError: a cosine outside of 0 to 1.
+        ValueError: a cosine outside of 0 to 1, or one that a merge without a mean never reaches.
     """
     if not 0 <= cosine <= 1:
         raise ValueError(f"an exponent is defined for a pair cosine from 0 to 1, got {cosine}")
     slope, gain = block.swiglu.deriv(), block.ffn_gain
     divisor = block.raised * cosine + block.spread * (1 - cosine)
+    if not divisor:
+        raise ValueError(
+            f"a merge that removes the mean leaves no state of cosine {cosine:g}: ask for another"
+        )
     between = block.raised * cosine / divisor
     turned = block.raised * block.spread / divisor**2
     here, one = gain * float(slope(between)), gain * float(slope(1.0))

@@ -53,6 +53,8 @@ def test_an_ffn_of_no_width_leaves_adjoints_as_they_are() -> None:
     assert limit.forward == pytest.approx(-math.log1p(0.7**4), abs=1e-3)
     with pytest.raises(ValueError, match=r"pair cosine from 0 to 1, got 1\.2"):
         exponents(BlockMap(Setting()), 1.2)
+    with pytest.raises(ValueError, match="no state of cosine 1"):
+        exponents(BlockMap(Setting(merge="hard_centering")))
 
 
 @pytest.mark.parametrize("fields", [*MERGES[:2], {"merge": "mv_split", "alpha": 0.05, "beta": 0.3}], ids=str)
