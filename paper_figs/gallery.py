@@ -24,6 +24,7 @@ RAMPS, CRITICAL, WHEN = (f"results/{name}.md" for name in ("training_ramps", "cr
 HALF, CAUSES, EVENT = (f"results/{name}.md" for name in ("half_rate", "interventions", "event"))
 TRAINABILITY = "results/trainability.md"
 STABILISERS, WARNING, REAL = (f"results/{name}.md" for name in ("stabilisers", "warning", "real_data"))
+STRUCTURE = "results/structure.md"
 
 
 PICTURES: dict[str, Picture] = {
@@ -100,6 +101,15 @@ PICTURES: dict[str, Picture] = {
         shows="Amplification of the attention writer's gradient against tokens and depth, predicted and "
         "measured.",
         page=AMPLIFICATION,
+    ),
+    "structured_fronts": Picture(
+        shows="Fronts of photographs, clusters and video, predicted from the cosines of all pairs of tokens "
+        "and from their mean, against measured ones.",
+        page=STRUCTURE,
+    ),
+    "structured_gradients": Picture(
+        shows="TCS and amplification of both writers block by block for inputs with structure.",
+        page=STRUCTURE,
     ),
     "token_regimes": Picture(
         shows="How the amplification grows with the number of tokens, block by block: near the loss in "
