@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from meanmode.sim.store.sweep_store import open_cells
-from meanmode.sweeps.studies.exponents.depth_exponents import STEPS, rate_exponents, size_exponents
+from meanmode.sweeps.studies.exponents.depth_exponents import SPANS, STEPS, rate_exponents, size_exponents
 from meanmode.sweeps.studies.exponents.stack_exponents import exponent_rows
 from meanmode.sweeps.studies.forecast_files import read_forecast
 from meanmode.sweeps.studies.half_rates import half_rates
@@ -85,6 +85,7 @@ def depth_rates(data: Path, *names: str, law: str) -> str:
     """Exponents in depth of half rates, beside those that keep the functional step."""
     coherence = read_forecast(data / f"{law}.forecast.json")["law"]["coherence"]
     runs = pd.concat([waiting_times(open_cells(store(data, name))) for name in names], ignore_index=True)
+    runs = runs[runs["depth"].isin({depth for span in SPANS for depth in span})]
     first = first_step_coherence(opened_studies(data, names[:1])[0].study.base.model.setting())
     lines = [
         [
