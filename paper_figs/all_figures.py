@@ -44,6 +44,7 @@ from meanmode.paper_figs.figures.events import (
     event_run,
 )
 from meanmode.paper_figs.figures.hazards import calibration, hazard_depth, schedule_risk, survival
+from meanmode.paper_figs.figures.stacks import trainability
 from meanmode.paper_figs.gallery import PICTURES
 from meanmode.paper_figs.shared.style import LOOK
 from meanmode.sim.store.files import StoreError
@@ -98,6 +99,7 @@ STUDY_FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, xr.Datase
             hazard_depth,
             calibration,
             schedule_risk,
+            trainability,
         )
     },
 }
