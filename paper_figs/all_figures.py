@@ -27,6 +27,8 @@ from meanmode.paper_figs.figures import (
     mixers,
     phase_diagram,
     standard_writers,
+    structured_fronts,
+    structured_gradients,
     timestep_probe,
     token_law,
     token_regimes,
@@ -42,6 +44,7 @@ from meanmode.paper_figs.figures.events import (
     event_run,
 )
 from meanmode.paper_figs.figures.hazards import calibration, hazard_depth, schedule_risk, survival
+from meanmode.paper_figs.figures.stacks import trainability
 from meanmode.paper_figs.gallery import PICTURES
 from meanmode.paper_figs.shared.style import LOOK
 from meanmode.sim.store.files import StoreError
@@ -54,6 +57,8 @@ FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure]]] = {
     "depth_profiles": ("collapse_front.zarr", depth_profiles.draw),
     "mixers": ("mixers.zarr", mixers.draw),
     "token_law": ("token_law.zarr", token_law.draw),
+    "structured_fronts": ("structured_fronts.zarr", structured_fronts.draw),
+    "structured_gradients": ("structured_gradients.zarr", structured_gradients.draw),
     "token_regimes": ("token_law.zarr", token_regimes.draw),
 }
 """Name -> the sweep that is drawn, along `cell`, and the function that draws it."""
@@ -94,6 +99,7 @@ STUDY_FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, xr.Datase
             hazard_depth,
             calibration,
             schedule_risk,
+            trainability,
         )
     },
 }

@@ -22,7 +22,9 @@ class Picture:
 FRONT, AMPLIFICATION, MIXERS = (f"results/{name}.md" for name in ("front", "amplification", "mixers"))
 RAMPS, CRITICAL, WHEN = (f"results/{name}.md" for name in ("training_ramps", "critical_rate", "when"))
 HALF, CAUSES, EVENT = (f"results/{name}.md" for name in ("half_rate", "interventions", "event"))
+TRAINABILITY = "results/trainability.md"
 STABILISERS, WARNING, REAL = (f"results/{name}.md" for name in ("stabilisers", "warning", "real_data"))
+STRUCTURE = "results/structure.md"
 
 
 PICTURES: dict[str, Picture] = {
@@ -82,6 +84,11 @@ PICTURES: dict[str, Picture] = {
         "from none, with the stacks that were measured.",
         page=FRONT,
     ),
+    "trainability": Picture(
+        shows="Where the collapsed state attracts and how fast adjoints grow, over weights, FFN ratio and "
+        "residual gain, with measured exponents; and where attention rows would freeze.",
+        page=TRAINABILITY,
+    ),
     "dynamic_front": Picture(
         shows="The front along training, measured, and predicted from what the current weights share.",
         page=FRONT,
@@ -94,6 +101,15 @@ PICTURES: dict[str, Picture] = {
         shows="Amplification of the attention writer's gradient against tokens and depth, predicted and "
         "measured.",
         page=AMPLIFICATION,
+    ),
+    "structured_fronts": Picture(
+        shows="Fronts of photographs, clusters and video, predicted from the cosines of all pairs of tokens "
+        "and from their mean, against measured ones.",
+        page=STRUCTURE,
+    ),
+    "structured_gradients": Picture(
+        shows="TCS and amplification of both writers block by block for inputs with structure.",
+        page=STRUCTURE,
     ),
     "token_regimes": Picture(
         shows="How the amplification grows with the number of tokens, block by block: near the loss in "

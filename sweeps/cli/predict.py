@@ -1,6 +1,7 @@
 """`mms predict`: predictions of the theory."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from meanmode.sweeps.cli.options import (
 )
 from meanmode.theory.setting import INPUTS, Setting
 
+EXPONENTS = ("cosine", "forward", "backward_mean", "backward_centered")
+"""What `mms predict exponents` shows of a fixed point."""
+
 
 @click.group()
 def predict() -> None:
-    """Predict the front, a profile, the onset, or the risk of a schedule."""
+    """Predict the front, a profile, exponents, the onset, or the risk of a schedule."""
 
 
 @predict.command("front")
@@ -55,7 +59,7 @@ def predict_front_command(
         return
     if step is not None:
         raise click.UsageError("--step is a state of a run: name the run with --from")
-    from meanmode.theory.meanfield.coverage import follows_gram
+    from meanmode.theory.meanfield.coverage import ALL_PAIRS, coverage
     from meanmode.theory.meanfield.predicted_front import predict_front
 
     source = options["input"]
@@ -68,17 +72,20 @@ def predict_front_command(
         )
     prediction = predict_front(setting, cosines=_cosines_of(source) if given else None)
     inputs = dataclasses.asdict(setting) | {"input": source}
+    covered = coverage(setting, ALL_PAIRS if given else None)
     if as_json:
         show_json(
             {
                 "front": prediction.front,
                 "front_std": prediction.front_std,
                 "front_deterministic": prediction.front_deterministic,
+                "coverage": dataclasses.asdict(covered),
                 "inputs": inputs,
             }
         )
-    elif prediction.front is None:
-        within = f" within {setting.depth} blocks" if given or follows_gram(setting) else ""
+        return
+    if prediction.front is None:
+        within = f" within {setting.depth} blocks" if covered.recursion == ALL_PAIRS else ""
         click.echo(f"no collapse front is predicted{within}")
     else:
         beyond = (
@@ -86,6 +93,7 @@ def predict_front_command(
         )
         place = f"{prediction.front:.1f} +- {prediction.front_std:.1f} between seeds"
         click.echo(f"collapse front at block {place}{beyond}")
+    click.echo("; ".join([f"by the recursion of {covered.recursion}", *covered.words()]))
 
 
 def _predict_trained(run: Path, step: int | None, as_json: bool) -> None:
@@ -155,6 +163,57 @@ def predict_profile_command(as_json: bool, **options: Any) -> None:
     ]
     if rows:
         show_table(rows)
+
+
+@predict.command("exponents")
+@stack_options(lists=False)
+@click.option("--sweep", "name", help="Write the exponents of every setting of a named sweep, to --out.")
+@click.option("--out", type=click.Path(path_type=Path), help="Forecast of --sweep; never overwritten.")
+@json_option
+def predict_exponents_command(name: str | None, out: Path | None, as_json: bool, **options: Any) -> None:
+    """Predict how fast token distances and adjoints grow per block, at every fixed point of the pair cosine.
+
+    Natural logarithms of energies, for many tokens and features: forward of the distance to the fixed point,
+    backward of the mean and the centered part of the adjoint. The entropy is that of an attention row.
+    """
+    if (name is None) != (out is None):
+        raise ValueError(
+            "--sweep and --out go together: give both, or neither for the setting of the options"
+        )
+    if name is not None and out is not None:
+        _write_exponents(name, out)
+        return
+    from meanmode.sweeps.studies.rows import finite
+    from meanmode.theory.meanfield.exponents import exponents
+    from meanmode.theory.meanfield.phase_diagram import BlockMap
+    from meanmode.theory.meanfield.softmax_moments import row_entropy
+
+    setting = Setting(**options)
+    block, tokens = BlockMap(setting), setting.tokens + setting.text_tokens
+    rows = []
+    for point in block.fixed_points():
+        if point.multiplier == math.inf:  # the merge removes the mean
+            continue
+        found = exponents(block, point.cosine)
+        rows.append({name: getattr(found, name) for name in EXPONENTS})
+        if setting.mixer == "softmax":
+            rows[-1]["row_entropy"] = row_entropy(tokens, 1 - point.cosine, setting.head_width)
+    if as_json:
+        show_json({"fixed_points": [finite(row) for row in rows], "inputs": dataclasses.asdict(setting)})
+        return
+    show_table(rows)
+
+
+def _write_exponents(name: str, out: Path) -> None:
+    from meanmode.sweeps.engine.sweep import Sweep
+    from meanmode.sweeps.named.all_sweeps import named_sweep
+    from meanmode.sweeps.studies.exponents.stack_exponents import forecast
+    from meanmode.sweeps.studies.forecast_files import write_forecast
+
+    sweep = named_sweep(name)
+    if not isinstance(sweep, Sweep):
+        raise ValueError(f"exponents are those of untrained stacks, and {name} trains: name another --sweep")
+    write_forecast(forecast(sweep), out)
 
 
 @predict.command("onset")

@@ -45,6 +45,8 @@ from meanmode.sweeps.named.stock.watched_alarms import (
     WATCHED_ALARMS_UNLOGGED,
 )
 from meanmode.sweeps.named.stock.watched_merges import WATCHED_MERGES
+from meanmode.sweeps.named.structure.structured_fronts import STRUCTURED_FRONTS, STRUCTURED_GRADIENTS
+from meanmode.sweeps.named.structure.trainability import TRAINABILITY
 from meanmode.sweeps.named.token_law import TOKEN_LAW
 from meanmode.sweeps.named.waiting_time import (
     WAITING_TIME,
@@ -65,7 +67,10 @@ SWEEPS: dict[str, Sweep | Study | Committor | SplittingStudy | StockStudy] = {
         FRONT_SETTINGS_LARGE,
         DEPTH_PROFILES,
         TOKEN_LAW,
+        TRAINABILITY,
         MIXERS_AND_MERGES,
+        STRUCTURED_FRONTS,
+        STRUCTURED_GRADIENTS,
         CRITICAL_RATE_SLOPES,
         CRITICAL_RATE_DEPTH,
         CRITICAL_RATE_DEEP,

@@ -7,6 +7,7 @@ from meanmode.sweeps.studies.results.event_tables import (
     event_half_rates,
     events,
 )
+from meanmode.sweeps.studies.results.exponent_tables import depth_rates, depth_steps, stack_exponents
 from meanmode.sweeps.studies.results.hazard_tables import (
     hazard_afterwards,
     hazard_candidates,
@@ -31,6 +32,12 @@ from meanmode.sweeps.studies.results.run_tables import (
 from meanmode.sweeps.studies.results.splitting_table import silence
 from meanmode.sweeps.studies.results.stack_tables import exponents, fronts, profiles
 from meanmode.sweeps.studies.results.stock_tables import watched_alarms, watched_merges
+from meanmode.sweeps.studies.results.structure_tables import (
+    gram_cases,
+    gram_exact,
+    structured_fronts,
+    structured_gradients,
+)
 from meanmode.sweeps.studies.results.training_tables import (
     critical_rates,
     detection,
@@ -52,6 +59,10 @@ TABLES = {
     "fronts": fronts,
     "profiles": profiles,
     "exponents": exponents,
+    "structured_fronts": structured_fronts,
+    "structured_gradients": structured_gradients,
+    "gram_exact": gram_exact,
+    "gram_cases": gram_cases,
     "critical_rates": critical_rates,
     "effects": effects,
     "order_of_events": order_of_events,
@@ -88,6 +99,9 @@ TABLES = {
     "mode_ratios": mode_ratios,
     "samples": sample_metrics,
     "timestep_probe": timestep_scores,
+    "stack_exponents": stack_exponents,
+    "depth_steps": depth_steps,
+    "depth_rates": depth_rates,
     "watched_alarms": watched_alarms,
     "watched_merges": watched_merges,
 }

@@ -82,6 +82,19 @@ def test_predict_front_has_the_fixed_keys(mms) -> None:
     assert "beyond the 8 blocks" in mms("predict", "front", "--tokens", 16, "--depth", 8)[1]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--from", "run", "--depth", 3), "--from brings its own network: leave out --depth"),
+        (("--step", 3), "--step is a state of a run: name the run with --from"),
+        (("--from", "nowhere"), "nowhere does not exist"),
+    ],
+)
+def test_predict_front_of_a_run_refuses_what_it_cannot_use(mms, options: tuple[Any, ...], said: str) -> None:
+    status, _, err = mms("predict", "front", *options)
+    assert status == 2 and err.strip().endswith(said) and err.count("mms:") == 1
+
+
 def test_predict_front_of_an_input_follows_its_cosines(mms, tmp_path: Path) -> None:
     stack = ("--tokens", 9, "--width", 32, "--heads", 1, "--weight-std", 0.2, "--depth", 16)
     same, halves = tmp_path / "same.npy", tmp_path / "halves.npy"
@@ -96,6 +109,29 @@ def test_predict_front_of_an_input_follows_its_cosines(mms, tmp_path: Path) -> N
     assert documents[2]["inputs"]["input"] == "photo"
     assert "between seeds" in mms("predict", "front", "--input", same, *stack)[1]
     assert "within 1 blocks" in mms("predict", "front", "--input", "clusters", "--depth", 1)[1]
+
+
+def test_predict_exponents_at_every_fixed_point(mms, tmp_path: Path) -> None:
+    document = json.loads(mms("predict", "exponents", "--ffn-ratio", 8, "--weight-std", 0.0625, "--json")[1])
+    low, middle, high = document["fixed_points"]
+    assert (low["cosine"], high["cosine"]) == (0, 1) and document["inputs"]["ffn_ratio"] == 8
+    assert low["forward"] < 0 < middle["forward"] and high["forward"] < 0 < high["backward_mean"]
+    assert low["row_entropy"] < middle["row_entropy"] < high["row_entropy"] < 4.16
+    (only,) = json.loads(mms("predict", "exponents", "--merge", "hard_centering", "--json")[1])[
+        "fixed_points"
+    ]
+    assert only["cosine"] == 0 and only["forward"] is None
+    out = tmp_path / "forecast.json"
+    assert mms("predict", "exponents", "--sweep", "trainability", "--out", out)[0] == 0
+    document = json.loads(out.read_text())
+    assert {row["quantity"] for row in document["rows"]} == {"forward", "backward_mean", "backward_centered"}
+    for arguments, said in (
+        (("--sweep", "trainability"), "go together"),
+        (("--sweep", "trainability", "--out", out), "never overwritten"),
+        (("--sweep", "committor", "--out", tmp_path / "c.json"), "committor trains"),
+    ):
+        status, _, err = mms("predict", "exponents", *arguments)
+        assert status == 2 and said in err
 
 
 def test_dry_run_prints_work_and_forecast_and_writes_nothing(mms, tmp_path: Path) -> None:

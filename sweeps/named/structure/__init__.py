@@ -1,0 +1,1 @@
+"""Named sweeps over inputs whose tokens have structure."""
