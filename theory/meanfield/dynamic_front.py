@@ -175,10 +175,9 @@ def dynamic_front(
     length, in place of m (1 + g). A k of 0.1 for 100 sub-layers outweighs all sizes, and needs changes of the
     weights of some percent.
 
-    All else is drawn afresh, as at initialisation, given E^T W, the sizes and the coherences: coefficients
-    and Gram matrix are then a Markov chain, of which this follows realisations. Without shared directions and
-    coherence it is the chain of law E4 with measured sizes. So are blocks with a strong direction each that
-    others do not share: rank without coherence.
+    All else is drawn afresh: coefficients and Gram matrix are then a Markov chain, of which this follows
+    realisations. Without shared directions and coherence it is the chain of law E4 with measured sizes. So
+    are blocks with a strong direction each that others do not share: rank without coherence.
 
     The tokens enter through their Gram matrix and their coefficients along E alone, besides what the
     coherences were measured with. Heuristic: the rest is Gaussian and independent between matrices; the
