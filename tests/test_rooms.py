@@ -45,6 +45,7 @@ ALLOWED = {
 SUBJECTS = {
     *("collapse_front", "committor", "critical_rate", "depth_profiles", "dynamic_front", "half_rate"),
     *("interventions", "merges", "mixers", "phase_diagram", "schedule_risk", "state_space", "sweep"),
+    "structured_fronts",
     *("timestep_probe", "token_law", "trainability", "waiting_time"),
 }
 """Stems that several modules share, since they speak of one thing: a law, its measurement, its figure."""
