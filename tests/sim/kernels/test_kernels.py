@@ -402,6 +402,7 @@ def test_without_a_gpu_nothing_is_loaded_and_the_benchmark_says_what_it_needs(co
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 def test_on_a_device(tmp_path: Path) -> None:
     """Errors, speed and steps on the device that is there."""
     run = subprocess.run([sys.executable, BENCH / "gpu.py", "--json", tmp_path / "bench.json"], check=False)
