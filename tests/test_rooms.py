@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 STOREYS = {
     "theory": ("setting", "proof", "laws", "meanfield", "onset"),
     "sim": (
+        "kernels",
         "trunk",
         "anatomy",
         "convert",
@@ -45,6 +46,7 @@ ALLOWED = {
 SUBJECTS = {
     *("collapse_front", "committor", "critical_rate", "depth_profiles", "dynamic_front", "half_rate"),
     *("interventions", "merges", "mixers", "phase_diagram", "schedule_risk", "state_space", "sweep"),
+    "structured_fronts",
     *("timestep_probe", "token_law", "trainability", "waiting_time"),
 }
 """Stems that several modules share, since they speak of one thing: a law, its measurement, its figure."""
