@@ -12,6 +12,12 @@ MERGES = (
 MIXERS = ("softmax", "uniform", "linear", "lazy", "a_minus_i", "i_minus_a", "gated", "state_space")
 """`lazy` and later are controls: blends of softmax attention and identity, a gate, and no attention."""
 
+INPUTS = ("gaussian", "photo", "clusters", "video")
+"""Synthetic inputs: exchangeable tokens, and three whose tokens have cosines with structure."""
+
+CLUSTERS = 4
+"""Clusters of the input `clusters`."""
+
 LARGEST_SIZE, LARGEST_GAIN = 2**24, 1e12
 """Upper limits of the fields; double precision would overflow beyond them."""
 
@@ -46,8 +52,9 @@ class Setting:
     """One synthetic Post-Norm stack at initialisation; the same object is predicted, simulated and compared.
 
     All block weights are N(0, weight_std^2), the residual writers N(0, writer_std^2) (weight_std where None).
-    The input is RMSNorm(sqrt(input_cosine) 1 u^T + sqrt(1 - input_cosine) E) with u and E standard normal;
-    the loss adjoint at the last block has the same form with adjoint_cosine, no norm and independent draws.
+    The input is RMSNorm(R E) with E standard normal: a random linear embedding of tokens whose cosines are
+    R R^T. Gaussian tokens are RMSNorm(sqrt(input_cosine) 1 u^T + sqrt(1 - input_cosine) E) with u standard
+    normal; the loss adjoint at the last block is of this form with adjoint_cosine, no norm and its own draws.
 
     Attributes:
         depth: number of blocks; each is an attention and a SwiGLU sub-layer, each with its own merge.
@@ -70,6 +77,10 @@ class Setting:
         mixer_share: l of `lazy`, the share of attention; 0 mixes no tokens, 1 is softmax attention.
         rope: 2-D rotary positions on the image tokens, which must form a square; `uniform` and
             `state_space` ignore them.
+        input: `gaussian`, exchangeable image tokens; `photo`, the patches of a photograph; `clusters`, four
+            orthogonal ones with cosine 0.8 within; `video`, frames of patches whose cosines fall by the
+            factor 0.9 per frame and 0.7 per patch. With structure, text tokens are independent of the image.
+        frames: frames that the image tokens of `video` form, each a square of patches.
 
     Raises:
         ValueError: a value outside its range, or fields that contradict each other.
@@ -93,6 +104,8 @@ class Setting:
     mixer: str = "softmax"
     mixer_share: float = 0.5
     rope: bool = False
+    input: str = "gaussian"
+    frames: int = 1
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -102,6 +115,7 @@ class Setting:
             ("batch", 1),
             ("width", 1),
             ("heads", 1),
+            ("frames", 1),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -125,7 +139,7 @@ class Setting:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if not 0 <= self.mixer_share <= 1:
             raise ValueError(f"mixer_share must be in [0, 1], got {self.mixer_share}")
-        for name, known in (("merge", MERGES), ("mixer", MIXERS)):
+        for name, known in (("merge", MERGES), ("mixer", MIXERS), ("input", INPUTS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(known)}")
         for name in ("alpha", "beta"):
@@ -139,6 +153,22 @@ class Setting:
             )
         if self.rope and self.head_width % 4:
             raise ValueError(f"2-D rope needs a head width divisible by 4, got {self.head_width}")
+        self._check_input()
+
+    def _check_input(self) -> None:
+        """Refuse an input that the other fields contradict."""
+        if self.input != "gaussian" and self.input_cosine:
+            raise ValueError(
+                f"the input {self.input} has its own cosines: input_cosine must be 0, got {self.input_cosine}"
+            )
+        if self.frames > 1 and self.input != "video":
+            raise ValueError(f"only the input video has frames, got {self.frames} frames of {self.input}")
+        patches = {"photo": self.tokens, "video": self.tokens / self.frames}.get(self.input, 1)
+        if math.isqrt(int(patches)) ** 2 != patches:
+            raise ValueError(
+                f"the patches of an image form a square: {self.tokens} tokens in {self.frames} "
+                f"frame{'s' if self.frames > 1 else ''} do not"
+            )
 
     @property
     def ffn_width(self) -> int:

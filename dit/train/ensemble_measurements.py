@@ -31,7 +31,7 @@ from meanmode.sim.onset.training_onset import (
     training_onset,
 )
 from meanmode.sim.train.ensemble_optimiser import EnsembleOptimiser
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.front import FRONT_COSINE
 
 WATCHED_BLOCKS = 8
 """Number of measured blocks, evenly spaced over the deeper half; their median is the TCS of a step."""

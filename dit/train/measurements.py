@@ -18,7 +18,7 @@ from meanmode.sim.onset.detector import EARLY_WARNING, Alarm, Detector
 from meanmode.sim.onset.early_warning import HORIZONS, RecentSignals
 from meanmode.sim.onset.training_onset import SIGNALS
 from meanmode.sim.onset.watched_signal import Moved
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.front import FRONT_COSINE
 
 Row = dict[str, Any]
 """Observables of one step by name."""

@@ -47,7 +47,7 @@ from meanmode.sim.onset.detector import Alarm
 from meanmode.sim.onset.training_onset import training_onset
 from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.run_reader import TELEMETRY, open_run
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.front import FRONT_COSINE
 
 
 class Trainer:

@@ -21,7 +21,8 @@ from meanmode.paper_figs.shared.style import (
     run_caption,
 )
 from meanmode.sweeps.studies.fronts import sweep_rows
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE, predict_front
+from meanmode.theory.meanfield.front import FRONT_COSINE
+from meanmode.theory.meanfield.predicted_front import predict_front
 from meanmode.theory.setting import Setting
 
 CURVE_POINTS = 7

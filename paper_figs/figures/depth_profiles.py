@@ -19,7 +19,7 @@ from meanmode.paper_figs.shared.style import (
 )
 from meanmode.sim.store.sweep_store import unstacked
 from meanmode.sweeps.studies.profiles import seed_statistics
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.front import FRONT_COSINE
 from meanmode.theory.meanfield.profile import predict_profile
 
 PANELS = (

@@ -11,7 +11,7 @@ from meanmode.paper_figs.shared.style import COLOURS, PAGE, plain_ticks
 from meanmode.sweeps.studies.around_onset import deep_series
 from meanmode.sweeps.studies.merge_ratios import LOSS_WINDOW, running_median
 from meanmode.sweeps.studies.run_sizes import run_config, span
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.front import FRONT_COSINE
 
 EVERY = 10
 """Steps from one point of the loss and the gradient norm to the next."""

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from meanmode.paper_figs.shared.runs import MERGES, caption, needs
 from meanmode.paper_figs.shared.style import COLOURS, PAGE
 from meanmode.sweeps.studies.run_sizes import run_config, schedule_of
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.front import FRONT_COSINE
 
 RHO = (0.1, 100.0)
 """Ends of the colour scale of rho."""

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from meanmode.paper_figs.shared.runs import caption
 from meanmode.paper_figs.shared.style import COLOURS, PAGE, base_setting
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.front import FRONT_COSINE
 from meanmode.theory.setting import Setting
 
 

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from meanmode.paper_figs.shared.runs import MARKS, WRITERS, caption, needs
 from meanmode.paper_figs.shared.style import COLOURS, DASHES, MARKERS, PAGE
 from meanmode.sweeps.studies.run_sizes import run_config, schedule_of
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE, FrontPrediction, predict_front
+from meanmode.theory.meanfield.front import FRONT_COSINE, FrontPrediction
+from meanmode.theory.meanfield.predicted_front import predict_front
 from meanmode.theory.meanfield.profile import predict_profile
 from meanmode.theory.setting import Setting
 

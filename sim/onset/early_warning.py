@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.front import FRONT_COSINE
 
 Array = NDArray[np.float64]
 

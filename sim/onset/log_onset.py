@@ -28,7 +28,7 @@ from meanmode.sim.onset.training_onset import (
     token_cosine,
 )
 from meanmode.sim.onset.watched_signal import BORN_ROWS, RISEN
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.front import FRONT_COSINE
 
 LEAST_SMOOTHED = 3
 """Smallest window of the running median, in rows: it removes a spike of one row."""

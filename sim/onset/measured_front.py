@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from meanmode.theory.meanfield.predicted_front import crossing
+from meanmode.theory.meanfield.front import crossing
 
 
 def collapse_front(tcs: ArrayLike | Sequence[float]) -> float | None:

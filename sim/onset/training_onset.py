@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from meanmode.sim.onset.deep_blocks import is_deep, medians
 from meanmode.sim.store.run_reader import logged_mask
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.front import FRONT_COSINE
 
 Array = NDArray[np.float64]
 

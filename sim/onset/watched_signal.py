@@ -17,7 +17,7 @@ from meanmode.sim.onset.training_onset import (
     SUSTAINED_ROWS,
     SUSTAINED_STEPS,
 )
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.front import FRONT_COSINE
 
 WINDOW = 40
 """Samples in a signal's past: enough for a median and a spread, few enough to follow slow changes."""

@@ -12,6 +12,7 @@ from meanmode.sim.trunk.linear import Linear
 from meanmode.sim.trunk.merges import make_merge
 from meanmode.sim.trunk.mixers import make_mixer
 from meanmode.sim.trunk.segments import Segments
+from meanmode.theory.meanfield.structured_inputs import cosine_factors, factor_roots
 from meanmode.theory.setting import Setting
 
 
@@ -130,17 +131,33 @@ def _aligned_tokens(setting: Setting, cosine: float, generator: torch.Generator)
     return cosine**0.5 * common + (1 - cosine) ** 0.5 * own
 
 
-def synthetic_input(setting: Setting, generator: torch.Generator) -> Float[Tensor, "*B T D"]:
-    """X_0 = RMSNorm(sqrt(c0) 1 u^T + sqrt(1 - c0) E), with u and E standard normal, fresh per sample.
+def _structured_tokens(setting: Setting, generator: torch.Generator) -> Tensor:
+    """R E for the image, factor by factor of its cosines R R^T, and independent text; E standard normal."""
+    tokens = torch.randn(setting.batch, sum(setting.segments), setting.width, generator=generator)
+    roots = [torch.from_numpy(root) for root in factor_roots(cosine_factors(setting))]
+    image = tokens[:, : setting.tokens].double().unflatten(1, [len(root) for root in roots])
+    for axis, root in enumerate(roots, start=1):
+        image = torch.tensordot(root, image, dims=([1], [axis])).movedim(0, axis)
+    tokens[:, : setting.tokens] = image.flatten(1, -2).to(tokens.dtype)
+    return tokens
 
-    c0 is `input_cosine`, the pair cosine of the tokens up to O(1 / width). Text tokens, if any, share u.
+
+def synthetic_input(setting: Setting, generator: torch.Generator) -> Float[Tensor, "*B T D"]:
+    """X_0 = RMSNorm(R E): R R^T are the cosines of the input, E is standard normal, fresh per sample.
+
+    Gaussian tokens are sqrt(c0) 1 u^T + sqrt(1 - c0) E before the norm: c0 is `input_cosine`, the pair cosine
+    of the tokens up to O(1 / width). Text tokens, if any, share u; beside an image with structure they are
+    independent.
     """
-    tokens = _aligned_tokens(setting, setting.input_cosine, generator)
+    if setting.input == "gaussian":
+        tokens = _aligned_tokens(setting, setting.input_cosine, generator)
+    else:
+        tokens = _structured_tokens(setting, generator)
     return rms_norm(tokens, (setting.width,), eps=MERGE_EPS)
 
 
 def synthetic_adjoint(setting: Setting, generator: torch.Generator) -> Float[Tensor, "*B T D"]:
-    """dL/dX_L = sqrt(c_G) 1 u^T + sqrt(1 - c_G) E, as `synthetic_input` but without the norm.
+    """dL/dX_L = sqrt(c_G) 1 u^T + sqrt(1 - c_G) E, as a Gaussian `synthetic_input` but without the norm.
 
     c_G is `adjoint_cosine`. The adjoint has its own random stream and is independent of the trunk.
     """

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from meanmode.sim.watch.depth_profile import DepthProfile, depth_profiles
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE, predict_front
+from meanmode.theory.meanfield.front import FRONT_COSINE
+from meanmode.theory.meanfield.predicted_front import predict_front
 
 LOST = 0.1
 """Least share of the distinctness 1 - TCS lost in the deeper half of the blocks that counts as growing."""

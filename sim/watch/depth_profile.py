@@ -3,6 +3,7 @@
 # B batch, T tokens, D width, L blocks
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from meanmode.sim.trunk.precision import single
 from meanmode.sim.trunk.stack import Block
 from meanmode.sim.watch.watch import Watch
 from meanmode.sim.watch.watch_plan import WatchPlan
-from meanmode.theory.meanfield.coverage import has_theory
+from meanmode.theory.meanfield.coverage import why_not_one_cosine
 from meanmode.theory.setting import Setting
 
 FORWARD, BACKWARD = ("tcs", "rho"), ("g_mean", "g_ctr", "amplification")
@@ -139,9 +140,11 @@ def covered_setting(model: nn.Module, states: list[Tensor], cosine: float) -> Se
         cosine: TCS of its input.
     """
     blocks = [module for module in model.modules() if isinstance(module, Block)]
-    if not blocks or len(states) != 1 or states[0].ndim != 3 or not has_theory(blocks[0].setting):
+    if not blocks or len(states) != 1 or states[0].ndim != 3:
         return None
-    own = blocks[0].setting
+    own = dataclasses.replace(blocks[0].setting, input="gaussian", frames=1)  # the input is measured
+    if why_not_one_cosine(own) is not None:
+        return None
     fields = {name: getattr(own, name) for name in own.__dataclass_fields__}
     writer_std = own.weight_std if own.writer_std is None else own.writer_std
     drawn = all(

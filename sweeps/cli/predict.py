@@ -14,7 +14,7 @@ from meanmode.sweeps.cli.options import (
     show_table,
     stack_options,
 )
-from meanmode.theory.setting import Setting
+from meanmode.theory.setting import INPUTS, Setting
 
 
 @click.group()
@@ -24,37 +24,38 @@ def predict() -> None:
 
 @predict.command("front")
 @stack_options(lists=False)
-@click.option(
-    "--input",
-    "source",
-    metavar="photo|clusters|FILE",
-    help="Input with structure, in place of independent tokens: patches of a photograph, four clusters, or a "
-    ".npy file of tokens, a row for each of --tokens.",
-)
 @json_option
-def predict_front_command(source: str | None, as_json: bool, **options: Any) -> None:
+def predict_front_command(as_json: bool, **options: Any) -> None:
     """Predict the collapse front of an untrained stack, with its spread between seeds.
 
-    With --input the cosines of all pairs of tokens are followed, up to the last block of --depth.
+    --input may also name a .npy file of tokens, a row for each of --tokens and of text. With structure in the
+    input, the cosines of all pairs of tokens are followed, up to the last block of --depth.
     """
+    from meanmode.theory.meanfield.coverage import follows_gram
     from meanmode.theory.meanfield.predicted_front import predict_front
 
-    setting = Setting(**options)
-    if source is not None:
-        _predict_structured(setting, source, as_json)
-        return
-    prediction = predict_front(setting)
+    source = options["input"]
+    given = source not in INPUTS
+    setting = Setting(**options | ({"input": "gaussian"} if given else {}))
+    if given and setting.input_cosine:
+        raise ValueError(
+            f"the tokens of {source} bring their own cosines: leave out --input-cosine, got "
+            f"{setting.input_cosine}"
+        )
+    prediction = predict_front(setting, cosines=_cosines_of(source) if given else None)
+    inputs = dataclasses.asdict(setting) | {"input": source}
     if as_json:
         show_json(
             {
                 "front": prediction.front,
                 "front_std": prediction.front_std,
                 "front_deterministic": prediction.front_deterministic,
-                "inputs": dataclasses.asdict(setting),
+                "inputs": inputs,
             }
         )
     elif prediction.front is None:
-        click.echo("no collapse front is predicted")
+        within = f" within {setting.depth} blocks" if given or follows_gram(setting) else ""
+        click.echo(f"no collapse front is predicted{within}")
     else:
         beyond = (
             f" (beyond the {setting.depth} blocks of the stack)" if prediction.front > setting.depth else ""
@@ -63,51 +64,18 @@ def predict_front_command(source: str | None, as_json: bool, **options: Any) -> 
         click.echo(f"collapse front at block {place}{beyond}")
 
 
-def _predict_structured(setting: Setting, source: str, as_json: bool) -> None:
-    """The front of one input by the Gram recursion: its walk, beside its map as the front without noise."""
-    from meanmode.theory.meanfield.gram import GramField
-
-    if setting.input_cosine:
-        raise ValueError(
-            f"--input brings its own cosines: leave out --input-cosine, got {setting.input_cosine}"
-        )
-    field = GramField(setting, _cosines_of(source, setting.tokens))
-    walked, mapped = field.walk(), field.map()
-    if as_json:
-        show_json(
-            {
-                "front": walked.front,
-                "front_std": walked.front_std,
-                "front_deterministic": mapped.front,
-                "tcs": walked.tcs.tolist(),
-                "input": source,
-                "inputs": dataclasses.asdict(setting),
-            }
-        )
-    elif walked.front is None:
-        click.echo(f"no collapse front is predicted within {setting.depth} blocks")
-    else:
-        click.echo(f"collapse front at block {walked.front:.1f} +- {walked.front_std:.1f} between seeds")
-
-
-def _cosines_of(source: str, tokens: int) -> Any:
-    """Cosines of the tokens of a named input or a .npy file."""
+def _cosines_of(source: str) -> Any:
+    """Cosines of the tokens of a .npy file."""
     import numpy as np
 
-    from meanmode.theory.meanfield.gram import token_cosines
-    from meanmode.theory.meanfield.structured_inputs import clustered_cosines, image_patches
+    from meanmode.theory.meanfield.structured_inputs import token_cosines
 
-    if source == "clusters":
-        return clustered_cosines(tokens)
-    if source == "photo":
-        from matplotlib import cbook, image
-
-        pixels = image.imread(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
-        return token_cosines(image_patches(pixels, tokens))
     try:
         given = np.load(Path(source), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"--input is photo, clusters or a .npy file of tokens, got {source!r}") from error
+        raise ValueError(
+            f"--input is one of {', '.join(INPUTS)} or a .npy file of tokens, got {source!r}"
+        ) from error
     if not isinstance(given, np.ndarray) or given.dtype.kind not in "fiu":
         raise ValueError(f"{source} must hold one array of real numbers, a row per token")
     return token_cosines(given)

@@ -20,7 +20,7 @@ from meanmode.sweeps.engine.plan import Layout, Measured
 from meanmode.sweeps.engine.study import Study
 from meanmode.sweeps.engine.study_variables import KINDS, OUTCOME, SERIES
 from meanmode.sweeps.engine.trained import StudyCell
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.front import FRONT_COSINE
 
 HELD = 10
 """Steps at the healthy rate that are measured before the jump."""

@@ -12,8 +12,10 @@ from meanmode.sim.store.files import Variable
 from meanmode.sim.store.observable_variables import observable_variables
 from meanmode.sweeps.engine.plan import Layout
 from meanmode.sweeps.engine.sweep import Sweep
-from meanmode.theory.meanfield.coverage import has_theory
-from meanmode.theory.meanfield.predicted_front import FrontPrediction, predict_front
+from meanmode.theory.meanfield.coverage import follows_gram, has_theory
+from meanmode.theory.meanfield.front import FrontPrediction
+from meanmode.theory.meanfield.gram import forecast_realisations
+from meanmode.theory.meanfield.predicted_front import predict_front
 from meanmode.theory.meanfield.profile import predict_profile
 from meanmode.theory.setting import Setting
 
@@ -89,7 +91,9 @@ def forecast_rows(sweep: Sweep) -> list[dict[str, Any]]:
 
 def _prediction(setting: Setting) -> FrontPrediction | None:
     """The predicted front; None where the theory says nothing."""
-    return predict_front(setting) if has_theory(setting) else None
+    if not has_theory(setting):
+        return None
+    return predict_front(setting, 4 * forecast_realisations(setting) if follows_gram(setting) else None)
 
 
 def _variables(sweep: Sweep) -> dict[str, Variable]:

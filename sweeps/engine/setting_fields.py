@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from meanmode.theory.setting import MERGES, MIXERS, Setting
+from meanmode.theory.setting import INPUTS, MERGES, MIXERS, Setting
 
 FIELD_DEFINITIONS = {
     "depth": "Blocks",
@@ -23,6 +23,8 @@ FIELD_DEFINITIONS = {
     "mixer": f"Token mixer: {', '.join(MIXERS)}",
     "mixer_share": "lazy: the share l of attention in (1 - l) I + l A",
     "rope": "2-D rotary positions on image tokens",
+    "input": f"Input of the image tokens: {', '.join(INPUTS)}",
+    "frames": "Frames that the image tokens of a video form",
     "seed": "Seed of weights and input",
 }
 """Definition of every field of a setting, as stores and the command line show it."""

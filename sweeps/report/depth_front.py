@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from meanmode.sim.onset.training_onset import SUSTAINED_ROWS, stretches, token_cosine
 from meanmode.sweeps.report.contents import Array
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE, crossing
+from meanmode.theory.meanfield.front import FRONT_COSINE, crossing
 
 PARTS = 4
 """Parts of the depth whose order is told."""

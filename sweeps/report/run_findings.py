@@ -13,7 +13,7 @@ from meanmode.sim.onset.verdict import LABELS
 from meanmode.sweeps.report.contents import Table
 from meanmode.sweeps.report.depth_front import DepthFront, parts
 from meanmode.sweeps.studies.run_onset import evidence_rows
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.front import FRONT_COSINE
 
 WORDS = {
     "g_mean": "G_mean",

@@ -11,7 +11,7 @@ from meanmode.sim.onset.training_onset import SIGNALS, deep_medians, initial_lev
 from meanmode.sim.onset.watched_signal import watched_kind
 from meanmode.sweeps.report.contents import Line, Panel, shown
 from meanmode.sweeps.report.reduction import reduced_line
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.front import FRONT_COSINE
 
 DRAWN: dict[str, tuple[str, ...]] = {
     "gradient norm": ("grad_norm", "grad_norm_clipped"),

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from meanmode.sweeps.studies.rows import Row
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.front import FRONT_COSINE
 
 WRITERS = ("attn", "ffn")
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from meanmode.theory.meanfield.cosine_tables import Tables
 from meanmode.theory.meanfield.forward import MeanField, MergeGains
-from meanmode.theory.meanfield.predicted_front import REALISATIONS, FrontPrediction, Walkers, crossing
+from meanmode.theory.meanfield.front import FrontPrediction, crossing
+from meanmode.theory.meanfield.predicted_front import REALISATIONS, Walkers
 from meanmode.theory.setting import Gains, Setting
 
 Array = NDArray[np.float64]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meanmode.theory.meanfield.cosine_tables import Tables
-from meanmode.theory.meanfield.coverage import why_not_covered
+from meanmode.theory.meanfield.coverage import why_not_one_cosine
 from meanmode.theory.meanfield.row_moments import RowMoments, attention_of
 from meanmode.theory.setting import Gains, Setting, identity_blend
 
@@ -111,7 +111,7 @@ class MeanField:
 
     def __init__(self, *settings: Setting) -> None:
         for setting in settings:
-            reason = why_not_covered(setting)
+            reason = why_not_one_cosine(setting)
             if reason is not None:
                 raise ValueError(reason)
 

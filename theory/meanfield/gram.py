@@ -8,42 +8,29 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
 
+from meanmode.theory.meanfield.coverage import why_not_gram
+from meanmode.theory.meanfield.front import crossing
+from meanmode.theory.meanfield.gram_backward import GramGradients, gram_gradients, joined, mean_cosine
 from meanmode.theory.meanfield.gram_heads import Heads, gram_root, rope_angles
-from meanmode.theory.meanfield.predicted_front import crossing
-from meanmode.theory.meanfield.swiglu_moments import sigmoid_kernel, silu_kernel
-from meanmode.theory.setting import Gains, Setting
+from meanmode.theory.meanfield.gram_layers import Drawn, GramLayers, gram
+from meanmode.theory.meanfield.structured_inputs import input_cosines
+from meanmode.theory.setting import Setting
 
 Array = NDArray[np.float64]
 SCORES = 4096
 """Rows of attention that `map` averages over per layer: T tokens times 4096 / T drawn heads."""
 
-REALISATIONS = 32
-SHORTEST = 1e-7
-"""Tokens shorter than this after a merge, relative to before, are zero up to rounding."""
+REALISATIONS = 64
+"""Realisations of `walk` and `exact`."""
+
+GROUP = 8
+"""Realisations that are followed together."""
 
 
-UNCOVERED = {
-    "highway": "it normalises its branch token by token",
-    "pre_norm": "its trunk has no norm",
-    "state_space": "its scan is no attention matrix",
-}
-
-
-def token_cosines(tokens: ArrayLike) -> Array:
-    """Cosine of every pair of tokens [T, T], the state of the recursion, from their features [T, D].
-
-    Raises:
-        ValueError: not a finite matrix of at least two tokens, or a token of zeros, which has no direction.
-    """
-    features = np.asarray(tokens, dtype=np.float64)
-    if features.ndim != 2 or len(features) < 2 or not np.isfinite(features).all():
-        raise ValueError(f"tokens must be a finite matrix of at least two rows, got shape {features.shape}")
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    if not lengths.all():
-        raise ValueError(f"token {int(np.argmin(lengths))} is zero and has no direction: leave it out")
-    return np.asarray((features / lengths) @ (features / lengths).T)
+def forecast_realisations(setting: Setting) -> int:
+    """Realisations of a forecast that takes seconds: 64 up to 128 tokens, fewer for more, at least 8."""
+    return int(np.clip(2**20 // sum(setting.segments) ** 2, 8, REALISATIONS))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +45,7 @@ class GramFront:
         profiles: TCS of every realisation [W, L + 1].
         segment_tcs: the same within each segment [L + 1, S]; NaN for a segment of one token.
         samples: front of every realisation [W]; inf if it was not reached.
+        gradients: of the writers, if the backward pass was asked for.
     """
 
     front: float | None
@@ -66,24 +54,15 @@ class GramFront:
     segment_tcs: Array
     profiles: Array = field(repr=False)
     samples: Array = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """Which weights are drawn; the others enter by their expectation at infinite width."""
-
-    random: np.random.Generator
-    heads: int
-    readers: bool
-    writers: bool
+    gradients: GramGradients | None = field(default=None, repr=False)
 
 
 class GramField:
     """One input at initialisation, followed by the T x T matrix C of the cosines of its tokens.
 
-    For Gaussian weights C_l is a Markov chain: queries, keys, values and hidden units are R G with R R^T = C
-    and G standard normal, and the writers add F = S^(1/2) G with S the Gram matrix of their input. The width
-    enters only as noise.
+    For Gaussian weights C_l is a Markov chain (law E4): queries, keys, values and hidden units are R G with
+    R R^T = C and G standard normal, and the writers add F = S^(1/2) G with S the Gram matrix of their input.
+    The width enters only as noise.
 
     * `map`: no noise, infinite width at the head width of the setting. Attention writes g E[M C M^T], a mean
       over heads drawn with a fixed seed (`SCORES`); SwiGLU writes r g C k(C) entry by entry, k the SiLU
@@ -92,13 +71,16 @@ class GramField:
     * `exact`: draws every weight; the law of the chain, without approximation except that the norms'
       epsilons are left out.
 
+    With `backward`, `map` and `walk` also pass the Gram matrix of the adjoints down (`GramAdjoint`).
+
     Args:
-        setting: the stack; its width, depth, merge, mixer and standard deviations. `batch` must be 1 and
-            `input_cosine` is replaced by the input.
-        cosines: cosines of the input's tokens [T, T] (`token_cosines`).
+        setting: the stack. `batch` must be 1.
+        cosines: cosines of the input's tokens [T, T] (`token_cosines`), which the network then sees exactly.
+            None uses the input of the setting: tokens of these cosines, embedded at random in its width.
         segments: token counts of the segments in order, over which merges take their means; None uses those
             of the setting.
-        mask: whether token i attends to token j [T, T], such as a lower triangle; None allows all pairs.
+        mask: whether token i attends to token j [T, T], such as a lower triangle; None allows all pairs. A
+            scan takes none.
         rope: rotary angles [T, head_width / 2]; None uses the setting's 2-D positions if it has `rope`.
 
     Raises:
@@ -108,38 +90,36 @@ class GramField:
     def __init__(
         self,
         setting: Setting,
-        cosines: ArrayLike,
+        cosines: ArrayLike | None = None,
         segments: Sequence[int] | None = None,
         mask: ArrayLike | None = None,
         rope: ArrayLike | None = None,
     ) -> None:
-        for name in (*setting.merges, setting.mixer):
-            if name in UNCOVERED:
-                raise ValueError(f"the Gram recursion does not cover {name!r}: {UNCOVERED[name]}")
-        if setting.batch != 1:
-            raise ValueError(f"the Gram recursion follows one sample: batch must be 1, got {setting.batch}")
-        self.setting = setting
-        self.cosines = _checked(np.asarray(cosines, dtype=np.float64), sum(setting.segments))
+        reason = why_not_gram(setting)
+        if reason is not None:
+            raise ValueError(reason)
+        if setting.mixer == "state_space" and mask is not None:
+            raise ValueError("a state-space mixer scans the tokens in both directions: it takes no mask")
+        self.setting, self.embedded = setting, cosines is None
+        given = input_cosines(setting) if cosines is None else np.asarray(cosines, dtype=np.float64)
+        self.cosines = _checked(given, sum(setting.segments))
         counts = tuple(setting.segments if segments is None else segments)
         self.segments = tuple(count for count in counts if count)
         if min(counts) < 0 or sum(counts) != len(self.cosines):
             raise ValueError(f"segments {counts} do not add up to the {len(self.cosines)} tokens")
-        self.owner = np.repeat(np.arange(len(self.segments)), self.segments)
-        self.means = (self.owner[:, None] == self.owner) / np.take(self.segments, self.owner)
+        owner = np.repeat(np.arange(len(self.segments)), self.segments)
+        means = (owner[:, None] == owner) / np.take(self.segments, owner)
         angles = None
         if rope is not None:
             angles = np.asarray(rope, dtype=np.float64)
         elif setting.rope:
             angles = rope_angles(setting.tokens, setting.text_tokens, setting.head_width)
-        self.heads = Heads.of(setting, self._mask(mask), angles)
         if angles is not None and angles.shape != (len(self.cosines), setting.head_width // 2):
             raise ValueError(
                 f"rope must hold {setting.head_width // 2} angles for each of {len(self.cosines)} tokens, "
                 f"got shape {angles.shape}"
             )
-        writer = setting.weight_std if setting.writer_std is None else setting.writer_std
-        self.read, self.write = setting.weight_std**2 * setting.width, writer**2 * setting.width
-        self.gate_std = float(np.sqrt(self.read))
+        self.layers = GramLayers(setting, means, Heads.of(setting, self._mask(mask), angles))
 
     def _mask(self, mask: ArrayLike | None) -> NDArray[np.bool_] | None:
         if mask is None:
@@ -152,113 +132,82 @@ class GramField:
             )
         return allowed
 
-    def map(self) -> GramFront:
+    def map(self, *, backward: bool = False) -> GramFront:
         """The recursion at infinite width; the same on every call."""
-        heads = max(2, -(-SCORES // len(self.cosines)))
-        return self._followed(1, heads, readers=False, writers=False)
+        count = self.setting.heads if self.setting.mixer == "state_space" else 2
+        heads = -(-max(2, -(-SCORES // len(self.cosines))) // count) * count
+        drawn = Drawn(heads=heads, writers=False, readers=False, group=0)
+        return self._front([self._followed(self.cosines[None], drawn, backward)], drawn)
 
-    def walk(self, realisations: int = REALISATIONS) -> GramFront:
+    def walk(self, realisations: int = REALISATIONS, *, backward: bool = False) -> GramFront:
         """Realisations with finitely many heads and the Wishart noise of the writers, no other."""
-        return self._followed(realisations, self.setting.heads, readers=False, writers=True)
+        return self._realised(realisations, readers=False, backward=backward)
 
     def exact(self, realisations: int = REALISATIONS) -> GramFront:
         """Realisations of the chain itself: all weights are drawn."""
-        return self._followed(realisations, self.setting.heads, readers=True, writers=True)
+        return self._realised(realisations, readers=True, backward=False)
 
-    def _followed(self, realisations: int, heads: int, *, readers: bool, writers: bool) -> GramFront:
-        random = np.random.default_rng(np.random.SeedSequence(0))
-        drawn = _Drawn(random, heads, readers, writers)
-        if writers and self.setting.width < len(self.cosines):
+    def _realised(self, realisations: int, *, readers: bool, backward: bool) -> GramFront:
+        if not self.embedded and self.setting.width < len(self.cosines):
             left = np.linalg.eigvalsh(self.cosines)[: -self.setting.width].sum()
             if left > 1e-6 * len(self.cosines):
                 raise ValueError(
                     f"tokens of width {self.setting.width} cannot have these cosines: their rank is higher"
                 )
-        cosines = self.cosines
-        if writers:
-            cosines = np.repeat(cosines[None], realisations, axis=0)
-        profiles = [self._observed(cosines)]
-        for _ in range(self.setting.depth):
-            for attention in (True, False):
-                cosines = self._step(cosines, attention, drawn)
-            profiles.append(self._observed(cosines))
-        seen = np.stack(profiles)
+        passes = []
+        for group, start in enumerate(range(0, realisations, GROUP)):
+            drawn = Drawn(heads=self.setting.heads, writers=True, readers=readers, group=group)
+            tokens = self._tokens(min(GROUP, realisations - start), drawn)
+            passes.append(self._followed(tokens, drawn, backward))
+        return self._front(passes, drawn)
+
+    def _tokens(self, realisations: int, drawn: Drawn) -> Array:
+        """Unit tokens of the input [W, T, D]."""
+        shape = (realisations, len(self.cosines), self.setting.width)
+        if self.embedded:
+            tokens = gram_root(self.cosines) @ drawn.generator(0, 4).standard_normal(shape)
+            return np.asarray(tokens / np.linalg.norm(tokens, axis=-1, keepdims=True))
+        root = gram_root(self.cosines, self.setting.width)
+        tokens = np.zeros(shape)
+        tokens[..., : root.shape[-1]] = root
+        return tokens
+
+    def _followed(self, tokens: Array, drawn: Drawn, backward: bool) -> tuple[Array, GramGradients | None]:
+        """TCS of all tokens and of each segment [L + 1, W, 1 + S], and the gradients."""
+        seen = [self._observed(gram(tokens) if drawn.writers else tokens)]
+        passed = []
+        shape = tokens.shape[:2]
+        for index in range(2 * self.setting.depth):
+            layer = self.layers.step(tokens, index, drawn)
+            tokens = layer.after
+            if backward:
+                passed.append(layer)
+            if index % 2:
+                seen.append(self._observed(gram(tokens) if drawn.writers else tokens))
+        gradients = gram_gradients(self.layers, drawn, passed, shape) if backward else None
+        return np.stack(seen), gradients
+
+    def _front(self, passes: Sequence[tuple[Array, GramGradients | None]], drawn: Drawn) -> GramFront:
+        seen = np.concatenate([profiles for profiles, _ in passes], axis=1)
+        gradients = joined([found for _, found in passes if found is not None])
         samples = crossing(seen[..., 0])
         reached = samples[np.isfinite(samples)]
         found = 2 * len(reached) >= len(samples)
         return GramFront(
             front=float(reached.mean()) if found else None,
-            front_std=float(reached.std()) if found and writers else None,
+            front_std=float(reached.std()) if found and drawn.writers else None,
             tcs=seen[..., 0].mean(1),
             segment_tcs=seen[..., 1:].mean(1),
             profiles=seen[..., 0].T,
             samples=samples,
+            gradients=gradients,
         )
 
     def _observed(self, cosines: Array) -> Array:
         """TCS of all tokens and of each segment [W, 1 + S]."""
-        gram = cosines.reshape(-1, *cosines.shape[-2:])
         edges = np.cumsum([0, *self.segments])
         parts = [slice(None), *(slice(*pair) for pair in pairwise(edges))]
-        return np.stack([_mean_cosine(gram[:, part, part]) for part in parts], axis=-1)
-
-    def _step(self, cosines: Array, attention: bool, drawn: _Drawn) -> Array:
-        """Cosines after one sub-layer, its merge and its norm."""
-        width = self.setting.width
-        root = gram_root(cosines, width if drawn.writers else None)
-        if attention:
-            written = self.read * self.write * self._attention(cosines, root, drawn)
-        else:
-            gain = self.setting.ffn_ratio * self.read * self.write
-            written = gain * self._swiglu(cosines, root, drawn)
-        gains = self.setting.writer_gains[0 if attention else 1]
-        if not drawn.writers:
-            return _normalised(self._merged_gram(cosines, written, gains))
-        shape = (*cosines.shape[:-1], width)
-        noise = drawn.random.standard_normal((*cosines.shape[:-1], width))
-        branch = gram_root(written) @ noise / np.sqrt(width)
-        trunk = np.zeros(shape)
-        trunk[..., : root.shape[-1]] = root
-        merged = self._parts(trunk, gains.mean_skip, gains.centered_skip)
-        merged = merged + self._parts(branch, gains.mean_write, gains.centered_write)
-        return _normalised(merged @ np.swapaxes(merged, -1, -2))
-
-    def _parts(self, tokens: Array, mean: float, centered: float) -> Array:
-        """(mean J + centered P) X, J and P by segment."""
-        if mean == centered:
-            return centered * tokens
-        return centered * tokens + (mean - centered) * (self.means @ tokens)
-
-    def _merged_gram(self, trunk: Array, branch: Array, gains: Gains) -> Array:
-        """Gram matrix after a merge; that of trunk with branch vanishes on average, as W_O is fresh."""
-        merged = np.zeros_like(trunk)
-        for gram, mean, centered in (
-            (trunk, gains.mean_skip, gains.centered_skip),
-            (branch, gains.mean_write, gains.centered_write),
-        ):
-            half = self._parts(gram, mean, centered)
-            merged += self._parts(np.swapaxes(half, -1, -2), mean, centered)
-        return merged
-
-    def _attention(self, cosines: Array, root: Array, drawn: _Drawn) -> Array:
-        """Gram matrix of the input of W_O per unit of gain."""
-        if drawn.readers:
-            outputs = self.heads.drawn_outputs(root, drawn.heads, self.gate_std, drawn.random)
-            return outputs @ np.swapaxes(outputs, -1, -2) / outputs.shape[-1]
-        mixed = self.heads.expected_gram(root, drawn.heads, drawn.random)
-        if self.setting.mixer == "gated":
-            mixed *= sigmoid_kernel(self.gate_std)(cosines)
-        return mixed
-
-    def _swiglu(self, cosines: Array, root: Array, drawn: _Drawn) -> Array:
-        """Gram matrix of the input of W_2 per unit of gain."""
-        if not drawn.readers:
-            return np.asarray(cosines * silu_kernel(self.gate_std)(cosines))
-        shape = (*root.shape[:-2], root.shape[-1], self.setting.ffn_width)
-        gate, value = (root @ drawn.random.standard_normal(shape) for _ in range(2))
-        gate *= self.gate_std
-        hidden = gate * expit(gate) * value
-        return np.asarray(hidden @ np.swapaxes(hidden, -1, -2) / self.setting.ffn_width)
+        return np.stack([mean_cosine(cosines[:, part, part]) for part in parts], axis=-1)
 
 
 def _checked(cosines: Array, tokens: int) -> Array:
@@ -274,22 +223,5 @@ def _checked(cosines: Array, tokens: int) -> Array:
     least = float(np.linalg.eigvalsh(cosines)[0])
     if least < -1e-8 * tokens:
         raise ValueError(f"no tokens have these cosines: their matrix has the negative eigenvalue {least:g}")
-    return _normalised(0.5 * (cosines + cosines.T))
-
-
-def _normalised(gram: Array) -> Array:
-    """RMSNorm: the Gram matrix divided by the lengths of both tokens."""
-    lengths = np.sqrt(np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), 0))
-    if not (lengths > SHORTEST).all():
-        raise ValueError(
-            f"the merge leaves a token of relative length {lengths.min():.1g}, which has no direction: hard "
-            "centering needs segments of several different tokens"
-        )
-    return np.asarray(gram / (lengths[..., :, None] * lengths[..., None, :]))
-
-
-def _mean_cosine(gram: Array) -> Array:
-    tokens = gram.shape[-1]
-    if tokens < 2:
-        return np.full(len(gram), np.nan)
-    return np.asarray((gram.sum((-1, -2)) - np.trace(gram, axis1=-2, axis2=-1)) / (tokens * (tokens - 1)))
+    lengths = np.sqrt(np.diagonal(cosines))
+    return np.asarray(0.5 * (cosines + cosines.T) / (lengths[:, None] * lengths))

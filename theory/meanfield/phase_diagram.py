@@ -7,8 +7,8 @@ from numpy.polynomial import Polynomial
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from meanmode.theory.meanfield.coverage import why_not_covered
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.coverage import why_not_one_cosine
+from meanmode.theory.meanfield.front import FRONT_COSINE
 from meanmode.theory.meanfield.swiglu_moments import silu_kernel
 from meanmode.theory.setting import Setting, identity_blend
 
@@ -48,7 +48,7 @@ class BlockMap:
     """
 
     def __init__(self, setting: Setting) -> None:
-        reason = why_not_covered(setting)
+        reason = why_not_one_cosine(setting)
         if reason is not None:
             raise ValueError(reason)
         read = setting.weight_std**2 * setting.width

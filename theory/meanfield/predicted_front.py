@@ -3,16 +3,18 @@
 # W realisations (seeds), B batch, L blocks
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from meanmode.theory.meanfield.coverage import follows_gram, why_not_covered
 from meanmode.theory.meanfield.forward import Branch, MeanField, Merged, State
+from meanmode.theory.meanfield.front import FRONT_COSINE, FrontPrediction, crossing
+from meanmode.theory.meanfield.gram import GramField, forecast_realisations
 from meanmode.theory.setting import Setting
 
 Array = NDArray[np.float64]
-FRONT_COSINE = 0.9
 HORIZON = 4096
 REALISATIONS = 600
 SETTLED = 1e-12
@@ -26,21 +28,6 @@ class Step:
     before: State
     branch: Branch
     merged: Merged
-
-
-def crossing(cosines: Array) -> Array:
-    """First depth at which each profile reaches `FRONT_COSINE`, interpolated linearly; inf if it never does.
-
-    Args:
-        cosines: pair cosines [L + 1, ...], block 0 first; NaN counts as not reached.
-    """
-    reached = cosines >= FRONT_COSINE
-    first = reached.argmax(0)
-    above = np.take_along_axis(cosines, first[None], 0)[0]
-    below = np.take_along_axis(cosines, np.maximum(first - 1, 0)[None], 0)[0]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        depth = np.where(first == 0, 0.0, first - 1 + (FRONT_COSINE - below) / (above - below))
-    return np.where(reached.any(0), depth, np.inf)
 
 
 class Walkers:
@@ -81,28 +68,6 @@ class Walkers:
             yield self.cosine()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FrontPrediction:
-    """Distribution of the collapse front over seeds, in blocks.
-
-    Attributes:
-        front: mean over realisations; None if fewer than half of them reach the front.
-        front_std: standard deviation over realisations (one seed of `batch` samples each); None with `front`.
-        front_deterministic: front of the mean recursion; None if it has none within `HORIZON` blocks.
-        samples: front of every realisation; inf if it was not reached within the blocks that were followed.
-    """
-
-    front: float | None
-    front_std: float | None
-    front_deterministic: float | None
-    samples: Array = field(repr=False)
-
-    def within(self, depth: int) -> tuple[float, float, float]:
-        """Fraction of seeds that collapse within `depth` blocks, and mean and std of min(front, depth)."""
-        seen = np.minimum(self.samples, depth)
-        return float(np.mean(self.samples <= depth)), float(seen.mean()), float(seen.std())
-
-
 def deterministic_fronts(settings: Sequence[Setting], horizon: int = HORIZON) -> list[float | None]:
     """Fronts of the mean recursions of many settings, followed together, in blocks.
 
@@ -131,13 +96,39 @@ def deterministic_front(setting: Setting) -> float | None:
     return deterministic_fronts([setting])[0]
 
 
-def predict_front(setting: Setting, realisations: int = REALISATIONS) -> FrontPrediction:
+def predict_front(
+    setting: Setting, realisations: int | None = None, cosines: ArrayLike | None = None
+) -> FrontPrediction:
     """Predict the collapse front at initialisation and its spread over seeds, without a fitted constant.
 
-    If the mean recursion has no front, the realisations are followed to the setting's depth, since
-    fluctuations may carry some across. Heuristic: the walk keeps one cosine per sample and independent noise
-    per sub-layer.
+    Where tokens are not exchangeable (`follows_gram`), by the walk and the map of the Gram recursion, up to
+    the setting's depth.
+
+    Otherwise by the recursion of one cosine: if its mean has no front, the realisations are followed to the
+    setting's depth, since fluctuations may carry some across. Heuristic: the walk keeps one cosine per sample
+    and independent noise per sub-layer.
+
+    Args:
+        setting: the stack.
+        realisations: seeds of the walk; None takes `REALISATIONS` of one cosine, or `forecast_realisations`.
+        cosines: cosines of tokens of your own [T, T], in place of the setting's input.
+
+    Raises:
+        ValueError: no recursion covers the setting.
     """
+    reason = why_not_covered(setting)
+    if reason is not None:
+        raise ValueError(reason)
+    if cosines is not None or follows_gram(setting):
+        chain = GramField(setting, cosines)
+        walked = chain.walk(realisations or forecast_realisations(setting))
+        return FrontPrediction(
+            front=walked.front,
+            front_std=walked.front_std,
+            front_deterministic=chain.map().front,
+            samples=walked.samples,
+        )
+    realisations = realisations or REALISATIONS
     front = deterministic_front(setting)
     follow = setting.depth if front is None else min(int(3 * front) + 16, HORIZON)
     previous: Array | None = None

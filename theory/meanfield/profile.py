@@ -7,7 +7,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from meanmode.theory.meanfield.backward import Adjoint, WriterGradient, writer_inputs
+from meanmode.theory.meanfield.coverage import follows_gram, why_not_covered
 from meanmode.theory.meanfield.forward import TINY, MeanField, State
+from meanmode.theory.meanfield.gram import GramField, forecast_realisations
 from meanmode.theory.meanfield.predicted_front import Step, Walkers
 from meanmode.theory.meanfield.row_moments import attention_of
 from meanmode.theory.setting import Setting
@@ -94,7 +96,7 @@ class ProfileObservables:
         }
 
 
-def predict_profile(setting: Setting, realisations: int = PROFILE_REALISATIONS) -> dict[str, Array]:
+def predict_profile(setting: Setting, realisations: int | None = None) -> dict[str, Array]:
     """Predict the observables at every block, averaged over realisations.
 
     Returns:
@@ -102,10 +104,16 @@ def predict_profile(setting: Setting, realisations: int = PROFILE_REALISATIONS) 
         `row_div` and, for softmax, `mu_eff` [L] of block l + 1, whose attention sees the state after block l;
         `r_tr`, `var_gain`, `c_delta`, `amplification`, `kappa`, `mode_ratio` [L, 2] of the writers attn and
         ffn of block l + 1. rho and mode_ratio = g_mean / g_ctr are averaged in the logarithm, since they grow
-        without bound after the front.
+        without bound after the front. Where tokens are not exchangeable (`follows_gram`), by the Gram
+        recursion: without the observables of A and of the branches.
     """
+    reason = why_not_covered(setting)
+    if reason is not None:
+        raise ValueError(reason)
+    if follows_gram(setting):
+        return _gram_profile(setting, realisations or max(forecast_realisations(setting) // 2, 8))
     field = MeanField(setting)
-    walkers = Walkers(field, realisations)
+    walkers = Walkers(field, realisations or PROFILE_REALISATIONS)
     states = [walkers.state]
     steps: list[Step] = []
     for _ in range(setting.depth):
@@ -126,6 +134,23 @@ def predict_profile(setting: Setting, realisations: int = PROFILE_REALISATIONS) 
     for name in ("r_tr", "var_gain"):
         profile[name] = _by_writer([branch[name].mean() for branch in branches])
     return profile | _backward_profile(field, walkers, steps)
+
+
+def _gram_profile(setting: Setting, realisations: int) -> dict[str, Array]:
+    walked = GramField(setting).walk(realisations, backward=True)
+    tokens, gradients = sum(setting.segments), walked.gradients
+    if gradients is None:
+        raise RuntimeError("the walk made no backward pass")
+    logs = np.log(np.clip(gradients.mode_ratio, 1e-300, 1e300))
+    return {
+        "tcs": walked.tcs,
+        "rho": np.exp(np.log(energy_ratio(tokens, walked.profiles)).mean(0)),
+        "adjoint_tcs": gradients.adjoint_tcs.mean(0),
+        "c_delta": gradients.output_cosine.mean(0),
+        "amplification": gradients.amplification.mean(0),
+        "kappa": (gradients.amplification.mean(0) - 1) / (tokens - 1),
+        "mode_ratio": np.exp(logs.mean(0)),
+    }
 
 
 def _by_writer(values: list[float]) -> Array:

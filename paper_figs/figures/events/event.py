@@ -24,7 +24,7 @@ from meanmode.sweeps.studies.events.event_curves import (
 )
 from meanmode.sweeps.studies.events.event_rules import event_rows
 from meanmode.sweeps.studies.events.event_summaries import collapsed
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.front import FRONT_COSINE
 from meanmode.theory.meanfield.profile import energy_ratio
 
 STUDY = "event_replicates"

@@ -18,7 +18,7 @@ from meanmode.sweeps.studies.around_onset import (
     onset_of,
 )
 from meanmode.sweeps.studies.run_sizes import run_config, run_sizes, schedule_of
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.front import FRONT_COSINE
 from meanmode.theory.meanfield.profile import energy_ratio
 
 DRAWN = ("loss", "grad_norm", "g_mean", "g_ctr", "grad_rms_q", "grad_rms_k", "tcs", "rho")

@@ -13,7 +13,7 @@ from meanmode.sim.onset.training_onset import Onset, initial_level, training_ons
 from meanmode.sim.store.files import Variable
 from meanmode.sweeps.engine.event_study import BY_STEP, HELD, TAIL
 from meanmode.sweeps.engine.study_variables import SERIES
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.front import FRONT_COSINE
 
 if TYPE_CHECKING:
     from meanmode.dit.data.sources import Source

@@ -16,7 +16,7 @@ from meanmode.sim.store.files import Variable
 from meanmode.sim.watch.watch import Watch
 from meanmode.sweeps.engine.stock.stock_models import Trained, stock_model
 from meanmode.sweeps.engine.stock.stock_run import StockRun
-from meanmode.theory.meanfield.predicted_front import FRONT_COSINE
+from meanmode.theory.meanfield.front import FRONT_COSINE
 
 MOST_ALARMS = 4
 """Alarms of a run that are kept."""

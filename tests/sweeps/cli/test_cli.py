@@ -89,11 +89,11 @@ def test_predict_front_of_an_input_follows_its_cosines(mms, tmp_path: Path) -> N
     np.save(halves, np.repeat(np.eye(2), (5, 4), axis=0))
     documents = [
         json.loads(mms("predict", "front", "--input", source, *stack, "--json")[1])
-        for source in (same, halves, "photo", "clusters")
+        for source in (same, halves, "photo", "clusters", "video", "gaussian")
     ]
-    assert documents[0]["front"] == 0 and min(document["front"] for document in documents[1:]) > 0
-    assert documents[1]["tcs"][0] == pytest.approx(16 / 36)
-    assert documents[3]["tcs"][0] == pytest.approx(0.8 * 6 / 36)
+    fronts = [document["front"] for document in documents]
+    assert fronts[0] == 0 < fronts[1] < fronts[3] < fronts[5] and fronts[4] < fronts[2] < fronts[5]
+    assert documents[2]["inputs"]["input"] == "photo"
     assert "between seeds" in mms("predict", "front", "--input", same, *stack)[1]
     assert "within 1 blocks" in mms("predict", "front", "--input", "clusters", "--depth", 1)[1]
 
@@ -141,7 +141,10 @@ def test_sweep_list_names_the_sweeps(mms) -> None:
         (("predict", "front", "--input-cosine", "1.5"), "input_cosine must be in [0, 1), got 1.5"),
         (("predict", "front", "--tokens", "many"), "'many' is not a valid integer"),
         (("predict", "front", "--colour", "red"), "No such option"),
-        (("predict", "front", "--merge", "mv_split", "--text-tokens", "4"), "one segment"),
+        (("predict", "front", "--merge", "pre_norm"), "no theory for the merge 'pre_norm'"),
+        (("predict", "front", "--input", "photo", "--batch", "2"), "batch must be 1, got 2"),
+        (("predict", "front", "--input", "video", "--frames", "3"), "the patches of an image form a square"),
+        (("predict", "front", "--input", "absent.npy"), "or a .npy file of tokens, got 'absent.npy'"),
         (("sweep", "run", "nothing"), "unknown sweep 'nothing'"),
         (("sweep", "run", "--tokens", "4,x"), "'4,x' is not a comma-separated list of int values"),
         (("sweep", "run", "--tokens", "4,1"), "tokens must be at least 2, got 1"),

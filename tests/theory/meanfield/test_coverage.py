@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from meanmode.theory.meanfield.coverage import has_theory, why_not_covered
+from meanmode.theory.meanfield.coverage import follows_gram, has_theory, why_not_covered, why_not_one_cosine
 from meanmode.theory.meanfield.first_step import predict_functional_step
 from meanmode.theory.meanfield.forward import MeanField
 from meanmode.theory.meanfield.phase_diagram import BlockMap
@@ -16,13 +16,22 @@ from meanmode.theory.setting import MERGES, MIXERS, Setting
 
 SMALL = Setting(tokens=16, depth=12, width=128, heads=2, weight_std=0.07)
 REFUSED = [
-    {"mixer": "gated"},
-    {"mixer": "state_space"},
     {"merge": "highway"},
     {"merge": "pre_norm"},
+    {"input": "photo", "batch": 2},
+    {"input": "photo", "tokens": 33**2},
+    {"mixer": "gated", "batch": 2},
+    {"merge": "hard_centering", "text_tokens": 1},
+]
+GRAM_ONLY = [
+    {"mixer": "gated"},
+    {"mixer": "state_space"},
     {"merge": "mv_split", "text_tokens": 4},
     {"merge": "mv_split_attn", "text_tokens": 4},
     {"merge": "hard_centering", "text_tokens": 4},
+    {"input": "photo"},
+    {"input": "clusters"},
+    {"input": "video", "frames": 4},
 ]
 COVERED = [
     *({"mixer": mixer} for mixer in MIXERS if mixer not in ("gated", "state_space")),
@@ -31,13 +40,27 @@ COVERED = [
 
 
 @pytest.mark.parametrize("fields", REFUSED, ids=str)
-@pytest.mark.parametrize("ask", [predict_front, predict_profile, BlockMap, MeanField])
+@pytest.mark.parametrize("ask", [predict_front, predict_profile])
 def test_the_theory_refuses_what_it_does_not_cover(ask: object, fields: dict[str, object]) -> None:
     setting = dataclasses.replace(SMALL, **fields)
     assert not has_theory(setting)
-    with pytest.raises(ValueError, match=r"no theory for|covers one segment only") as refused:
+    with pytest.raises(ValueError, match=r"no theory for|one sample|up to 1024|nothing of a seg") as refused:
         ask(setting)
     assert str(refused.value) == why_not_covered(setting)
+
+
+@pytest.mark.parametrize("fields", GRAM_ONLY, ids=str)
+def test_tokens_that_differ_are_followed_pair_by_pair(fields: dict[str, object]) -> None:
+    setting = dataclasses.replace(SMALL, depth=2, **fields)
+    assert follows_gram(setting) and has_theory(setting)
+    assert predict_front(setting, 4).samples.shape == (4,)
+    profile = predict_profile(setting, 4)
+    assert {len(profile[name]) for name in ("tcs", "rho", "adjoint_tcs")} == {3}
+    assert np.isfinite(profile["amplification"]).all() and profile["amplification"].shape == (2, 2)
+    for one_cosine in (BlockMap, MeanField):
+        with pytest.raises(ValueError, match="one cosine") as refused:
+            one_cosine(setting)
+        assert str(refused.value) == why_not_one_cosine(setting)
 
 
 @pytest.mark.parametrize("fields", COVERED, ids=str)

@@ -9,11 +9,11 @@ import torch
 from meanmode.sim.trunk import attention
 from meanmode.sim.trunk.stack import Block
 from meanmode.theory.meanfield.forward import MeanField
-from meanmode.theory.meanfield.gram import GramField, token_cosines
+from meanmode.theory.meanfield.gram import GramField
 from meanmode.theory.meanfield.gram_heads import Heads, gram_root, rope_angles
 from meanmode.theory.meanfield.predicted_front import Walkers, deterministic_front
 from meanmode.theory.meanfield.softmax_moments import row_overlap, row_square
-from meanmode.theory.meanfield.structured_inputs import clustered_cosines, image_patches
+from meanmode.theory.meanfield.structured_inputs import clustered_cosines, image_patches, token_cosines
 from meanmode.theory.setting import Setting
 
 WIDE = 2**22
@@ -163,6 +163,7 @@ def measured(setting: Setting, cosines: np.ndarray, seeds: int) -> np.ndarray:
         {"rope": True},
         {"mixer": "gated", "merge": "deepnorm", "residual_gain": 0.6},
         {"mixer": "linear"},
+        {"mixer": "state_space"},
     ],
     ids=str,
 )
@@ -188,8 +189,8 @@ def test_the_chain_has_the_cosines_of_the_network(fields: dict[str, object]) -> 
         ({"mask": np.tri(4, k=-1)}, r"a token to attend to in every row"),
         ({"rope": np.zeros((4, 2))}, r"rope must hold 4 angles"),
         ({"setting": {"batch": 2}}, r"batch must be 1"),
-        ({"setting": {"merge": "highway"}}, r"does not cover 'highway'"),
-        ({"setting": {"mixer": "state_space"}}, r"does not cover 'state_space'"),
+        ({"setting": {"merge": "highway"}}, r"no theory for the merge 'highway'"),
+        ({"setting": {"mixer": "state_space"}, "mask": np.tri(4)}, r"it takes no mask"),
     ],
     ids=str,
 )
@@ -216,10 +217,10 @@ def test_silent_writers_change_nothing(how: str) -> None:
 
 
 def test_a_token_that_centering_removes_is_refused() -> None:
-    setting = wide(tokens=4, text_tokens=1, merge="hard_centering")
+    setting = wide(tokens=5, merge="hard_centering")
     with pytest.raises(ValueError, match="which has no direction: hard centering"):
-        GramField(setting, np.eye(5)).map()
-    assert np.isfinite(GramField(setting, np.eye(5), segments=(5,)).map().tcs).all()
+        GramField(setting, np.eye(5), segments=(4, 1)).map()
+    assert np.isfinite(GramField(setting, np.eye(5)).map().tcs).all()
 
 
 @pytest.mark.parametrize("tokens", [np.zeros((3, 4)), np.ones(3), np.full((2, 2), np.nan)], ids=str)

@@ -10,10 +10,10 @@ from scipy.special import expit
 
 from meanmode.theory.meanfield.first_step import predict_functional_step
 from meanmode.theory.meanfield.forward import MeanField, State
+from meanmode.theory.meanfield.front import crossing
 from meanmode.theory.meanfield.phase_diagram import BlockMap
 from meanmode.theory.meanfield.predicted_front import (
     Walkers,
-    crossing,
     deterministic_front,
     deterministic_fronts,
     predict_front,
@@ -132,8 +132,8 @@ def test_an_input_beyond_the_front_has_front_zero() -> None:
 def test_text_tokens_count_as_tokens_unless_the_merge_splits() -> None:
     with_text = predict_front(Setting(tokens=12, text_tokens=4))
     assert with_text.front == predict_front(Setting(tokens=16)).front
-    with pytest.raises(ValueError, match="the theory for mv_split covers one segment only"):
-        predict_front(Setting(merge="mv_split", text_tokens=4))
+    with pytest.raises(ValueError, match="one cosine describes mv_split with one segment only"):
+        MeanField(Setting(merge="mv_split", text_tokens=4))
 
 
 def test_noise_averages_out_with_width() -> None:
