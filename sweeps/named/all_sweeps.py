@@ -45,6 +45,7 @@ from meanmode.sweeps.named.stock.watched_alarms import (
     WATCHED_ALARMS_UNLOGGED,
 )
 from meanmode.sweeps.named.stock.watched_merges import WATCHED_MERGES
+from meanmode.sweeps.named.structure.long_contexts import LONG_CONTEXTS, LONG_CONTEXTS_LARGEST
 from meanmode.sweeps.named.token_law import TOKEN_LAW
 from meanmode.sweeps.named.waiting_time import (
     WAITING_TIME,
@@ -65,6 +66,8 @@ SWEEPS: dict[str, Sweep | Study | Committor | SplittingStudy | StockStudy] = {
         FRONT_SETTINGS_LARGE,
         DEPTH_PROFILES,
         TOKEN_LAW,
+        LONG_CONTEXTS,
+        LONG_CONTEXTS_LARGEST,
         MIXERS_AND_MERGES,
         CRITICAL_RATE_SLOPES,
         CRITICAL_RATE_DEPTH,

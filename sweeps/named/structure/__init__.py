@@ -1,0 +1,1 @@
+"""Inputs and sequences with structure: long contexts."""
