@@ -9,7 +9,7 @@ from meanmode.theory.setting import LARGEST_SIZE, Setting
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenLimit:
-    """The front of the mean recursion against the number of tokens: front(T) = limit - slope / T + O(1 / T^2).
+    """The front of the mean recursion against the tokens: front(T) = limit - slope / T + O(1 / T^2).
 
     The recursion sees T through 1 / T alone: with the pair cosine c as its state, the energy of the token
     mean is c + (1 - c) / T, and row moments are 1 / T times functions of c and 1 / T. It is smooth in 1 / T,

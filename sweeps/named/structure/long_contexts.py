@@ -1,4 +1,4 @@
-"""Do long contexts change the collapse? Front and amplification from 64 to 16,384 tokens, forward and backward.
+"""Do long contexts change the collapse? Front and amplification from 64 to 16,384 tokens.
 
 Predicted before the sweeps were run (width 128, 2 heads, sigma sqrt(D) = 1.41, 16 blocks):
 
@@ -15,8 +15,8 @@ Predicted before the sweeps were run (width 128, 2 heads, sigma sqrt(D) = 1.41, 
   distance 2: 0.04, 0.01, 0.00, 0.00; distance 4: 0.49, 0.20, 0.06, 0.02; distance 6: 0.80, 0.70, 0.56, 0.31;
   distance 8: 0.68, 0.77, 0.87, 0.82; distance 12: 0.51, 0.72, 0.89, 0.95.
 
-What would refute this: a front at 4096 or 16,384 tokens more than 5 % and 3 standard errors from the forecast;
-an exponent near the loss above 0.3 without a common part; one below 0.7 with it beyond 1024 tokens.
+What would refute this: a front at 4096 or 16,384 tokens more than 5 % and 3 standard errors from the
+forecast; an exponent near the loss above 0.3 without a common part; one below 0.7 with it beyond 1024 tokens.
 """
 
 from meanmode.sweeps.engine.sweep import Sweep
