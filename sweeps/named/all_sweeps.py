@@ -46,6 +46,7 @@ from meanmode.sweeps.named.stock.watched_alarms import (
 )
 from meanmode.sweeps.named.stock.watched_merges import WATCHED_MERGES
 from meanmode.sweeps.named.structure.long_contexts import LONG_CONTEXTS, LONG_CONTEXTS_LARGEST
+from meanmode.sweeps.named.structure.structured_fronts import STRUCTURED_FRONTS, STRUCTURED_GRADIENTS
 from meanmode.sweeps.named.token_law import TOKEN_LAW
 from meanmode.sweeps.named.waiting_time import (
     WAITING_TIME,
@@ -69,6 +70,8 @@ SWEEPS: dict[str, Sweep | Study | Committor | SplittingStudy | StockStudy] = {
         LONG_CONTEXTS,
         LONG_CONTEXTS_LARGEST,
         MIXERS_AND_MERGES,
+        STRUCTURED_FRONTS,
+        STRUCTURED_GRADIENTS,
         CRITICAL_RATE_SLOPES,
         CRITICAL_RATE_DEPTH,
         CRITICAL_RATE_DEEP,

@@ -28,8 +28,9 @@ def profile_rows(data: xr.Dataset, members: list[int], depth: int) -> list[Row]:
 
     `tcs_profile`: means over blocks; `rms_error` is the rms over blocks of seed mean minus prediction,
     `rms_seed_error` the rms over blocks and seeds. `amplification_*` and `mode_ratio_*` (a mean of the
-    logarithm): at the block of the largest predicted A before the front; `worst_relative_error` is over all
-    blocks that see a seed-mean TCS below 0.9.
+    logarithm): at the block of the largest predicted A before the front; `worst_relative_error` and
+    `median_log_error`, the median of |ln(predicted / measured)|, are over all blocks that see a seed-mean
+    TCS below 0.9.
 
     Args:
         data: a sweep with a backward pass, opened along `cell`.
@@ -60,11 +61,16 @@ def profile_rows(data: xr.Dataset, members: list[int], depth: int) -> list[Row]:
         rows.append(_at(f"amplification_{label}", expected, amplification, peak, before))
         with np.errstate(divide="ignore"):
             logs = _at(f"mode_ratio_{label}", np.log(expected_ratio), np.log(ratio), peak, before)
-        del logs["worst_relative_error"]
+        del logs["worst_relative_error"], logs["median_log_error"]
         rows.append(
             logs | {"rms_log_error": _rms(np.log(ratio).mean(0)[before] - np.log(expected_ratio)[before])}
         )
     return rows
+
+
+def _median_log(ratios: np.ndarray) -> float:
+    """Median of |ln| of the positive ratios."""
+    return float(np.median(np.abs(np.log(ratios[ratios > 0])))) if (ratios > 0).any() else math.nan
 
 
 def _rms(values: np.ndarray) -> float:
@@ -72,10 +78,16 @@ def _rms(values: np.ndarray) -> float:
 
 
 def _at(quantity: str, expected: np.ndarray, samples: np.ndarray, peak: int, before: np.ndarray) -> Row:
-    errors = expected[before] / samples.mean(0)[before] - 1
-    worst = float(errors[np.argmax(np.abs(errors))])
+    ratios = expected[before] / samples.mean(0)[before]
+    worst = float((ratios - 1)[np.argmax(np.abs(ratios - 1))])
     sides = _sides(float(expected[peak]), samples[:, peak])
-    return {"quantity": quantity, "at_block": int(peak), **sides, "worst_relative_error": worst}
+    return {
+        "quantity": quantity,
+        "at_block": int(peak),
+        **sides,
+        "worst_relative_error": worst,
+        "median_log_error": _median_log(ratios),
+    }
 
 
 def _sides(predicted: float, samples: np.ndarray) -> Row:

@@ -207,9 +207,10 @@ class Adjoint:
             query: Array | float = 0.0
             crossed: Array | float = 0.0
             if field.attentions == {"softmax"}:  # other rows depend on their logits only at order 1/d_h
-                key = square + c * cosine * others * overlap
-                query = open_cosine**2 * square + (1 - square) * given.pair_spread
-                crossed = open_cosine**2 * overlap + (1 - overlap) * given.pair_spread
+                # the softmax Jacobian diag(a) - a a^T leaves 1 - |a|^2 of |a|^2, to leading order in deviations
+                key = square * (1 - square) + c * cosine * others * overlap * (1 - overlap)
+                query = (1 - square) * (open_cosine**2 * square + given.pair_spread)
+                crossed = (1 - overlap) * (open_cosine**2 * overlap + given.pair_spread)
             valued = mixer.square + cosine * others * mixer.overlap
             token = gain * (valued + weight * query + weight * open_cosine * key)
             pair = (common - mixer.square) / others + cosine * (common - mixer.overlap)

@@ -38,8 +38,8 @@ class GramFront:
     """The collapse of one input, in blocks.
 
     Attributes:
-        front: mean over realisations of the first block with TCS >= 0.9, interpolated; None if fewer than
-            half of them reach it within the depth.
+        front: mean over realisations of the first block at which the TCS of the image tokens reaches 0.9,
+            interpolated; None if fewer than half of them reach it within the depth.
         front_std: standard deviation over realisations; None with `front`, and for `map`.
         tcs: TCS after blocks 0, 1, ..., L, averaged over realisations [L + 1].
         profiles: TCS of every realisation [W, L + 1].
@@ -173,7 +173,7 @@ class GramField:
         return tokens
 
     def _followed(self, tokens: Array, drawn: Drawn, backward: bool) -> tuple[Array, GramGradients | None]:
-        """TCS of all tokens and of each segment [L + 1, W, 1 + S], and the gradients."""
+        """TCS [L + 1, W, 2 + S] of all tokens, the image and each segment, and the gradients."""
         seen = [self._observed(gram(tokens) if drawn.writers else tokens)]
         passed = []
         shape = tokens.shape[:2]
@@ -190,23 +190,23 @@ class GramField:
     def _front(self, passes: Sequence[tuple[Array, GramGradients | None]], drawn: Drawn) -> GramFront:
         seen = np.concatenate([profiles for profiles, _ in passes], axis=1)
         gradients = joined([found for _, found in passes if found is not None])
-        samples = crossing(seen[..., 0])
+        samples = crossing(seen[..., 1])
         reached = samples[np.isfinite(samples)]
         found = 2 * len(reached) >= len(samples)
         return GramFront(
             front=float(reached.mean()) if found else None,
             front_std=float(reached.std()) if found and drawn.writers else None,
             tcs=seen[..., 0].mean(1),
-            segment_tcs=seen[..., 1:].mean(1),
+            segment_tcs=seen[..., 2:].mean(1),
             profiles=seen[..., 0].T,
             samples=samples,
             gradients=gradients,
         )
 
     def _observed(self, cosines: Array) -> Array:
-        """TCS of all tokens and of each segment [W, 1 + S]."""
+        """TCS of all tokens, of the image and of each segment [W, 2 + S]."""
         edges = np.cumsum([0, *self.segments])
-        parts = [slice(None), *(slice(*pair) for pair in pairwise(edges))]
+        parts = [slice(None), slice(self.setting.tokens), *(slice(*pair) for pair in pairwise(edges))]
         return np.stack([mean_cosine(cosines[:, part, part]) for part in parts], axis=-1)
 
 

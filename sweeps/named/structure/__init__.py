@@ -1,1 +1,1 @@
-"""Inputs and sequences with structure: long contexts."""
+"""Named sweeps over inputs whose tokens have structure, and over long sequences."""
