@@ -22,6 +22,7 @@ class Picture:
 FRONT, AMPLIFICATION, MIXERS = (f"results/{name}.md" for name in ("front", "amplification", "mixers"))
 RAMPS, CRITICAL, WHEN = (f"results/{name}.md" for name in ("training_ramps", "critical_rate", "when"))
 HALF, CAUSES, EVENT = (f"results/{name}.md" for name in ("half_rate", "interventions", "event"))
+LONG = "results/long_contexts.md"
 STABILISERS, WARNING, REAL = (f"results/{name}.md" for name in ("stabilisers", "warning", "real_data"))
 
 
@@ -94,6 +95,15 @@ PICTURES: dict[str, Picture] = {
         shows="Amplification of the attention writer's gradient against tokens and depth, predicted and "
         "measured.",
         page=AMPLIFICATION,
+    ),
+    "long_contexts": Picture(
+        shows="Front and amplification from 64 to 16,384 tokens, predicted to a million: the front settles, "
+        "the amplification grows with T or, near the loss of unrelated tokens, does not.",
+        page=LONG,
+    ),
+    "frame_means": Picture(
+        shows="Token cosines of a video under MV-Split with one global mean or with a mean for every frame.",
+        page=LONG,
     ),
     "token_regimes": Picture(
         shows="How the amplification grows with the number of tokens, block by block: near the loss in "

@@ -44,7 +44,8 @@ FRAME_MEANS = Sweep(
 
 FRAME_MEANS_LARGEST = Sweep(
     name="frame_means_largest",
-    claim="front, TCS within frames and amplification of a video under MV-Split with frame means, 4096 tokens",
+    claim="front, TCS within frames and amplification of a video under MV-Split with frame means, 4096 "
+    "tokens",
     base=Setting(width=128, heads=2, tokens=4096, weight_std=0.125, input="video", frames=64),
     cases=({"depth": 12}, *_split(14, 0.8, 0.5)),
     seeds=3,

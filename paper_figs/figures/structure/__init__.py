@@ -1,0 +1,1 @@
+"""Figures of long sequences and of inputs with structure."""
