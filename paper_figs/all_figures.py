@@ -27,6 +27,8 @@ from meanmode.paper_figs.figures import (
     mixers,
     phase_diagram,
     standard_writers,
+    structured_fronts,
+    structured_gradients,
     timestep_probe,
     token_law,
     token_regimes,
@@ -55,6 +57,8 @@ FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure]]] = {
     "depth_profiles": ("collapse_front.zarr", depth_profiles.draw),
     "mixers": ("mixers.zarr", mixers.draw),
     "token_law": ("token_law.zarr", token_law.draw),
+    "structured_fronts": ("structured_fronts.zarr", structured_fronts.draw),
+    "structured_gradients": ("structured_gradients.zarr", structured_gradients.draw),
     "token_regimes": ("token_law.zarr", token_regimes.draw),
     "frame_means": ("frame_means.zarr", frame_means.draw),
 }

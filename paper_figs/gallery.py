@@ -22,8 +22,8 @@ class Picture:
 FRONT, AMPLIFICATION, MIXERS = (f"results/{name}.md" for name in ("front", "amplification", "mixers"))
 RAMPS, CRITICAL, WHEN = (f"results/{name}.md" for name in ("training_ramps", "critical_rate", "when"))
 HALF, CAUSES, EVENT = (f"results/{name}.md" for name in ("half_rate", "interventions", "event"))
-LONG = "results/long_contexts.md"
 STABILISERS, WARNING, REAL = (f"results/{name}.md" for name in ("stabilisers", "warning", "real_data"))
+STRUCTURE, LONG = "results/structure.md", "results/long_contexts.md"
 
 
 PICTURES: dict[str, Picture] = {
@@ -104,6 +104,15 @@ PICTURES: dict[str, Picture] = {
     "frame_means": Picture(
         shows="Token cosines of a video under MV-Split with one global mean or with a mean for every frame.",
         page=LONG,
+    ),
+    "structured_fronts": Picture(
+        shows="Fronts of photographs, clusters and video, predicted from the cosines of all pairs of tokens "
+        "and from their mean, against measured ones.",
+        page=STRUCTURE,
+    ),
+    "structured_gradients": Picture(
+        shows="TCS and amplification of both writers block by block for inputs with structure.",
+        page=STRUCTURE,
     ),
     "token_regimes": Picture(
         shows="How the amplification grows with the number of tokens, block by block: near the loss in "

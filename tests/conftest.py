@@ -130,8 +130,12 @@ from meanmode.sweeps.engine.study_variables import KINDS  # noqa: E402
 from meanmode.sweeps.engine.sweep import Sweep  # noqa: E402
 from meanmode.sweeps.engine.trained import StudyCell  # noqa: E402
 from meanmode.sweeps.named.mixers_and_merges import MIXERS_AND_MERGES  # noqa: E402
+from meanmode.sweeps.named.structure.structured_fronts import (  # noqa: E402
+    STRUCTURED_FRONTS,
+    STRUCTURED_GRADIENTS,
+)
 from meanmode.sweeps.named.token_law import TOKEN_LAW  # noqa: E402
-from meanmode.theory.setting import Setting  # noqa: E402
+from meanmode.theory.setting import INPUTS, Setting  # noqa: E402
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -359,6 +363,18 @@ def tiny_mixers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     run_sweep(dataclasses.replace(MIXERS_AND_MERGES, base=base, cases=cases, seeds=4), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_structured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with finished `structured_fronts` and `structured_gradients` of one small setting."""
+    folder = tmp_path_factory.mktemp("structured")
+    cases = tuple({"input": name, "frames": 4 if name == "video" else 1, "depth": 12} for name in INPUTS)
+    for sweep in (STRUCTURED_FRONTS, STRUCTURED_GRADIENTS):
+        base = dataclasses.replace(sweep.base, width=16, heads=1, weight_std=0.3, tokens=4, depth=12)
+        small = dataclasses.replace(sweep, base=base, cases=cases, seeds=3, ensemble=1)
+        run_sweep(small, folder / f"{sweep.name}.zarr")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ def predict_front_command(as_json: bool, **options: Any) -> None:
     --input may also name a .npy file of tokens, a row for each of --tokens and of text. With structure in the
     input, the cosines of all pairs of tokens are followed, up to the last block of --depth.
     """
-    from meanmode.theory.meanfield.coverage import follows_gram
+    from meanmode.theory.meanfield.coverage import ALL_PAIRS, coverage
     from meanmode.theory.meanfield.predicted_front import predict_front
 
     source = options["input"]
@@ -44,17 +44,20 @@ def predict_front_command(as_json: bool, **options: Any) -> None:
         )
     prediction = predict_front(setting, cosines=_cosines_of(source) if given else None)
     inputs = dataclasses.asdict(setting) | {"input": source}
+    covered = coverage(setting, ALL_PAIRS if given else None)
     if as_json:
         show_json(
             {
                 "front": prediction.front,
                 "front_std": prediction.front_std,
                 "front_deterministic": prediction.front_deterministic,
+                "coverage": dataclasses.asdict(covered),
                 "inputs": inputs,
             }
         )
-    elif prediction.front is None:
-        within = f" within {setting.depth} blocks" if given or follows_gram(setting) else ""
+        return
+    if prediction.front is None:
+        within = f" within {setting.depth} blocks" if covered.recursion == ALL_PAIRS else ""
         click.echo(f"no collapse front is predicted{within}")
     else:
         beyond = (
@@ -62,6 +65,7 @@ def predict_front_command(as_json: bool, **options: Any) -> None:
         )
         place = f"{prediction.front:.1f} +- {prediction.front_std:.1f} between seeds"
         click.echo(f"collapse front at block {place}{beyond}")
+    click.echo("; ".join([f"by the recursion of {covered.recursion}", *covered.words()]))
 
 
 def _cosines_of(source: str) -> Any:

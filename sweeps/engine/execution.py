@@ -19,9 +19,10 @@ from meanmode.sweeps.engine.cost import unit_cost
 from meanmode.sweeps.engine.executors import (
     WorkerLost,
     joined_scheduler,
-    local_cluster,
+    on_processes,
     on_workers,
     one_after_the_other,
+    prepare_processes,
 )
 from meanmode.sweeps.engine.plan import Measured, Plan, PlannedCell
 from meanmode.sweeps.engine.shards import Shard
@@ -110,7 +111,7 @@ def run_sweep(
         sweep: what to run.
         path: the store.
         resume: continue an existing store; without this or a shard, an existing path is refused.
-        workers: number of processes (default 1); more than one start a local dask cluster.
+        workers: number of processes (default 1); more than one start workers of their own.
         scheduler: address of a running dask scheduler whose workers compute instead.
         shard: share of this process. Any number of shards can work on one store at once; the first creates
             it and the others join it, as with `resume`.
@@ -125,24 +126,32 @@ def run_sweep(
     check_executor(workers, scheduler, shard)
     with contextlib.ExitStack() as stack:
         client = None if scheduler is None else stack.enter_context(joined_scheduler(scheduler))
+        measure = sweep.measure()
+        several = workers is not None and workers > 1
+        context = prepare_processes([__name__, _module(measure)]) if several else None
         _begin(sweep, path, existing=resume or shard is not None)
         writer = SweepWriter(path)
         units = _missing_units(sweep, writer, shard or Shard(index=1, count=1))
-        if client is None and workers is not None and workers > 1 and units:
-            client = stack.enter_context(local_cluster(min(workers, len(units))))
         work = [[(index, sweep.cells[index]) for index in unit] for unit in units]
-        if client is None:
-            here = functools.partial(run_unit, writer=writer, measure=sweep.measure())
-            results: Iterator[tuple[int, Failures | WorkerLost]] = one_after_the_other(here, work)
+        results: Iterator[tuple[int, Failures | WorkerLost]]
+        if client is None and context is None:
+            here = functools.partial(run_unit, writer=writer, measure=measure)
+            results = one_after_the_other(here, work)
         else:
             there = functools.partial(
-                _run_on_worker,
-                path=path.absolute(),
-                run=uuid.uuid4().hex,
-                measure=sweep.measure(),
+                _run_on_worker, path=path.absolute(), run=uuid.uuid4().hex, measure=measure
             )
-            results = on_workers(client, there, work)
+            if context is None:
+                results = on_workers(client, there, work)
+            else:
+                results = on_processes(context, min(workers or 1, len(units)), there, work)
+                stack.enter_context(contextlib.closing(results))
         return _collect(sweep, units, work, results, writer)
+
+
+def _module(measure: Callable[[Cells], Measured]) -> str:
+    """Name of the module that a function, or what a partial function calls, was defined in."""
+    return getattr(measure, "func", measure).__module__
 
 
 def _begin(sweep: Plan, path: Path, *, existing: bool) -> None:

@@ -1,12 +1,19 @@
-"""Compute the units of a sweep: one after the other, or on the workers of a dask cluster."""
+"""Compute the units of a sweep: one after the other, on processes of this machine, or on a dask cluster."""
 
 import asyncio
 import concurrent.futures
 import contextlib
 import logging
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import signal
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -23,12 +30,12 @@ CONNECT_SECONDS = 10
 """Seconds within which a scheduler has to answer."""
 
 
-ALLOWED_DEATHS = 1
-"""Workers of a local cluster that a unit may lose before it is put aside and retried alone."""
-
-
 ATTEMPTS_ALONE = 2
-"""Attempts at a unit alone: the first may go to a worker that the previous unit has just killed."""
+"""Attempts at a unit alone on a cluster: the first may go to a worker that the previous unit has killed."""
+
+
+THREADS = {"OMP_NUM_THREADS": "1"}
+"""Environment of worker processes: their number is what fills the cores."""
 
 
 class ClusterError(ValueError):
@@ -50,31 +57,115 @@ def one_after_the_other(
         yield position, compute(unit)
 
 
-@contextlib.contextmanager
-def local_cluster(workers: int) -> "Iterator[Client]":
-    """Start a dask cluster of processes on this machine; a worker that dies is replaced.
+def prepare_processes(modules: Sequence[str]) -> BaseContext:
+    """Start the server that worker processes are forked from; it imports these modules in the background.
 
-    Raises:
-        ClusterError: dask.distributed is not installed.
+    Where the system knows no such server, workers are started afresh.
     """
-    with _imports("--workers above 1"):
-        import dask
-        from dask.distributed import Client, LocalCluster
-    settings = {
-        # dask's default environment trims the allocator on every free, which makes tensors 1.8 times slower
-        "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": "1"},
-        "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
-        # by default a worker that needs more than 15 s to restart, as on a busy machine, is given up for good
-        "distributed.deploy.lost-worker-timeout": "1 day",
-    }
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(modules))
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(THREADS)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            os.environ.update({} if value is None else {name: value})
+    return context
+
+
+def _serve(connection: Connection, compute: Callable[[Any], Any]) -> None:
+    """Compute the units that arrive, until the other end is closed or its process has died."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep's own process ends its workers
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            unit = connection.recv()
+            try:
+                reply = (True, compute(unit))
+            except Exception as error:
+                reply = (False, error)
+            connection.send(reply)
+
+
+class _Process:
+    """A worker process, and the unit that it computes."""
+
+    def __init__(self, context: BaseContext, compute: Callable[[Any], Any]) -> None:
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, compute), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def give(self, unit: Any) -> None:
+        """Send a unit; if the process has died, `result` will say so."""
+        with contextlib.suppress(BrokenPipeError):
+            self.connection.send(unit)
+
+    def result(self) -> Any:
+        """What arrived: a result, or `WorkerLost` if the process has died.
+
+        Raises:
+            Exception: what the computation raised.
+        """
+        try:
+            done, reply = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            return WorkerLost(
+                "WorkerLost: the worker process died twice, the second time with no other at work (out of "
+                "memory?)"
+            )
+        if done:
+            return reply
+        raise reply
+
+    def stop(self) -> None:
+        """End the process, even in the middle of a unit."""
+        self.connection.close()
+        self.process.terminate()
+        self.process.join()
+
+
+def on_processes(
+    context: BaseContext, count: int, compute: Callable[[Unit], Result], units: Sequence[Unit]
+) -> Iterator[tuple[int, Result | WorkerLost]]:
+    """Compute on `count` processes of this machine; yield the position of each unit with its result.
+
+    Units start in order, and results come in order of completion. A process that dies is replaced; its unit
+    is tried again at the end, when no other is at work, and is lost only if its process dies again.
+    """
+    waiting, again = deque(range(len(units))), []
+    idle = [_Process(context, compute) for _ in range(count)]
+    busy: dict[Any, tuple[_Process, int]] = {}
+    try:
+        while waiting or busy:
+            while waiting and idle:
+                worker, position = idle.pop(), waiting.popleft()
+                busy[worker.connection] = worker, position
+                worker.give(units[position])
+            for connection in wait(list(busy)):
+                worker, position = busy.pop(connection)
+                result = worker.result()
+                if isinstance(result, WorkerLost):
+                    worker.stop()
+                    again.append(position)
+                    idle.append(_Process(context, compute))
+                    continue
+                idle.append(worker)
+                yield position, result
+        while idle:
+            idle.pop().stop()
+        for position in sorted(again):
+            worker = _Process(context, compute)
+            busy[worker.connection] = worker, position
+            worker.give(units[position])
+            yield position, worker.result()
+            busy.pop(worker.connection)[0].stop()
+    finally:
+        for worker in [*idle, *(worker for worker, _ in busy.values())]:
+            worker.stop()
 
 
 @contextlib.contextmanager
@@ -184,8 +275,8 @@ def _result(future: "Future") -> Any:
         return future.result()
     except KilledWorker as error:
         return WorkerLost(
-            f"KilledWorker: the worker process died {error.allowed_failures + 1} times while it computed "
-            "this cell alone (out of memory?)"
+            f"WorkerLost: the worker process died {error.allowed_failures + 1} times while it computed this "
+            "cell alone (out of memory?)"
         )
     except ValueError:
         raise

@@ -17,10 +17,12 @@ def test_figure_has_labels_lines_and_points(
     tiny_store: Path,
     tiny_token_law: Path,
     tiny_mixers: Path,
+    tiny_structured: Path,
     has_the_look: Callable[[Figure], bool],
 ) -> None:
     store, draw = FIGURES[name]
-    (path,) = (path for path in (tiny_store, tiny_token_law, tiny_mixers) if path.name == store)
+    structured = sorted(tiny_structured.glob("*.zarr"))
+    (path,) = (path for path in (tiny_store, tiny_token_law, tiny_mixers, *structured) if path.name == store)
     figure = draw(open_cells(path))
     assert "seeds" in figure.get_supxlabel() and has_the_look(figure)
     for panel in figure.axes:

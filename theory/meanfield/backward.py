@@ -207,7 +207,7 @@ class Adjoint:
             query: Array | float = 0.0
             crossed: Array | float = 0.0
             if field.attentions == {"softmax"}:  # other rows depend on their logits only at order 1/d_h
-                # the softmax Jacobian diag(a) - a a^T leaves 1 - |a|^2 of |a|^2, to leading order in deviations
+                # the softmax Jacobian diag(a) - a a^T leaves 1 - |a|^2 of |a|^2, to leading order
                 key = square * (1 - square) + c * cosine * others * overlap * (1 - overlap)
                 query = (1 - square) * (open_cosine**2 * square + given.pair_spread)
                 crossed = (1 - overlap) * (open_cosine**2 * overlap + given.pair_spread)

@@ -1,4 +1,8 @@
-"""Which settings the recursions cover, and why they do not cover the others."""
+"""Which settings and inputs the recursions cover, how well they have done there, and why not the others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from meanmode.theory.meanfield.row_moments import ATTENTIONS, attention_of
 from meanmode.theory.setting import Setting
@@ -17,6 +21,10 @@ ONE_COSINE_MIXERS = {
     "gated": "its gates and values have no common row moments",
     "state_space": "its tokens differ by their position in the sequence",
 }
+
+
+ONE_COSINE, ALL_PAIRS = "one cosine", "all pairs"
+"""The recursions: `MeanField` for exchangeable tokens, `GramField` for all others."""
 
 
 MOST_TOKENS = 1024
@@ -68,3 +76,117 @@ def has_theory(setting: Setting) -> bool:
 def follows_gram(setting: Setting) -> bool:
     """Whether forecasts follow all pairs of tokens (`GramField`), as one cosine does not stand for them."""
     return why_not_one_cosine(setting) is not None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """How well a recursion forecast one quantity, on seeds that it had not seen.
+
+    Attributes:
+        quantity: what was forecast.
+        cases: settings that were scored.
+        typical: mean |relative error| of a front; median |ln(predicted / measured)| of A.
+        largest: the largest of them over the cases.
+        stores: names of the committed stores that show it.
+    """
+
+    quantity: str
+    cases: int
+    typical: float
+    largest: float
+    stores: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """What a recursion was scored on: its scores, and the range of every field (low, high) or its values."""
+
+    scores: tuple[Score, ...]
+    ranges: Mapping[str, tuple[float, float]]
+    values: Mapping[str, tuple[Any, ...]]
+
+
+MEASURED = {
+    ONE_COSINE: Measured(
+        scores=(
+            Score(
+                quantity="front",
+                cases=50,
+                typical=0.022,
+                largest=0.070,
+                stores=("collapse_front", "front_settings", "front_settings_large", "mixers"),
+            ),
+            Score(
+                quantity="amplification",
+                cases=13,
+                typical=0.021,
+                largest=0.043,
+                stores=("depth_profiles", "token_law"),
+            ),
+        ),
+        ranges={"width": (64, 1024), "tokens": (16, 1024), "ffn_ratio": (0.5, 8), "batch": (1, 1)},
+        values={
+            "merge": ("plain", "layerscale", "rezero", "deepnorm", "mv_split"),
+            "mixer": ("softmax", "uniform", "linear", "lazy"),
+            "rope": (False,),
+        },
+    ),
+}
+"""Recursion -> what it was scored on; `tests/docs/test_promises.py` computes the numbers from the stores."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Coverage:
+    """What the theory says about a setting and its input, and how far to trust it.
+
+    Attributes:
+        recursion: `one cosine` or `all pairs`; None where there is no theory.
+        reason: why there is no theory, or why one cosine does not suffice; None otherwise.
+        scores: of that recursion, where it was measured.
+        outside: fields of the setting beyond what was measured, in words; the scores then promise nothing.
+    """
+
+    recursion: str | None
+    reason: str | None
+    scores: tuple[Score, ...]
+    outside: tuple[str, ...]
+
+    def words(self) -> list[str]:
+        """The score of its fronts and what was not measured, in words."""
+        said = [
+            f"{score.cases} such fronts were off by {score.typical:.1%} on average, at most "
+            f"{score.largest:.1%}"
+            for score in self.scores
+            if score.quantity == "front"
+        ]
+        return said + [f"not measured at {field}" for field in self.outside]
+
+
+def coverage(setting: Setting, recursion: str | None = None) -> Coverage:
+    """Which recursion forecasts a setting with its input, its measured error, and what was not measured.
+
+    Args:
+        setting: the stack and its input.
+        recursion: `all pairs` for tokens of your own; None takes the one that forecasts use.
+    """
+    reason = why_not_covered(setting)
+    if reason is not None:
+        return Coverage(recursion=None, reason=reason, scores=(), outside=())
+    recursion = recursion or (ALL_PAIRS if follows_gram(setting) else ONE_COSINE)
+    measured = MEASURED[recursion]
+    outside = [
+        f"{name} {getattr(setting, name)} (measured: {low:g} to {high:g})"
+        for name, (low, high) in measured.ranges.items()
+        if not low <= getattr(setting, name) <= high
+    ]
+    outside += [
+        f"{name} {getattr(setting, name)} (measured: {', '.join(map(str, known))})"
+        for name, known in measured.values.items()
+        if getattr(setting, name) not in known
+    ]
+    return Coverage(
+        recursion=recursion,
+        reason=why_not_one_cosine(setting),
+        scores=measured.scores,
+        outside=tuple(outside),
+    )

@@ -117,8 +117,7 @@ class GramAdjoint:
 
     def _through_attention(self, layer: Layer, cotangent: Array) -> Array:
         heads, drawn = self.layers.heads, self.drawn
-        root = gram_root(layer.cosines, self.layers.setting.width if drawn.writers else None)
-        above = gram_root(cotangent)
+        root, above = layer.root, gram_root(cotangent)
         random, noise = drawn.generator(layer.index, 0), drawn.generator(layer.index, 3)
         gated, gate_std = self.layers.setting.mixer == "gated", self.layers.gate_std
         valued = cotangent * sigmoid_kernel(gate_std)(layer.cosines) if gated else cotangent

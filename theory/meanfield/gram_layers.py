@@ -45,6 +45,7 @@ class Layer:
     Attributes:
         index: number of the sub-layer, even for attention, odd for SwiGLU.
         cosines: cosines of its input [W, T, T].
+        root: a root R of them, R R^T = C [W, T, K].
         written: Gram matrix of the input of its writer, per unit of gain [W, T, T].
         lengths: lengths of the tokens after the merge, where 1 is that before it [W, T].
         after: unit tokens after the norm [W, T, D], or their cosines [W, T, T] if no writer is drawn.
@@ -52,6 +53,7 @@ class Layer:
 
     index: int
     cosines: Array
+    root: Array
     written: Array
     lengths: Array
     after: Array
@@ -102,7 +104,8 @@ class GramLayers:
         """One sub-layer with its merge and its norm, from unit tokens, or cosines if no writer is drawn."""
         width = self.setting.width
         cosines = gram(tokens) if drawn.writers else tokens
-        root = gram_root(cosines, width if drawn.writers else None)
+        few = not drawn.writers or cosines.shape[-1] <= width
+        root = gram_root(cosines) if few else tokens  # of K = min(T, D) columns
         inner = self._swiglu if index % 2 else self._attention
         written, gains = inner(cosines, root, index, drawn), self.gains(index)
         branch = self.gain(index) * written
@@ -119,7 +122,7 @@ class GramLayers:
             diagonal = np.diagonal(matrix, axis1=-2, axis2=-1)
             lengths = _checked_lengths(np.sqrt(np.maximum(diagonal, 0)))
             after = matrix / (lengths[..., :, None] * lengths[..., None, :])
-        return Layer(index=index, cosines=cosines, written=written, lengths=lengths, after=after)
+        return Layer(index=index, cosines=cosines, root=root, written=written, lengths=lengths, after=after)
 
     def _attention(self, cosines: Array, root: Array, index: int, drawn: Drawn) -> Array:
         """Gram matrix of the input of W_O per unit of gain."""

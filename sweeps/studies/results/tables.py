@@ -32,6 +32,12 @@ from meanmode.sweeps.studies.results.run_tables import (
 from meanmode.sweeps.studies.results.splitting_table import silence
 from meanmode.sweeps.studies.results.stack_tables import exponents, fronts, profiles
 from meanmode.sweeps.studies.results.stock_tables import watched_alarms, watched_merges
+from meanmode.sweeps.studies.results.structure_tables import (
+    gram_cases,
+    gram_exact,
+    structured_fronts,
+    structured_gradients,
+)
 from meanmode.sweeps.studies.results.training_tables import (
     critical_rates,
     detection,
@@ -56,6 +62,10 @@ TABLES = {
     "long_fronts": long_fronts,
     "long_exponents": long_exponents,
     "frame_means": frame_means,
+    "structured_fronts": structured_fronts,
+    "structured_gradients": structured_gradients,
+    "gram_exact": gram_exact,
+    "gram_cases": gram_cases,
     "critical_rates": critical_rates,
     "effects": effects,
     "order_of_events": order_of_events,

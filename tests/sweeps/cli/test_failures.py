@@ -1,20 +1,23 @@
 """Failures while a sweep runs: cells that raise, workers that die, a full disk."""
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import json
+import os
 import random
+import signal
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import dask
-import distributed  # noqa: F401 (brings its own configuration, which a test adds to)
 import numpy as np
 import psutil
 import pytest
 
+import meanmode.sim.store.sweep_writer
 import meanmode.sweeps.engine.execution
 import meanmode.sweeps.engine.simulated
 from meanmode.sim.simulate import simulate
@@ -22,6 +25,8 @@ from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.sweep_store import DONE, FAILED, TODO, open_cells
 from meanmode.sim.store.sweep_writer import SweepWriter
 from meanmode.sweeps.engine.execution import run_sweep
+from meanmode.sweeps.engine.plan import Cell, Measured
+from meanmode.sweeps.engine.simulated import simulated
 from meanmode.sweeps.engine.sweep import Sweep
 from meanmode.theory.setting import Setting
 
@@ -186,58 +191,55 @@ def test_a_full_disk_is_one_line_and_the_sweep_goes_on(
     assert result_files(store) == result_files(tmp_path / "whole.zarr")
 
 
-FULL_DISK = """
-import meanmode.sim.store.sweep_writer
+def filling(*given: object) -> None:
+    """Write to a disk that is full."""
+    raise OSError(errno.ENOSPC, "No space left on device")
 
-def filling(*given):
-    raise OSError(28, "No space left on device")
 
-meanmode.sim.store.sweep_writer.write_chunk = filling
-"""
+def on_a_full_disk(cells: Sequence[tuple[int, Cell]]) -> Measured:
+    """Simulate on a worker whose disk is full."""
+    meanmode.sim.store.sweep_writer.write_chunk = filling
+    return simulated(cells, backward=False)
 
-DEADLY_CELL = """
-import os, signal, meanmode.sweeps.engine.simulated
-from meanmode.sim.simulate import simulate
 
-def deadly(setting, seed, **named):
-    if seed == 3 and setting.tokens == 4 and setting.merge == "plain":
+def deadly(cells: Sequence[tuple[int, Cell]]) -> Measured:
+    """Simulate, but kill the process in one cell."""
+    _, cell = cells[-1]
+    if cell.seed == 3 and cell.setting.tokens == 4 and cell.setting.merge == "plain":
         os.kill(os.getpid(), signal.SIGKILL)
-    return simulate(setting, seed, **named)
-
-meanmode.sweeps.engine.simulated.simulate = deadly
-"""
-"""Code that a worker process runs before it computes: kill the process in one cell."""
+    return simulated(cells, backward=False)
 
 
-def test_a_full_disk_on_a_worker_ends_the_sweep(
-    forked_workers: None, tiny_sweep: Sweep, tmp_path: Path
-) -> None:
+def measured_by(sweep: Sweep, measure: Callable[[Sequence[tuple[int, Cell]]], Measured]) -> Sweep:
+    """The sweep, measured by a function that worker processes can import."""
+    kind = type("Replaced", (Sweep,), {"measure": lambda _: measure})
+    return kind(**{entry.name: getattr(sweep, entry.name) for entry in dataclasses.fields(sweep)})
+
+
+def test_a_full_disk_on_a_worker_ends_the_sweep(tiny_sweep: Sweep, tmp_path: Path) -> None:
     store = tmp_path / "s.zarr"
-    with (
-        dask.config.set({"distributed.worker.preload": [FULL_DISK]}),
-        pytest.raises(StoreError, match=r"could not be written \(No space left on device\) and stays"),
-    ):
-        run_sweep(tiny_sweep, store, workers=2)
+    with pytest.raises(StoreError, match=r"could not be written \(No space left on device\) and stays"):
+        run_sweep(measured_by(tiny_sweep, on_a_full_disk), store, workers=2)
     assert (open_cells(store)["status"] == TODO).all()
+    assert not worker_processes()
 
 
 def test_a_cell_that_kills_every_worker_fails_alone(
-    forked_workers: None, tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, result_files
+    tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, result_files
 ) -> None:
     store = tmp_path / "s.zarr"
-    with dask.config.set({"distributed.worker.preload": [DEADLY_CELL]}):
-        failures = run_sweep(tiny_sweep, store, workers=2)
-    deadly = [
+    failures = run_sweep(measured_by(tiny_sweep, deadly), store, workers=2)
+    killing = [
         index
         for index, cell in enumerate(tiny_sweep.cells)
         if (cell.seed, cell.setting.tokens, cell.setting.merge) == (3, 4, "plain")
     ]
-    assert [index for index, _ in failures] == deadly and len(deadly) == 2
+    assert [index for index, _ in failures] == killing and len(killing) == 2
     data = open_cells(store)
-    assert np.flatnonzero(data["status"] != DONE).tolist() == deadly
-    for cell in deadly:
+    assert np.flatnonzero(data["status"] != DONE).tolist() == killing
+    for cell in killing:
         assert data["status"].values[cell] == FAILED
-        assert str(data["failure"].values[cell]).startswith("KilledWorker: the worker process died 2 times")
+        assert str(data["failure"].values[cell]).startswith("WorkerLost: the worker process died twice")
     run_sweep(tiny_sweep, store, resume=True)
     assert result_files(store) == result_files(tiny_store)
 
@@ -248,7 +250,7 @@ def done_cells(store: Path) -> int:
 
 
 def worker_processes() -> list[psutil.Process]:
-    """Worker processes of the local clusters of this process: forks of the server that makes them."""
+    """Worker processes of this process: forks of the server that makes them."""
     found = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
@@ -258,7 +260,7 @@ def worker_processes() -> list[psutil.Process]:
 
 
 def test_killed_workers_lose_no_cell(
-    forked_workers: None, tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, result_files
+    tiny_sweep: Sweep, tiny_store: Path, tmp_path: Path, result_files
 ) -> None:
     """A worker process is killed three times, each time some more cells are done."""
     store = tmp_path / "s.zarr"

@@ -1,12 +1,17 @@
 """Shards, workers and schedulers: the store is bitwise the same whoever computes the cells."""
 
+import contextlib
 import functools
 import json
 import operator
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from dask.distributed import Client, LocalCluster
 
@@ -16,7 +21,14 @@ import meanmode.sweeps.engine.store_layout
 from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.sweep_store import DONE, create_sweep, open_cells
 from meanmode.sweeps.engine.execution import run_sweep
-from meanmode.sweeps.engine.executors import ClusterError, joined_scheduler, local_cluster, on_workers
+from meanmode.sweeps.engine.executors import (
+    ClusterError,
+    WorkerLost,
+    joined_scheduler,
+    on_processes,
+    on_workers,
+    prepare_processes,
+)
 from meanmode.sweeps.engine.shards import Shard, largest_first
 from meanmode.sweeps.engine.sweep import Sweep
 
@@ -153,9 +165,12 @@ def test_a_worker_without_the_store_says_so(tiny_sweep: Sweep, tmp_path: Path) -
 
 @pytest.fixture
 def client(forked_workers: None) -> Iterator[Client]:
-    """A local cluster of one worker."""
-    with local_cluster(1) as client:
-        yield client
+    """A cluster of one worker."""
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as cluster,
+        Client(cluster) as joined,
+    ):
+        yield joined
 
 
 def test_workers_take_the_units_in_order(client: Client) -> None:
@@ -166,3 +181,37 @@ def test_workers_take_the_units_in_order(client: Client) -> None:
 def test_an_error_of_the_cluster_is_one_sentence(client: Client) -> None:
     with pytest.raises(ClusterError, match="ZeroDivisionError: division by zero"):
         list(on_workers(client, functools.partial(operator.truediv, 1), range(4)))
+
+
+def test_processes_compute_every_unit_and_raise_what_a_unit_raises() -> None:
+    context = prepare_processes([])
+    assert sorted(on_processes(context, 2, operator.neg, range(5))) == [(unit, -unit) for unit in range(5)]
+    assert list(on_processes(context, 0, operator.neg, [])) == []
+    with pytest.raises(ZeroDivisionError):
+        list(on_processes(context, 1, functools.partial(operator.truediv, 1), range(4)))
+
+
+def test_a_process_that_dies_again_loses_its_unit_alone() -> None:
+    results = dict(on_processes(prepare_processes([]), 2, os._exit, [0, 3]))
+    assert all(isinstance(result, WorkerLost) for result in results.values()) and len(results) == 2
+
+
+def test_processes_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    """Its workers notice that it was killed, also in the middle of a unit."""
+    script = tmp_path / "sweep.py"
+    script.write_text(
+        "import os, time\n"
+        "from meanmode.sweeps.engine.executors import on_processes, prepare_processes\n"
+        "if __name__ == '__main__':\n"
+        "    pids = ['__import__(\"os\").getpid()'] * 9\n"
+        "    for _, pid in on_processes(prepare_processes([]), 1, eval, pids):\n"
+        "        print(pid, flush=True)\n"
+        "        time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as sweep:
+        assert sweep.stdout is not None
+        worker = psutil.Process(int(sweep.stdout.readline()))
+        sweep.kill()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        worker.wait(20)
+    assert not worker.is_running()

@@ -239,9 +239,7 @@ def test_only_a_backward_sweep_says_so(backward_sweep: Sweep, tiny_sweep: Sweep)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_backward_store_holds_both_passes(
-    forked_workers: None, backward_sweep: Sweep, tmp_path: Path, workers: int
-) -> None:
+def test_a_backward_store_holds_both_passes(backward_sweep: Sweep, tmp_path: Path, workers: int) -> None:
     store = tmp_path / "s.zarr"
     run_sweep(backward_sweep, store, workers=workers)
     data = open_cells(store)
