@@ -80,10 +80,10 @@ def _bound(rows: list[Row], far: TokenLimit) -> str:
     fewest = min(row["tokens"] for row in long)
     moved = far.between(fewest, MILLION)
     bound = abs(shift) + 2 * error + moved
+    sums = f"{abs(shift):.2f} + 2 x {error:.2f} + {moved:.2f} = {bound:.1f} blocks ({bound / far.front:.0%})"
     return (
-        f"Measured minus forecast from {fewest:,} tokens on: {shift:+.2f} +- {error:.2f} blocks. Bound on the "
-        f"error at a million tokens: {abs(shift):.2f} + 2 x {error:.2f} + {moved:.2f} = {bound:.1f} blocks "
-        f"({bound / far.front:.0%}); the last term covers a front that stays where it is from "
+        f"Measured minus forecast from {fewest:,} tokens on: {shift:+.2f} +- {error:.2f} blocks. Bound on "
+        f"the error at a million tokens: {sums}; the last term covers a front that stays where it is from "
         f"{fewest:,} tokens on, or moves twice as far as predicted."
     )
 
