@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from meanmode.paper_figs.figures.structure.frame_means import draw as draw_frame_means
-from meanmode.paper_figs.figures.structure.long_contexts import draw as draw_long_contexts
+from meanmode.paper_figs.all_figures import FIGURES, STUDY_FIGURES
 from meanmode.sim.store.sweep_store import open_cells
 from meanmode.sweeps.engine.execution import run_sweep
 from meanmode.sweeps.named.all_sweeps import SWEEPS
@@ -67,9 +66,10 @@ def test_the_tables_of_small_stores_hold_every_count_and_merge(folder: Path) -> 
 
 def test_the_figures_draw_small_stores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meanmode.paper_figs.figures.structure.long_contexts.COUNTS", (16, 144, 4096))
-    figure = draw_long_contexts({name: open_cells(folder / f"{name}.zarr") for name in NAMES})
+    draw = STUDY_FIGURES["long_contexts"][1]
+    figure = draw({name: open_cells(folder / f"{name}.zarr") for name in NAMES})
     assert [len(panel.containers) for panel in figure.axes] == [3, 12, 8]  # points with error bars
-    figure = draw_frame_means(open_cells(folder / "frame_means.zarr"))
+    figure = FIGURES["frame_means"][1](open_cells(folder / "frame_means.zarr"))
     assert len(figure.axes) == 1 and len(figure.axes[0].containers) == 4
 
 
