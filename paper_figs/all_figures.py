@@ -44,7 +44,7 @@ from meanmode.paper_figs.figures.events import (
     event_run,
 )
 from meanmode.paper_figs.figures.hazards import calibration, hazard_depth, schedule_risk, survival
-from meanmode.paper_figs.figures.structure import frame_means, long_contexts
+from meanmode.paper_figs.figures.stacks import frame_means, long_contexts, trainability
 from meanmode.paper_figs.gallery import PICTURES
 from meanmode.paper_figs.shared.style import LOOK
 from meanmode.sim.store.files import StoreError
@@ -101,6 +101,7 @@ STUDY_FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, xr.Datase
             hazard_depth,
             calibration,
             schedule_risk,
+            trainability,
         )
     },
 }

@@ -22,6 +22,7 @@ class Picture:
 FRONT, AMPLIFICATION, MIXERS = (f"results/{name}.md" for name in ("front", "amplification", "mixers"))
 RAMPS, CRITICAL, WHEN = (f"results/{name}.md" for name in ("training_ramps", "critical_rate", "when"))
 HALF, CAUSES, EVENT = (f"results/{name}.md" for name in ("half_rate", "interventions", "event"))
+TRAINABILITY = "results/trainability.md"
 STABILISERS, WARNING, REAL = (f"results/{name}.md" for name in ("stabilisers", "warning", "real_data"))
 STRUCTURE, LONG = "results/structure.md", "results/long_contexts.md"
 
@@ -82,6 +83,11 @@ PICTURES: dict[str, Picture] = {
         shows="For which weights and FFN ratios untrained stacks collapse from every input, from some, or "
         "from none, with the stacks that were measured.",
         page=FRONT,
+    ),
+    "trainability": Picture(
+        shows="Where the collapsed state attracts and how fast adjoints grow, over weights, FFN ratio and "
+        "residual gain, with measured exponents; and where attention rows would freeze.",
+        page=TRAINABILITY,
     ),
     "dynamic_front": Picture(
         shows="The front along training, measured, and predicted from the sizes of the current weights.",

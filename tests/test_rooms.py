@@ -45,7 +45,8 @@ ALLOWED = {
 SUBJECTS = {
     *("collapse_front", "committor", "critical_rate", "depth_profiles", "dynamic_front", "frame_means"),
     *("half_rate", "interventions", "long_contexts", "merges", "mixers", "phase_diagram", "schedule_risk"),
-    *("state_space", "sweep", "timestep_probe", "token_law", "waiting_time"),
+    *("state_space", "structured_fronts", "sweep", "timestep_probe", "token_law", "trainability"),
+    *("waiting_time",),
 }
 """Stems that several modules share, since they speak of one thing: a law, its measurement, its figure."""
 

@@ -1,6 +1,7 @@
 """`mms predict`: predictions of the theory."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from meanmode.sweeps.cli.options import (
 )
 from meanmode.theory.setting import INPUTS, Setting
 
+EXPONENTS = ("cosine", "forward", "backward_mean", "backward_centered")
+"""What `mms predict exponents` shows of a fixed point."""
+
 
 @click.group()
 def predict() -> None:
-    """Predict the front, a profile, the onset, or the risk of a schedule."""
+    """Predict the front, a profile, exponents, the onset, or the risk of a schedule."""
 
 
 @predict.command("front")
@@ -119,6 +123,57 @@ def predict_profile_command(as_json: bool, **options: Any) -> None:
     ]
     if rows:
         show_table(rows)
+
+
+@predict.command("exponents")
+@stack_options(lists=False)
+@click.option("--sweep", "name", help="Write the exponents of every setting of a named sweep, to --out.")
+@click.option("--out", type=click.Path(path_type=Path), help="Forecast of --sweep; never overwritten.")
+@json_option
+def predict_exponents_command(name: str | None, out: Path | None, as_json: bool, **options: Any) -> None:
+    """Predict how fast token distances and adjoints grow per block, at every fixed point of the pair cosine.
+
+    Natural logarithms of energies, for many tokens and features: forward of the distance to the fixed point,
+    backward of the mean and the centered part of the adjoint. The entropy is that of an attention row.
+    """
+    if (name is None) != (out is None):
+        raise ValueError(
+            "--sweep and --out go together: give both, or neither for the setting of the options"
+        )
+    if name is not None and out is not None:
+        _write_exponents(name, out)
+        return
+    from meanmode.sweeps.studies.rows import finite
+    from meanmode.theory.meanfield.exponents import exponents
+    from meanmode.theory.meanfield.phase_diagram import BlockMap
+    from meanmode.theory.meanfield.softmax_moments import row_entropy
+
+    setting = Setting(**options)
+    block, tokens = BlockMap(setting), setting.tokens + setting.text_tokens
+    rows = []
+    for point in block.fixed_points():
+        if point.multiplier == math.inf:  # the merge removes the mean
+            continue
+        found = exponents(block, point.cosine)
+        rows.append({name: getattr(found, name) for name in EXPONENTS})
+        if setting.mixer == "softmax":
+            rows[-1]["row_entropy"] = row_entropy(tokens, 1 - point.cosine, setting.head_width)
+    if as_json:
+        show_json({"fixed_points": [finite(row) for row in rows], "inputs": dataclasses.asdict(setting)})
+        return
+    show_table(rows)
+
+
+def _write_exponents(name: str, out: Path) -> None:
+    from meanmode.sweeps.engine.sweep import Sweep
+    from meanmode.sweeps.named.all_sweeps import named_sweep
+    from meanmode.sweeps.studies.exponents.stack_exponents import forecast
+    from meanmode.sweeps.studies.forecast_files import write_forecast
+
+    sweep = named_sweep(name)
+    if not isinstance(sweep, Sweep):
+        raise ValueError(f"exponents are those of untrained stacks, and {name} trains: name another --sweep")
+    write_forecast(forecast(sweep), out)
 
 
 @predict.command("onset")

@@ -19,8 +19,10 @@ from meanmode.paper_figs.figures import (
     standard_writers,
 )
 from meanmode.paper_figs.figures.events import event_report
+from meanmode.paper_figs.figures.stacks import trainability
 from meanmode.sim.store.run_reader import open_run
 from meanmode.sim.store.sweep_store import open_cells, unstacked
+from meanmode.sweeps.studies.forecast_files import read_forecast
 from meanmode.sweeps.studies.merge_ratios import LOSS_WINDOW, case_series, running_median
 from meanmode.sweeps.studies.token_exponents import exponent_profile, exponent_rows
 
@@ -131,6 +133,20 @@ def test_phases_are_those_of_the_block_map(monkeypatch: pytest.MonkeyPatch, has_
     threshold, missed, fell = figure.axes[1].lines
     assert threshold.get_ydata() == pytest.approx([0, np.nan, 0.476], abs=1e-3, nan_ok=True)
     assert has_the_look(figure) and len(missed.get_xdata()) == 2 and len(fell.get_xdata()) == 5
+
+
+def test_the_figure_shows_signs_and_needs_a_forecast(
+    monkeypatch: pytest.MonkeyPatch, has_the_look: Look
+) -> None:
+    for name in ("SCALES", "RATIOS", "GAINS"):
+        monkeypatch.setattr(trainability, name, getattr(trainability, name)[::6])
+    data = open_cells(DATA / "trainability.zarr")
+    with pytest.raises(ValueError, match="put it beside the store"):
+        trainability.draw({"trainability": data})
+    data.attrs["forecast"] = json.dumps(read_forecast(DATA / "trainability.forecast.json"))
+    figure = trainability.draw({"trainability": data})
+    shrinks, grows = (line.get_ydata() for line in figure.axes[0].lines[-2:])
+    assert has_the_look(figure) and len(shrinks) == 8 and list(grows) == [8.0]
 
 
 def test_exponents_at_every_block_are_those_of_the_rows(tiny_token_law: Path) -> None:

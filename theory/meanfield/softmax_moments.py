@@ -68,6 +68,53 @@ def row_overlap(tokens: int, variance: float, correlation: float) -> float:
     return float(tokens * step**2 * np.sum(np.outer(u, u) * inner * laplace ** (tokens - 1)))
 
 
+def row_entropy(tokens: int, variance: float, head_width: int | None = None) -> float:
+    """E H = -E sum_j a_ij ln a_ij of one softmax row over `tokens` independent logits s of this variance.
+
+    H = ln Z - sum_j a_ij s_j with Z = sum_j e^s_j. The expectations are Laplace integrals: E ln Z by
+    Frullani's, and a_ij as in `row_square`. With many tokens H = ln T - variance / 2. The quadrature is for
+    the logits of QK-Norm, whose variance is 1 - c.
+
+    Raises:
+        ValueError: fewer than two tokens, or a variance outside of 0 to 1.
+    """
+    if tokens < 2:
+        raise ValueError(f"tokens must be at least 2, got {tokens}")
+    if not 0 <= variance <= 1:
+        raise ValueError(f"the variance of the logits of QK-Norm is at most 1, got {variance}")
+    std = np.sqrt(variance)
+    z, weight = _head_nodes(head_width)
+    w = np.exp(std * z - variance / 2)
+    u, step = _outer_points(tokens, std)
+    decay = np.exp(-np.outer(u, w))
+    laplace, inner = decay @ weight, decay @ (weight * w * std * z)
+    log_sum = np.log(tokens) + step * np.sum(np.exp(-u * tokens) - laplace**tokens) + variance / 2
+    return float(log_sum - tokens * step * np.sum(u * inner * laplace ** (tokens - 1)))
+
+
+def freezing_scale(tokens: int, cosine: float, head_width: int) -> float:
+    """Factor on the scores at which softmax rows freeze onto a few tokens, from the random energy model.
+
+    Among T scores sqrt(d_h) x of random directions the largest has (1 - x^2)^((d_h - 3) / 2) = 1 / T. A row
+    freezes where the maximum of the exponent g sqrt(d_h) x + (d_h - 3) / 2 ln(1 - x^2) gets there, so that
+    g sqrt(1 - c) = (d_h - 3) x / ((1 - x^2) sqrt(d_h)), of which sqrt(2 ln T) is the limit of wide heads
+    (arXiv:2505.24333). Heuristic for c > 0: the part that differs along a row keeps its distribution.
+
+    Raises:
+        ValueError: fewer than two tokens, heads narrower than 4, or a cosine outside of 0 to 1.
+    """
+    if tokens < 2 or head_width < 4 or not 0 <= cosine <= 1:
+        raise ValueError(
+            f"freezing needs 2 tokens, heads of width 4 and a cosine from 0 to 1, got {tokens}, {head_width} "
+            f"and {cosine}"
+        )
+    if cosine == 1:
+        return np.inf
+    closed = tokens ** (-2 / (head_width - 3))
+    scale = (head_width - 3) * np.sqrt(1 - closed) / (closed * np.sqrt(head_width))
+    return float(scale / np.sqrt(1 - cosine))
+
+
 @lru_cache(maxsize=64)
 def softmax_table(tokens: int, head_width: int | None) -> CubicSpline:
     """(S_d - 1/T) / (1 - c) and (S_d - S_o) / (1 - c)^2 as functions of the token cosine, cached per process.

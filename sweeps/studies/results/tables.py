@@ -7,6 +7,7 @@ from meanmode.sweeps.studies.results.event_tables import (
     event_half_rates,
     events,
 )
+from meanmode.sweeps.studies.results.exponent_tables import depth_rates, depth_steps, stack_exponents
 from meanmode.sweeps.studies.results.hazard_tables import (
     hazard_afterwards,
     hazard_candidates,
@@ -102,6 +103,9 @@ TABLES = {
     "mode_ratios": mode_ratios,
     "samples": sample_metrics,
     "timestep_probe": timestep_scores,
+    "stack_exponents": stack_exponents,
+    "depth_steps": depth_steps,
+    "depth_rates": depth_rates,
     "watched_alarms": watched_alarms,
     "watched_merges": watched_merges,
 }

@@ -262,7 +262,15 @@ def first_step(setting: Setting, seed: int, rate: float = 1e-6) -> tuple[float, 
     return mean.item() ** 2, rest.item() ** 2
 
 
-@pytest.mark.parametrize("fields", [{}, {"input_cosine": 0.3, "adjoint_cosine": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"input_cosine": 0.3, "adjoint_cosine": 0.5},
+        {"merge": "deepnorm", "residual_gain": 2.0},
+    ],
+    ids=str,
+)
 def test_first_step_moves_the_trunk_as_predicted(fields: dict[str, float]) -> None:
     """The mean part to 8 %; the prediction of the centered part is known to be up to 13 % too high."""
     setting = Setting(depth=8, tokens=16, width=64, heads=4, weight_std=0.1, writer_std=0.0, **fields)

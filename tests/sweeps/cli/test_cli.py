@@ -98,6 +98,29 @@ def test_predict_front_of_an_input_follows_its_cosines(mms, tmp_path: Path) -> N
     assert "within 1 blocks" in mms("predict", "front", "--input", "clusters", "--depth", 1)[1]
 
 
+def test_predict_exponents_at_every_fixed_point(mms, tmp_path: Path) -> None:
+    document = json.loads(mms("predict", "exponents", "--ffn-ratio", 8, "--weight-std", 0.0625, "--json")[1])
+    low, middle, high = document["fixed_points"]
+    assert (low["cosine"], high["cosine"]) == (0, 1) and document["inputs"]["ffn_ratio"] == 8
+    assert low["forward"] < 0 < middle["forward"] and high["forward"] < 0 < high["backward_mean"]
+    assert low["row_entropy"] < middle["row_entropy"] < high["row_entropy"] < 4.16
+    (only,) = json.loads(mms("predict", "exponents", "--merge", "hard_centering", "--json")[1])[
+        "fixed_points"
+    ]
+    assert only["cosine"] == 0 and only["forward"] is None
+    out = tmp_path / "forecast.json"
+    assert mms("predict", "exponents", "--sweep", "trainability", "--out", out)[0] == 0
+    document = json.loads(out.read_text())
+    assert {row["quantity"] for row in document["rows"]} == {"forward", "backward_mean", "backward_centered"}
+    for arguments, said in (
+        (("--sweep", "trainability"), "go together"),
+        (("--sweep", "trainability", "--out", out), "never overwritten"),
+        (("--sweep", "committor", "--out", tmp_path / "c.json"), "committor trains"),
+    ):
+        status, _, err = mms("predict", "exponents", *arguments)
+        assert status == 2 and said in err
+
+
 def test_dry_run_prints_work_and_forecast_and_writes_nothing(mms, tmp_path: Path) -> None:
     status, out, _ = mms("sweep", "run", "-n", "--tokens", "4,9", "--seeds", 2, "--out", tmp_path / "s.zarr")
     plan = json.loads(out)

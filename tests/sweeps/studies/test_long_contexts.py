@@ -65,7 +65,7 @@ def test_the_tables_of_small_stores_hold_every_count_and_merge(folder: Path) -> 
 
 
 def test_the_figures_draw_small_stores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meanmode.paper_figs.figures.structure.long_contexts.COUNTS", (16, 144, 4096))
+    monkeypatch.setattr("meanmode.paper_figs.figures.stacks.long_contexts.COUNTS", (16, 144, 4096))
     draw = STUDY_FIGURES["long_contexts"][1]
     figure = draw({name: open_cells(folder / f"{name}.zarr") for name in NAMES})
     assert [len(panel.containers) for panel in figure.axes] == [3, 12, 8]  # points with error bars

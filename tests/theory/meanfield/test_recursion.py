@@ -235,5 +235,5 @@ def test_the_functional_step_adds_coherently_and_independently() -> None:
     )
     assert deep.mean_coherent == pytest.approx(4 * shallow.mean_coherent)
     assert deep.centered_independent == pytest.approx(2 * shallow.centered_independent)
-    with pytest.raises(ValueError, match="derived for the plain merge"):
+    with pytest.raises(ValueError, match="derived for merges with one gain"):
         predict_functional_step(Setting(merge="mv_split"))

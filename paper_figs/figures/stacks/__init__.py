@@ -1,0 +1,1 @@
+"""Figures of untrained stacks, one per module."""

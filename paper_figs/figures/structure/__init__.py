@@ -1,1 +1,0 @@
-"""Figures of long sequences and of inputs with structure."""
