@@ -36,6 +36,8 @@ def exponent_rows(data: xr.Dataset) -> list[Row]:
     rows = []
     for cosine in grid["adjoint_cosine"].values:
         for distance in BLOCKS_FROM_LOSS:
+            if distance >= grid.sizes["block"]:
+                continue  # a stack without such a block
             here = grid.sel(adjoint_cosine=cosine).isel(block=grid.sizes["block"] - distance)
             samples = here["amplification"].transpose("seed", "tokens").values.astype(float) - 1
             draws = random.integers(len(samples), size=(RESAMPLES, len(samples)))

@@ -59,14 +59,15 @@ def draw(studies: Mapping[str, xr.Dataset]) -> Figure:
         panel.set_xlabel("tokens T")
         panel.grid(alpha=0.25)
     panels[1].legend(loc="upper left")
-    seeds = ", ".join(
-        f"{len(np.unique(data['seed']))} at {data['tokens'].values.max():,} tokens"
-        for data in studies.values()
+    fewer = "".join(
+        f", {len(np.unique(data['seed']))} at {data['tokens'].values.max():,} tokens"
+        for name, data in studies.items()
+        if name != STUDIES[0]
     )
     caption(
         figure,
         "At initialisation. Lines: mean recursion and backward recursion; points: measured mean and its "
-        f"standard error. {run_caption(first)}; seeds: {seeds}.",
+        f"standard error. {run_caption(first)}{fewer}.",
     )
     return figure
 
@@ -94,7 +95,7 @@ def _draw_front(panel: Axes, base: Setting, studies: Mapping[str, xr.Dataset], c
         depths = np.where(np.isnan(fronts), base.depth, fronts)
         _point(panel, count, depths, 0)
     panel.set_ylabel("front (block)")
-    panel.set_ylim(bottom=0)
+    panel.set_ylim(0, 1.2 * panel.get_ylim()[1])
 
 
 def _draw_amplification(panel: Axes, base: Setting, studies: Mapping[str, xr.Dataset], cosine: float) -> None:

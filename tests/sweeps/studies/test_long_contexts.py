@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from meanmode.paper_figs.all_figures import FIGURES, STUDY_FIGURES
+from meanmode.paper_figs.all_figures import STUDY_FIGURES
+from meanmode.paper_figs.figures.stacks.frame_means import draw as draw_frame_means
 from meanmode.sim.store.sweep_store import open_cells
 from meanmode.sweeps.engine.execution import run_sweep
 from meanmode.sweeps.named.all_sweeps import SWEEPS
@@ -69,7 +70,7 @@ def test_the_figures_draw_small_stores(folder: Path, monkeypatch: pytest.MonkeyP
     draw = STUDY_FIGURES["long_contexts"][1]
     figure = draw({name: open_cells(folder / f"{name}.zarr") for name in NAMES})
     assert [len(panel.containers) for panel in figure.axes] == [3, 12, 8]  # points with error bars
-    figure = FIGURES["frame_means"][1](open_cells(folder / "frame_means.zarr"))
+    figure = draw_frame_means(open_cells(folder / "frame_means.zarr"))
     assert len(figure.axes) == 1 and len(figure.axes[0].containers) == 4
 
 
