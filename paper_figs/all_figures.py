@@ -27,8 +27,6 @@ from meanmode.paper_figs.figures import (
     mixers,
     phase_diagram,
     standard_writers,
-    structured_fronts,
-    structured_gradients,
     timestep_probe,
     token_law,
     token_regimes,
@@ -44,7 +42,13 @@ from meanmode.paper_figs.figures.events import (
     event_run,
 )
 from meanmode.paper_figs.figures.hazards import calibration, hazard_depth, schedule_risk, survival
-from meanmode.paper_figs.figures.stacks import frame_means, long_contexts, trainability
+from meanmode.paper_figs.figures.stacks import (
+    frame_means,
+    long_contexts,
+    structured_fronts,
+    structured_gradients,
+    trainability,
+)
 from meanmode.paper_figs.gallery import PICTURES
 from meanmode.paper_figs.shared.style import LOOK
 from meanmode.sim.store.files import StoreError

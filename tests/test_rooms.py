@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 STOREYS = {
     "theory": ("setting", "proof", "laws", "meanfield", "onset"),
     "sim": (
+        "kernels",
         "trunk",
         "anatomy",
         "convert",

@@ -19,6 +19,7 @@ from meanmode.sim.anatomy.stream_names import described
 from meanmode.sim.anatomy.traced_pass import TracedPass, traced
 from meanmode.sim.anatomy.untouched import untouched
 from meanmode.sim.anatomy.writer_branches import Branch, norm_of_branch, norm_of_trunk
+from meanmode.sim.kernels.choice import plain_torch
 from meanmode.sim.trunk.combinations import Combination
 
 LABELS = {"attention": "attn", "feed-forward": "ffn", "other": "other"}
@@ -44,7 +45,8 @@ def discover(model: nn.Module, run: Any) -> Anatomy:
     Raises:
         ValueError: the pass has no autograd graph, or no residual addition is in it.
     """
-    with untouched(model), _no_collection():
+    # plain torch also for what a checkpointed model recomputes below
+    with untouched(model), _no_collection(), plain_torch():
         trace = traced(model, run)
         graph = Graph(trace.roots)
         streams = Streams(graph)

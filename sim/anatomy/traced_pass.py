@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
 from meanmode.sim.anatomy.untouched import sharded_modules
+from meanmode.sim.kernels.choice import plain_torch
 
 Path = tuple[int | str, ...]
 
@@ -166,7 +167,8 @@ def traced(model: nn.Module, run: Any) -> TracedPass:
         global_hooks.register_module_forward_hook(recorder.leave),
     ]
     try:
-        returned = called(model, run)
+        with plain_torch():  # what is looked for are torch's own operations
+            returned = called(model, run)
     finally:
         for handle in handles:
             handle.remove()

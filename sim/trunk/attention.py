@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import elu, rms_norm, scaled_dot_product_attention
 
+from meanmode.sim.kernels.choice import computed_type, fused
+from meanmode.sim.kernels.head_operator import normed_heads, takes_heads
 from meanmode.sim.trunk.constants import QK_EPS
 from meanmode.sim.trunk.linear import Linear, dot_products
 from meanmode.sim.trunk.precision import single
@@ -180,6 +182,10 @@ class QueryKeyMixer(Mixer):
         return (self.q_proj, self.k_proj)
 
     def _positioned(self, x_BTD: Tensor, segments: Segments) -> Tensor:
+        if fused(x_BTD) and takes_heads(x_BTD, self.heads):
+            features, copies = x_BTD.shape[-1] // self.heads, getattr(segments, "copies", 1)
+            turn = (segments, copies, features, x_BTD.device, computed_type(x_BTD))
+            return normed_heads(x_BTD, _rotation(*turn) if self.rope else None, self.heads, self.eps)
         x_BHTF = self._split(single(x_BTD))  # autocast runs norms in the precision of their input
         if self.rope:
             x_BHTF = rotate(x_BHTF, segments)

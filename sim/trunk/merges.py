@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import rms_norm
 
+from meanmode.sim.kernels.choice import fused
+from meanmode.sim.kernels.merge_operator import merge_norm, takes_merge
 from meanmode.sim.trunk.combinations import (
     Combination,
     DeepNormCombination,
@@ -50,11 +52,17 @@ class Merge(Combination):
     ) -> Float[Tensor, "*B T D"]:
         """Merge trunk and branch and normalise; `segments` are the token counts of image and text.
 
-        Under autocast the branch arrives in half precision; merge and norm use the precision of the trunk.
+        Under autocast the branch arrives in half precision; merge and norm use the precision of the trunk. On
+        a GPU, merge and norm may be one kernel (`meanmode.sim.kernels`).
         """
         if self.frames > 1:
             image, *rest = token_counts(self.segments if segments is None else segments, trunk.shape[-2])
             segments = (*framed(image, self.frames), *rest)
+        if type(self) in FUSED and self.layout == "BTD" and kept is None and fused(trunk, branch):
+            counts = token_counts(self.segments if segments is None else segments, trunk.shape[-2])
+            gains = {name: getattr(self, gain) for name, gain in FUSED[type(self)].items()}
+            if takes_merge(trunk, branch, counts, gains):
+                return merge_norm(trunk, branch, counts, gains, self.eps)
         merged = self._combined(trunk, branch.to(trunk.dtype), segments, kept)
         return rms_norm(merged, (self.width,), eps=self.eps)
 
@@ -134,6 +142,16 @@ class PreNorm(Merge):
 
     def gains(self) -> Gains:
         raise ValueError("no theory of the merge 'pre_norm': its trunk has no norm")
+
+
+FUSED: dict[type[Merge], dict[str, str]] = {
+    Plain: {},
+    LayerScale: {"write": "gain"},
+    ReZero: {"write": "gain"},
+    DeepNorm: {"skip": "gain"},
+    MVSplit: {"alpha": "alpha", "write": "beta"},
+}
+"""Merges that kernels compute -> name of a gain there -> its name here. Subclasses may differ: not they."""
 
 
 def make_merge(

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
+from meanmode.sim.kernels.choice import fused
+from meanmode.sim.kernels.gate_operator import swiglu
 from meanmode.sim.trunk.constants import MERGE_EPS, QK_EPS
 from meanmode.sim.trunk.linear import Linear
 from meanmode.sim.trunk.merges import make_merge
@@ -26,7 +28,10 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
         """The branch output."""
-        gate, value = self.w13(x).chunk(2, dim=-1)
+        read = self.w13(x)
+        if fused(read):
+            return self.w2(swiglu(read))
+        gate, value = read.chunk(2, dim=-1)
         return self.w2(silu(gate) * value)
 
 

@@ -1,8 +1,10 @@
 """The committed stores meet what the theory promises, and forecasts are older than what they speak of."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -14,7 +16,9 @@ from meanmode.sweeps.studies.comparison import compare
 from meanmode.sweeps.studies.forecast_files import store_hash
 from meanmode.sweeps.studies.half_rates import half_rates
 from meanmode.sweeps.studies.waiting_times import waiting_times
+from meanmode.theory.meanfield.coverage import ALL_PAIRS, MEASURED, follows_gram
 from meanmode.theory.onset.functional_law import FunctionalLaw
+from meanmode.theory.setting import Setting
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "paper_figs" / "data"
@@ -35,6 +39,46 @@ def test_the_settings_meet_what_the_theory_promises() -> None:
         if row not in fronts:
             assert (row["n_collapsed"] > row["n"] / 2) == (row["predicted_fraction"] > 0.5)
             assert row["fraction_p"] > 0.01
+
+
+def test_coverage_says_what_the_stores_show() -> None:
+    """Scores of both recursions, front and amplification, computed from the stores that they name."""
+    names = {entry.name for entry in dataclasses.fields(Setting)}
+    for recursion, measured in MEASURED.items():
+        for score in measured.scores:
+            key = "spread_ratio" if score.quantity == "front" else "median_log_error"
+            rows = [
+                row
+                for row in compare([DATA / f"{name}.zarr" for name in score.stores])["rows"]
+                if row.get(key) is not None and row["relative_error"] is not None
+                if follows_gram(Setting(**{name: row[name] for name in names & set(row)}))
+                == (recursion == ALL_PAIRS)
+            ]
+            if score.quantity == "front":
+                errors = np.abs([row["relative_error"] for row in rows])
+                found = (len(rows), errors.mean(), errors.max())
+            else:
+                errors = np.array([row["median_log_error"] for row in rows])
+                found = (len(rows) // 2, np.median(errors), errors.max())
+            assert found[0] == score.cases
+            assert found[1:] == pytest.approx((score.typical, score.largest), abs=5.1e-4)
+
+
+def test_fronts_of_structured_inputs_meet_what_was_expected_of_them() -> None:
+    """Error at most 5 % and |z| at most 3 but in one cell each; of the chain itself |z| at most 3 in all."""
+    rows = compare([DATA / "structured_fronts.zarr"])["rows"]
+    fronts = [row for row in rows if "spread_ratio" in row]
+    assert len(fronts) == 52 and all(row["n"] == 128 for row in fronts)
+    assert sum(abs(row["relative_error"]) > 0.0505 for row in fronts) == 1
+    assert sum(abs(row["z"]) > 3 for row in fronts) == 1
+    chain = json.loads((DATA / "gram_chain.json").read_text())
+    for row, exact in zip(fronts, chain["exact"], strict=True):
+        error = np.hypot(row["measured_sem"], exact["front_std"] / exact["n"] ** 0.5)
+        assert abs(exact["front"] - row["measured"]) < 3 * error
+        assert 0.8 <= exact["front_std"] / row["measured_std"] <= 1.25
+    for case in chain["cases"].values():
+        theory, network = (np.array(case[side]["tcs"]) for side in ("predicted", "measured"))
+        assert np.sqrt(np.mean((theory - network) ** 2)) <= 0.03
 
 
 def test_profiles_and_amplification_meet_what_the_theory_promises() -> None:

@@ -111,24 +111,44 @@ MEASURED = {
         scores=(
             Score(
                 quantity="front",
-                cases=50,
-                typical=0.022,
+                cases=63,
+                typical=0.020,
                 largest=0.070,
-                stores=("collapse_front", "front_settings", "front_settings_large", "mixers"),
+                stores=(
+                    *("collapse_front", "front_settings", "front_settings_large", "mixers"),
+                    "structured_fronts",
+                ),
             ),
             Score(
                 quantity="amplification",
-                cases=13,
-                typical=0.021,
-                largest=0.043,
-                stores=("depth_profiles", "token_law"),
+                cases=17,
+                typical=0.020,
+                largest=0.095,
+                stores=("depth_profiles", "token_law", "structured_gradients"),
             ),
         ),
         ranges={"width": (64, 1024), "tokens": (16, 1024), "ffn_ratio": (0.5, 8), "batch": (1, 1)},
         values={
             "merge": ("plain", "layerscale", "rezero", "deepnorm", "mv_split"),
             "mixer": ("softmax", "uniform", "linear", "lazy"),
-            "rope": (False,),
+            "rope": (False, True),
+        },
+    ),
+    ALL_PAIRS: Measured(
+        scores=(
+            Score(quantity="front", cases=39, typical=0.013, largest=0.055, stores=("structured_fronts",)),
+            Score(
+                quantity="amplification",
+                cases=24,
+                typical=0.030,
+                largest=0.173,
+                stores=("structured_gradients",),
+            ),
+        ),
+        ranges={"width": (64, 256), "tokens": (16, 64), "ffn_ratio": (1, 3), "text_tokens": (0, 16)},
+        values={
+            "merge": ("plain", "rezero", "deepnorm", "mv_split"),
+            "mixer": ("softmax", "linear", "lazy", "gated", "state_space"),
         },
     ),
 }

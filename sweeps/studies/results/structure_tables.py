@@ -133,13 +133,16 @@ def gram_cases(data: Path, name: str) -> str:
         theory, network = (np.array(sides[side]["tcs"]) for side in ("predicted", "measured"))
         rms = np.sqrt(np.mean((theory - network) ** 2, axis=0))
         fronts, front = np.array(sides["measured"]["fronts"]), sides["predicted"]["front"]
-        seen = "not in every seed"
-        if np.isfinite(fronts).all():
-            seen = f"{fronts.mean():.1f} +- {fronts.std(ddof=1) / math.sqrt(len(fronts)):.1f}"
+        reached = fronts[np.isfinite(fronts)]
+        seen = "none"
+        if len(reached) > 1:
+            seen = f"{reached.mean():.1f} +- {reached.std(ddof=1) / math.sqrt(len(reached)):.1f}"
+            seen += "" if len(reached) == len(fronts) else f" ({len(reached)} of {len(fronts)})"
         shown = "none" if front is None else f"{front:.1f}"
         body.append([case, ", ".join(f"{value:.3f}" for value in rms), shown, seen])
     table = pipe_table(["case", "rms of TCS by segment", "predicted front", "measured front"], body)
     return captioned(
         table,
-        "Walk of the Gram recursion against 64 networks of their own seeds; rms over blocks of seed means.",
+        "Walk of the Gram recursion against 64 networks of their own seeds; rms over blocks of seed means. "
+        "Fronts: mean over those within the depth.",
     )

@@ -13,6 +13,7 @@ import zarr
 
 from meanmode.sim.store.compaction import compact
 from meanmode.sim.store.files import StoreError, Variable
+from meanmode.sim.store.sweep_excerpt import sweep_excerpt
 from meanmode.sim.store.sweep_store import DONE, TODO, create_sweep, open_cells
 from meanmode.sim.store.sweep_writer import SweepWriter
 
@@ -154,3 +155,17 @@ def test_a_kill_at_any_moment_loses_nothing(small_store: Path, tmp_path: Path) -
         assert files(folder) == files(whole)
         assert [path.name for path in folder.iterdir()] == ["sweep.zarr"]
     assert scraps == len(killed)
+
+
+def test_an_excerpt_keeps_chosen_observables_bit_by_bit(store: Path, tmp_path: Path) -> None:
+    whole, out = open_cells(store), tmp_path / "small.zarr"
+    sweep_excerpt(store, out, names=("front", "tcs"))
+    kept = open_cells(out)
+    dropped = {name for name in whole.data_vars if name not in kept}
+    assert {"rho", "mu_eff"} <= dropped and {"front", "tcs", "predicted_front", "status"} <= set(kept)
+    xr.testing.assert_identical(whole.drop_vars(dropped).assign_attrs(kept.attrs), kept)
+    assert "rho" in open_cells(store)
+    with pytest.raises(StoreError, match="exists: choose another path"):
+        sweep_excerpt(store, out, names=("front",))
+    with pytest.raises(StoreError, match="has no colour: choose from front, tcs"):
+        sweep_excerpt(store, tmp_path / "other.zarr", names=("colour",))

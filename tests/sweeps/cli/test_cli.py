@@ -73,7 +73,8 @@ def test_predict_front_has_the_fixed_keys(mms) -> None:
     status, out, err = mms("predict", "front", "--tokens", 16, "--weight-std", 0.0625, "--json")
     document = json.loads(out)
     assert status == 0 and err == ""
-    assert set(document) == {"front", "front_std", "front_deterministic", "inputs"}
+    assert set(document) == {"front", "front_std", "front_deterministic", "coverage", "inputs"}
+    assert document["coverage"]["recursion"] == "one cosine" and not document["coverage"]["outside"]
     setting = Setting(tokens=16, weight_std=0.0625)
     assert document["front"] == predict_front(setting).front
     assert document["inputs"]["tokens"] == 16
@@ -94,6 +95,9 @@ def test_predict_front_of_an_input_follows_its_cosines(mms, tmp_path: Path) -> N
     fronts = [document["front"] for document in documents]
     assert fronts[0] == 0 < fronts[1] < fronts[3] < fronts[5] and fronts[4] < fronts[2] < fronts[5]
     assert documents[2]["inputs"]["input"] == "photo"
+    covered = [document["coverage"] for document in documents]
+    assert [of["recursion"] for of in covered] == ["all pairs"] * 5 + ["one cosine"]
+    assert "width 32 (measured: 64 to 256)" in covered[2]["outside"]
     assert "between seeds" in mms("predict", "front", "--input", same, *stack)[1]
     assert "within 1 blocks" in mms("predict", "front", "--input", "clusters", "--depth", 1)[1]
 

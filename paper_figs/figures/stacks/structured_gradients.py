@@ -5,7 +5,15 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from meanmode.paper_figs.shared.runs import caption
-from meanmode.paper_figs.shared.style import ABOVE, COLOURS, DASHES, MARKERS, PAGE, base_setting, run_caption
+from meanmode.paper_figs.shared.style import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    PAGE,
+    base_setting,
+    plain_ticks,
+    run_caption,
+)
 from meanmode.theory.setting import INPUTS
 
 
@@ -52,7 +60,8 @@ def draw(data: xr.Dataset) -> Figure:
         panel.grid(alpha=0.25)
     for panel in panels[1:]:
         panel.set_yscale("log")
-    panels[0].legend(ncols=len(INPUTS), **ABOVE)
+        plain_ticks(panel.yaxis)
+    panels[0].legend(loc="lower right")
     base = base_setting(data)
     caption(
         figure,
