@@ -42,7 +42,13 @@ from meanmode.paper_figs.figures.events import (
     event_run,
 )
 from meanmode.paper_figs.figures.hazards import calibration, hazard_depth, schedule_risk, survival
-from meanmode.paper_figs.figures.stacks import structured_fronts, structured_gradients, trainability
+from meanmode.paper_figs.figures.stacks import (
+    frame_means,
+    long_contexts,
+    structured_fronts,
+    structured_gradients,
+    trainability,
+)
 from meanmode.paper_figs.gallery import PICTURES
 from meanmode.paper_figs.shared.style import LOOK
 from meanmode.sim.store.files import StoreError
@@ -58,6 +64,7 @@ FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Figure]]] = {
     "structured_fronts": ("structured_fronts.zarr", structured_fronts.draw),
     "structured_gradients": ("structured_gradients.zarr", structured_gradients.draw),
     "token_regimes": ("token_law.zarr", token_regimes.draw),
+    "frame_means": ("frame_means.zarr", frame_means.draw),
 }
 """Name -> the sweep that is drawn, along `cell`, and the function that draws it."""
 
@@ -85,6 +92,7 @@ STUDY_FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, xr.Datase
     "merge_losses": (merge_losses.STUDIES, merge_losses.draw),
     "phase_diagram": (phase_diagram.STUDIES, phase_diagram.draw),
     "committor": (committor.STUDIES, committor.draw),
+    "long_contexts": (long_contexts.STUDIES, long_contexts.draw),
     **{
         module.__name__.rpartition(".")[2]: (module.STUDIES, module.draw)
         for module in (
@@ -110,6 +118,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "hazard_depth": hazard_depth.BESIDE,
     "calibration": calibration.BESIDE,
     "schedule_risk": schedule_risk.BESIDE,
+    "long_contexts": long_contexts.BESIDE,
 }
 """Name -> studies that are drawn as well where they exist, but only beside those of `STUDY_FIGURES`."""
 

@@ -24,7 +24,7 @@ RAMPS, CRITICAL, WHEN = (f"results/{name}.md" for name in ("training_ramps", "cr
 HALF, CAUSES, EVENT = (f"results/{name}.md" for name in ("half_rate", "interventions", "event"))
 TRAINABILITY = "results/trainability.md"
 STABILISERS, WARNING, REAL = (f"results/{name}.md" for name in ("stabilisers", "warning", "real_data"))
-STRUCTURE = "results/structure.md"
+STRUCTURE, LONG = "results/structure.md", "results/long_contexts.md"
 
 
 PICTURES: dict[str, Picture] = {
@@ -101,6 +101,15 @@ PICTURES: dict[str, Picture] = {
         shows="Amplification of the attention writer's gradient against tokens and depth, predicted and "
         "measured.",
         page=AMPLIFICATION,
+    ),
+    "long_contexts": Picture(
+        shows="Front and amplification from 64 to 16,384 tokens, predicted to a million: the front settles, "
+        "the amplification grows with T or, near the loss of unrelated tokens, does not.",
+        page=LONG,
+    ),
+    "frame_means": Picture(
+        shows="Token cosines of a video under MV-Split with one global mean or with a mean for every frame.",
+        page=LONG,
     ),
     "structured_fronts": Picture(
         shows="Fronts of photographs, clusters and video, predicted from the cosines of all pairs of tokens "

@@ -44,10 +44,10 @@ ALLOWED = {
 """Room, or storey with a rule of its own -> what it may import of other rooms."""
 
 SUBJECTS = {
-    *("collapse_front", "committor", "critical_rate", "depth_profiles", "dynamic_front", "half_rate"),
-    *("interventions", "merges", "mixers", "phase_diagram", "schedule_risk", "state_space", "sweep"),
-    "structured_fronts",
-    *("timestep_probe", "token_law", "trainability", "waiting_time"),
+    *("collapse_front", "committor", "critical_rate", "depth_profiles", "dynamic_front", "frame_means"),
+    *("half_rate", "interventions", "long_contexts", "merges", "mixers", "phase_diagram", "schedule_risk"),
+    *("state_space", "structured_fronts", "sweep", "timestep_probe", "token_law", "trainability"),
+    *("waiting_time",),
 }
 """Stems that several modules share, since they speak of one thing: a law, its measurement, its figure."""
 

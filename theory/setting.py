@@ -47,6 +47,17 @@ def identity_blend(mixer: str, share: float) -> tuple[float, float]:
     return blends.get(mixer, (0.0, 1.0))
 
 
+def framed(tokens: int, frames: int) -> tuple[int, ...]:
+    """Token counts of equal frames.
+
+    Raises:
+        ValueError: the tokens do not fill the frames.
+    """
+    if tokens % frames:
+        raise ValueError(f"{frames} frames of equal size do not add up to {tokens} tokens")
+    return (tokens // frames,) * frames
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
     """One synthetic Post-Norm stack at initialisation; the same object is predicted, simulated and compared.
@@ -81,6 +92,8 @@ class Setting:
             orthogonal ones with cosine 0.8 within; `video`, frames of patches whose cosines fall by the
             factor 0.9 per frame and 0.7 per patch. With structure, text tokens are independent of the image.
         frames: frames that the image tokens of `video` form, each a square of patches.
+        frame_means: whether `mv_split`, `mv_split_attn` and `hard_centering` take the mean of every frame, a
+            segment each, instead of that of the whole image.
 
     Raises:
         ValueError: a value outside its range, or fields that contradict each other.
@@ -106,6 +119,7 @@ class Setting:
     rope: bool = False
     input: str = "gaussian"
     frames: int = 1
+    frame_means: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -163,6 +177,8 @@ class Setting:
             )
         if self.frames > 1 and self.input != "video":
             raise ValueError(f"only the input video has frames, got {self.frames} frames of {self.input}")
+        if self.frame_means and self.frames == 1:
+            raise ValueError("frame_means needs several frames: set frames, or leave frame_means out")
         patches = {"photo": self.tokens, "video": self.tokens / self.frames}.get(self.input, 1)
         if math.isqrt(int(patches)) ** 2 != patches:
             raise ValueError(
@@ -184,6 +200,11 @@ class Setting:
     def segments(self) -> tuple[int, int]:
         """Number of tokens in the image and in the text segment."""
         return (self.tokens, self.text_tokens)
+
+    @property
+    def merge_segments(self) -> tuple[int, ...]:
+        """Number of tokens in every segment whose mean a merge takes: frames or image, and text."""
+        return (*framed(self.tokens, self.frames if self.frame_means else 1), self.text_tokens)
 
     @property
     def merges(self) -> tuple[str, str]:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from meanmode.sim.observe.attention_bands import banded_parts
 from meanmode.sim.observe.token_parts import EPS, centered, need_pair, norm, within
 from meanmode.sim.trunk.attention import Mixer
 from meanmode.sim.trunk.linear import dot_products, matrix_times
@@ -29,6 +30,10 @@ attention at initialisation 12 to 18."""
 
 MATRIX_ENTRIES = {"cpu": 2**17, "cuda": 2**27}
 """Matrix entries formed at a time: few enough for a CPU's cache, enough to fill a GPU."""
+
+
+WHOLE_TOKENS = 2048
+"""Most tokens of a matrix that is formed whole; larger ones are formed a band of rows at a time."""
 
 
 class AttentionStatistics(NamedTuple):
@@ -57,6 +62,9 @@ def attention_statistics(
 ) -> AttentionStatistics:
     """All statistics of a mixer's matrices on a trunk, from one recomputed matrix per head.
 
+    Beyond `WHOLE_TOKENS` tokens no matrix is formed, only bands of its rows (`attention_bands`), except those
+    of `state_space`, whose rows cannot be formed alone.
+
     Args:
         mixer: the mixer to measure.
         operands: the features its matrices are computed from, from `Mixer.operands`.
@@ -72,14 +80,8 @@ def attention_statistics(
     part_norms = norm(part).reshape(*lead, 1)
     transposed = part.transpose(-1, -2).contiguous()
     flat = [single(operand).reshape(-1, *operand.shape[-2:]) for operand in operands]
-    parts: list[_MatrixParts] = []
-    for chunk in _chunks(part.shape[0] * heads, at_a_time(tokens * tokens, x.device)):
-        if chunk.stop - chunk.start == 1:
-            samples: slice | Tensor = slice(chunk.start // heads, chunk.start // heads + 1)
-        else:
-            samples = torch.arange(chunk.start, chunk.stop, device=x.device) // heads
-        matrix = mixer.matrix_of(*(operand[chunk] for operand in flat))
-        parts.append(_matrix_parts(matrix, transposed[samples], singular_value=singular_value))
+    banded = tokens > WHOLE_TOKENS and type(mixer).rows_of is not Mixer.rows_of
+    parts = (_by_bands if banded else _whole)(mixer, flat, transposed, singular_value)
     shape = (*lead, heads)
     found = _MatrixParts(*(torch.cat(values).unflatten(0, shape) for values in zip(*parts, strict=True)))
     return AttentionStatistics(
@@ -97,6 +99,34 @@ class _MatrixParts(NamedTuple):
     mixed: Tensor
     singular_value: Tensor
     column_means: Tensor
+
+
+def _whole(
+    mixer: Mixer, operands: list[Tensor], transposed: Float[Tensor, "S D T"], singular_value: bool
+) -> Iterator[_MatrixParts]:
+    """The reductions of every head's matrix, a few matrices at a time."""
+    tokens, device = transposed.shape[-1], transposed.device
+    for chunk in _chunks(len(operands[0]), at_a_time(tokens * tokens, device)):
+        if chunk.stop - chunk.start == 1:
+            samples: slice | Tensor = slice(chunk.start // mixer.heads, chunk.start // mixer.heads + 1)
+        else:
+            samples = torch.arange(chunk.start, chunk.stop, device=device) // mixer.heads
+        matrix = mixer.matrix_of(*(operand[chunk] for operand in operands))
+        yield _matrix_parts(matrix, transposed[samples], singular_value=singular_value)
+
+
+def _by_bands(
+    mixer: Mixer, operands: list[Tensor], transposed: Float[Tensor, "S D T"], singular_value: bool
+) -> Iterator[_MatrixParts]:
+    """The reductions of every head's matrix, none of which is formed."""
+    for index in range(len(operands[0])):
+        of_head = [operand[index] for operand in operands]
+        found = banded_parts(
+            lambda rows, of_head=of_head: mixer.rows_of(rows, *of_head),  # type: ignore[misc]
+            transposed[index // mixer.heads],
+            singular_value=singular_value,
+        )
+        yield _MatrixParts(*(value[None] for value in found))
 
 
 def _chunks(count: int, size: int) -> Iterator[slice]:

@@ -19,6 +19,7 @@ from meanmode.sim.observe.observable_names import (
     OPERATOR_OBSERVABLES,
     SUFFIXES,
 )
+from meanmode.sim.observe.observables import tcs_frame
 from meanmode.sim.observe.token_parts import measuring
 from meanmode.sim.observe.token_sets import TokenSets
 from meanmode.sim.trunk.linear import Linear
@@ -140,6 +141,10 @@ class BlockProbe:
             with measuring(x.device):
                 found = self.measurement.trunk(x, _sets(x, segments), plain=plain, unit=unit)
                 self.measurement.state(index, found)
+        if self._record.wants("tcs_frame"):
+            with measuring(x.device):
+                within = tcs_frame(x[..., : segments[0], :], self.block.setting.frames)
+                self._record.put("tcs_frame", (index,), within)
 
     def _input(self, _: nn.Module, given: tuple[Tensor, Segments]) -> None:
         if not recomputing():

@@ -62,12 +62,15 @@ def without_suffix(name: str) -> str:
 def observable_dims(setting: Setting, *, backward: bool = False) -> dict[str, tuple[str, ...]]:
     """Observables recorded for a setting and their dimensions.
 
-    Settings with text add the suffixes `_image` and `_text` to state and branch observables.
+    Settings with text add the suffixes `_image` and `_text` to state and branch observables, those with
+    frames the TCS within them.
     """
     suffixes = ("", *SUFFIXES) if setting.text_tokens else ("",)
     dims: dict[str, tuple[str, ...]] = {}
     for suffix in suffixes:
         dims |= {f"{name}{suffix}": ("block",) for name in STATE_OBSERVABLES}
         dims |= {f"{name}{suffix}": ("block", "writer") for name in BRANCH_OBSERVABLES}
+    if 1 < setting.frames < setting.tokens:
+        dims["tcs_frame"] = ("block",)
     dims |= {name: ("block",) for name in OPERATOR_OBSERVABLES}
     return dims | ({name: of for name, (of, _) in BACKWARD_OBSERVABLES.items()} if backward else {})

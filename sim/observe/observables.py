@@ -31,6 +31,7 @@ __all__ = [
     "row_div",
     "tcs",
     "tcs_deficit",
+    "tcs_frame",
     "var_gain",
     "writer_amplification",
     "writer_modes",
@@ -65,6 +66,15 @@ def tcs(x: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B"]:
         ValueError: fewer than two tokens.
     """
     return 1 - tcs_deficit(x)
+
+
+def tcs_frame(x: Float[Tensor, "*B T D"], frames: int) -> Float[Tensor, "*B"]:
+    """Mean cosine similarity over pairs of tokens of one frame of a video, averaged over its frames.
+
+    Raises:
+        ValueError: fewer than two tokens in a frame.
+    """
+    return tcs(x.unflatten(-2, (frames, -1))).mean(-1)
 
 
 def adjoint_tcs(adjoint: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B"]:

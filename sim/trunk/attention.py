@@ -110,6 +110,10 @@ class Mixer(nn.Module):
         """The mixing matrices A of any number of heads, from their operands; callers may overwrite them."""
         raise NotImplementedError
 
+    def rows_of(self, rows: slice, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N R T"]:
+        """Some rows of the mixing matrices, for matrices too large to form; callers may overwrite them."""
+        return self.matrix_of(*operands)[..., rows, :]
+
     def mix(
         self, values: Float[Tensor, "*B H T F"], *operands: Float[Tensor, "*B H T _"]
     ) -> Float[Tensor, "*B H T F"]:
@@ -144,6 +148,11 @@ class UniformAttention(Mixer):
         (like,) = operands
         tokens = like.shape[-2]
         return like.new_full((*like.shape[:-1], tokens), 1 / tokens)
+
+    def rows_of(self, rows: slice, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N R T"]:
+        (like,) = operands
+        tokens = like.shape[-2]
+        return like.new_full((*like.shape[:-2], rows.stop - rows.start, tokens), 1 / tokens)
 
     def mix(
         self, values: Float[Tensor, "*B H T F"], *operands: Float[Tensor, "*B H T _"]
@@ -187,12 +196,23 @@ class QueryKeyMixer(Mixer):
     ) -> tuple[Float[Tensor, "*B H T _"], ...]:
         return self._positioned(self.q_proj(x), segments), self._positioned(self.k_proj(x), segments)
 
+    def compared(self, queries: Float[Tensor, "*N R F"], keys: Float[Tensor, "*N T F"]) -> Tensor:
+        """The rows of A [*N, R, T] of some queries; callers may overwrite them."""
+        raise NotImplementedError
+
+    def matrix_of(self, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N T T"]:
+        queries, keys = operands
+        return self.compared(queries, keys)
+
+    def rows_of(self, rows: slice, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N R T"]:
+        queries, keys = operands
+        return self.compared(queries[..., rows, :], keys)
+
 
 class SoftmaxAttention(QueryKeyMixer):
     """A = softmax(q k^T / sqrt(head width)), no biases (arXiv:2605.06169)."""
 
-    def matrix_of(self, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N T T"]:
-        queries, keys = operands
+    def compared(self, queries: Float[Tensor, "*N R F"], keys: Float[Tensor, "*N T F"]) -> Tensor:
         scores = dot_products(queries / math.sqrt(queries.shape[-1]), keys)
         return torch.softmax(scores, dim=-1, out=None if scores.requires_grad else scores)
 
@@ -219,8 +239,7 @@ class LinearAttention(QueryKeyMixer):
         queries, keys = super().operands(x, segments)
         return elu(queries) + 1, elu(keys) + 1
 
-    def matrix_of(self, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N T T"]:
-        queries, keys = operands
+    def compared(self, queries: Float[Tensor, "*N R F"], keys: Float[Tensor, "*N T F"]) -> Tensor:
         products = dot_products(queries, keys)
         return products / products.sum(-1, keepdim=True)
 
@@ -262,6 +281,11 @@ class BlendedAttention(SoftmaxAttention):
         attention = super().matrix_of(*operands)
         one = torch.eye(attention.shape[-1], dtype=attention.dtype, device=attention.device)
         return self.identity * one + self.share * attention
+
+    def rows_of(self, rows: slice, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N R T"]:
+        band = self.share * super().rows_of(rows, *operands)
+        band.diagonal(offset=rows.start, dim1=-2, dim2=-1).add_(self.identity)
+        return band
 
     def mix(
         self, values: Float[Tensor, "*B H T F"], *operands: Float[Tensor, "*B H T _"]

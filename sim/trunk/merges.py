@@ -19,7 +19,7 @@ from meanmode.sim.trunk.combinations import (
 )
 from meanmode.sim.trunk.constants import MERGE_EPS
 from meanmode.sim.trunk.segments import Division, Segments, segment_mean, token_counts
-from meanmode.theory.setting import Gains
+from meanmode.theory.setting import Gains, framed
 
 
 class Merge(Combination):
@@ -28,12 +28,16 @@ class Merge(Combination):
     Args:
         width: features per token.
         eps: added to the mean square in the RMSNorm.
+        frames: equal frames that the first segment consists of; means are taken in each.
         gains: those of the combination, in order or by name.
     """
 
-    def __init__(self, width: int, *gains: float, eps: float = MERGE_EPS, **named: Any) -> None:
+    def __init__(
+        self, width: int, *gains: float, eps: float = MERGE_EPS, frames: int = 1, **named: Any
+    ) -> None:
         super().__init__(width, *gains, **named)
         self.eps = eps
+        self.frames = frames
 
     def read(self, trunk: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
         """The trunk as a branch, or the layer after the last block, reads it: normalised."""
@@ -51,6 +55,9 @@ class Merge(Combination):
         Under autocast the branch arrives in half precision; merge and norm use the precision of the trunk. On
         a GPU, merge and norm may be one kernel (`meanmode.sim.kernels`).
         """
+        if self.frames > 1:
+            image, *rest = token_counts(self.segments if segments is None else segments, trunk.shape[-2])
+            segments = (*framed(image, self.frames), *rest)
         if type(self) in FUSED and self.layout == "BTD" and kept is None and fused(trunk, branch):
             counts = token_counts(self.segments if segments is None else segments, trunk.shape[-2])
             gains = {name: getattr(self, gain) for name, gain in FUSED[type(self)].items()}
@@ -155,6 +162,7 @@ def make_merge(
     alpha: float = 0.0,
     beta: float = 1.0,
     eps: float = MERGE_EPS,
+    frames: int = 1,
 ) -> Merge:
     """Build the merge of one sub-layer.
 
@@ -166,15 +174,16 @@ def make_merge(
         alpha: initial mean gain of mv_split.
         beta: initial centered gain of mv_split.
         eps: added to the mean square in the RMSNorm.
+        frames: equal frames of the image, in each of which mv_split and hard_centering take their means.
 
     Raises:
         ValueError: the name is unknown.
     """
     if name == "mv_split":
-        return MVSplit(width, alpha, beta, eps=eps)
+        return MVSplit(width, alpha, beta, eps=eps, frames=frames)
     constant = {"plain": Plain, "hard_centering": HardCentering, "pre_norm": PreNorm}
     if name in constant:
-        return constant[name](width, eps=eps)
+        return constant[name](width, eps=eps, frames=frames)
     scaled = {"layerscale": LayerScale, "rezero": ReZero, "deepnorm": DeepNorm, "highway": Highway}
     if name not in scaled:
         single = [*constant, *scaled, "mv_split"]

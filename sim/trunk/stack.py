@@ -69,6 +69,7 @@ class Block(nn.Module):
                 alpha=setting.alpha,
                 beta=setting.beta,
                 eps=merge_eps,
+                frames=setting.frames if setting.frame_means else 1,
             )
             for merge in setting.merges
         )

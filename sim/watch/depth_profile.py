@@ -142,6 +142,8 @@ def covered_setting(model: nn.Module, states: list[Tensor], cosine: float) -> Se
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     if not blocks or len(states) != 1 or states[0].ndim != 3:
         return None
+    if blocks[0].setting.frame_means:
+        return None
     own = dataclasses.replace(blocks[0].setting, input="gaussian", frames=1)  # the input is measured
     if why_not_one_cosine(own) is not None:
         return None

@@ -25,6 +25,7 @@ FIELD_DEFINITIONS = {
     "rope": "2-D rotary positions on image tokens",
     "input": f"Input of the image tokens: {', '.join(INPUTS)}",
     "frames": "Frames that the image tokens of a video form",
+    "frame_means": "Whether merges take the mean of every frame instead of that of the image",
     "seed": "Seed of weights and input",
 }
 """Definition of every field of a setting, as stores and the command line show it."""

@@ -45,6 +45,8 @@ from meanmode.sweeps.named.stock.watched_alarms import (
     WATCHED_ALARMS_UNLOGGED,
 )
 from meanmode.sweeps.named.stock.watched_merges import WATCHED_MERGES
+from meanmode.sweeps.named.structure.frame_means import FRAME_MEANS, FRAME_MEANS_LARGEST
+from meanmode.sweeps.named.structure.long_contexts import LONG_CONTEXTS, LONG_CONTEXTS_LARGEST
 from meanmode.sweeps.named.structure.structured_fronts import STRUCTURED_FRONTS, STRUCTURED_GRADIENTS
 from meanmode.sweeps.named.structure.trainability import TRAINABILITY
 from meanmode.sweeps.named.token_law import TOKEN_LAW
@@ -67,6 +69,10 @@ SWEEPS: dict[str, Sweep | Study | Committor | SplittingStudy | StockStudy] = {
         FRONT_SETTINGS_LARGE,
         DEPTH_PROFILES,
         TOKEN_LAW,
+        LONG_CONTEXTS,
+        LONG_CONTEXTS_LARGEST,
+        FRAME_MEANS,
+        FRAME_MEANS_LARGEST,
         TRAINABILITY,
         MIXERS_AND_MERGES,
         STRUCTURED_FRONTS,

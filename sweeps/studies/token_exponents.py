@@ -1,6 +1,8 @@
 """Exponent of the amplification in the number of tokens, predicted and measured."""
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import xarray as xr
@@ -34,6 +36,8 @@ def exponent_rows(data: xr.Dataset) -> list[Row]:
     rows = []
     for cosine in grid["adjoint_cosine"].values:
         for distance in BLOCKS_FROM_LOSS:
+            if distance >= grid.sizes["block"]:
+                continue  # a stack without such a block
             here = grid.sel(adjoint_cosine=cosine).isel(block=grid.sizes["block"] - distance)
             samples = here["amplification"].transpose("seed", "tokens").values.astype(float) - 1
             draws = random.integers(len(samples), size=(RESAMPLES, len(samples)))
@@ -79,6 +83,65 @@ def exponent_profile(data: xr.Dataset) -> xr.Dataset:
     dims = ("adjoint_cosine", "block")
     coords = {name: grid[name].values for name in dims}
     return xr.Dataset({name: (dims, values) for name, values in found.items()}, coords)
+
+
+def local_exponents(sweeps: Sequence[xr.Dataset], distance: int, writer: str = "attn") -> list[Row]:
+    """Slope of ln(A - 1) in ln T between neighbouring token counts, by adjoint cosine.
+
+    `measured_sem` is to first order in the relative standard errors of both ends; a count with one seed takes
+    the relative spread of the count before. NaN where a mean is not positive.
+
+    Args:
+        sweeps: finished sweeps of one stack over tokens and adjoint cosine, opened along `cell`.
+        distance: blocks from the last block, which is 1.
+        writer: label of the writer.
+    """
+    rows = []
+    for cosine, counts in sorted(_samples(sweeps, distance, writer).items()):
+        spreads: list[float] = []
+        for samples, _ in counts.values():
+            one = len(samples) < 2
+            spreads.append(spreads[-1] if one else float(samples.std(ddof=1) / samples.mean()))
+        ends = list(zip(counts.items(), spreads, strict=True))
+        for ((fewer, (first, expected)), before), ((more, (last, wanted)), after) in pairwise(ends):
+            step = math.log(more / fewer)
+            logs = [_log(value) for value in (first.mean(), last.mean(), expected, wanted)]
+            error = math.hypot(before / len(first) ** 0.5, after / len(last) ** 0.5) / step
+            measured, predicted = (logs[1] - logs[0]) / step, (logs[3] - logs[2]) / step
+            rows.append(
+                {
+                    "adjoint_cosine": cosine,
+                    "blocks_from_loss": distance,
+                    "fewer": fewer,
+                    "more": more,
+                    "predicted": predicted,
+                    "measured": measured,
+                    "measured_sem": error,
+                    "n": len(last),
+                    "z": (measured - predicted) / error if error > 0 else math.nan,
+                }
+            )
+    return rows
+
+
+def _samples(
+    sweeps: Sequence[xr.Dataset], distance: int, writer: str
+) -> dict[float, dict[int, tuple[np.ndarray, float]]]:
+    """Adjoint cosine -> tokens, in order -> A - 1 of every seed, and its forecast."""
+    found: dict[float, dict[int, tuple[np.ndarray, float]]] = {}
+    for data in sweeps:
+        of = data.sel(writer=writer).isel(block=data.sizes["block"] - distance)
+        keys = list(zip(of["adjoint_cosine"].values, of["tokens"].values, strict=True))
+        for cosine, tokens in dict.fromkeys(keys):
+            cells = [index for index, key in enumerate(keys) if key == (cosine, tokens)]
+            samples = of["amplification"].values[cells].astype(float) - 1
+            expected = float(of["predicted_amplification"].values[cells[0]]) - 1
+            found.setdefault(float(cosine), {})[int(tokens)] = samples, expected
+    return {cosine: dict(sorted(counts.items())) for cosine, counts in found.items()}
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else math.nan
 
 
 def _slopes(logs: np.ndarray, excess: np.ndarray) -> np.ndarray:

@@ -51,7 +51,7 @@ def why_not_gram(setting: Setting) -> str | None:
             return f"no theory for the merge {merge!r}: {UNCOVERED_MERGES[merge]}"
     if setting.batch > 1:
         return f"the Gram recursion follows one sample: batch must be 1, got {setting.batch}"
-    if "hard_centering" in setting.merges and 1 in setting.segments:
+    if "hard_centering" in setting.merges and 1 in setting.merge_segments:
         return "hard centering leaves nothing of a segment of one token"
     return None
 

@@ -103,7 +103,7 @@ class GramField:
         self.setting, self.embedded = setting, cosines is None
         given = input_cosines(setting) if cosines is None else np.asarray(cosines, dtype=np.float64)
         self.cosines = _checked(given, sum(setting.segments))
-        counts = tuple(setting.segments if segments is None else segments)
+        counts = tuple(setting.merge_segments if segments is None else segments)
         self.segments = tuple(count for count in counts if count)
         if min(counts) < 0 or sum(counts) != len(self.cosines):
             raise ValueError(f"segments {counts} do not add up to the {len(self.cosines)} tokens")

@@ -1,1 +1,1 @@
-"""Named sweeps over inputs whose tokens have structure."""
+"""Named sweeps over inputs whose tokens have structure, and over long sequences."""

@@ -20,6 +20,7 @@ from meanmode.sweeps.studies.results.hazard_tables import (
     hazard_schedules,
     hazard_slopes,
 )
+from meanmode.sweeps.studies.results.long_context_tables import frame_means, long_exponents, long_fronts
 from meanmode.sweeps.studies.results.run_tables import (
     event_factors,
     event_moves,
@@ -59,6 +60,9 @@ TABLES = {
     "fronts": fronts,
     "profiles": profiles,
     "exponents": exponents,
+    "long_fronts": long_fronts,
+    "long_exponents": long_exponents,
+    "frame_means": frame_means,
     "structured_fronts": structured_fronts,
     "structured_gradients": structured_gradients,
     "gram_exact": gram_exact,

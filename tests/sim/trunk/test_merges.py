@@ -49,6 +49,17 @@ def test_mv_split_treats_each_segment_separately() -> None:
     assert not torch.allclose(merged, whole)
 
 
+@pytest.mark.parametrize("name", ["mv_split", "hard_centering"])
+def test_with_frames_every_frame_of_the_image_is_a_segment(name: str) -> None:
+    merge = make_merge(name, 6, alpha=0.3, beta=0.7, frames=3).double()
+    whole = make_merge(name, 6, alpha=0.3, beta=0.7).double()
+    framed = merge(TRUNK, BRANCH, (6, 1))
+    assert torch.equal(framed, whole(TRUNK, BRANCH, (2, 2, 2, 1)))
+    assert not torch.allclose(framed, whole(TRUNK, BRANCH, (6, 1)))
+    with pytest.raises(ValueError, match="3 frames of equal size do not add up to 7 tokens"):
+        merge(TRUNK, BRANCH, (7, 0))
+
+
 def test_an_empty_segment_changes_nothing() -> None:
     merge = MVSplit(6, alpha=0.2, beta=0.5).double()
     assert torch.equal(merge(TRUNK, BRANCH, (7, 0)), merge(TRUNK, BRANCH, (0, 7)))
