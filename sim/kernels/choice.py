@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 
+from meanmode.sim.kernels.device_check import agrees
+
 
 def _can_launch() -> bool:
     """Whether Triton is here, for NVIDIA devices, with what it needs: a C compiler and headers of Python."""
@@ -51,8 +53,9 @@ def plain_torch() -> Iterator[None]:
 def fused(x: Tensor, *others: Tensor) -> bool:
     """Whether kernels take these tensors.
 
-    They do on a CUDA device if Triton is installed; a compiler sees them as opaque operators. Function
-    transforms, forward-mode differentiation and tensor subclasses need torch's own operations.
+    They do on a CUDA device if Triton is installed and the kernels passed the check of their results there,
+    which the first call makes; a compiler sees them as opaque operators. Function transforms, forward-mode
+    differentiation and tensor subclasses need torch's own operations.
     """
     if not (INTERPRETED or (LAUNCHES and x.is_cuda)) or _plain or not x.numel():
         return False
@@ -61,10 +64,11 @@ def fused(x: Tensor, *others: Tensor) -> bool:
         return False
     if x.is_cuda and torch.cuda.get_device_properties(x.device).major < OLDEST:
         return False
-    return torch.compiler.is_compiling() or (
+    takes = torch.compiler.is_compiling() or (
         all(type(each) in (Tensor, nn.Parameter) and unpack_dual(each).tangent is None for each in given)
         and not torch._C._are_functorch_transforms_active()
     )
+    return takes and agrees(x.device)
 
 
 def computed_type(*tensors: Tensor) -> torch.dtype:

@@ -7,11 +7,13 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from meanmode.sim.anatomy.discovery import discover
-from meanmode.sim.kernels import gate_operator, head_operator, merge_operator
+from meanmode.sim.kernels import device_check, gate_operator, head_operator, merge_operator
 from meanmode.sim.kernels.choice import plain_torch
 from meanmode.sim.observe.probe import Probe
 from meanmode.sim.trunk.ensemble import stack_members
@@ -38,6 +41,12 @@ SETTING = Setting(
 )
 KERNELS = ("mv_split", "plain", "layerscale", "rezero", "deepnorm", "heads", "gate")
 TYPES = ("float64", "float32", "bfloat16", "float16")
+SKIPPED = {
+    ("layerscale", "float32"),
+    ("deepnorm", "float32"),
+    *((kernel, "float16") for kernel in KERNELS[1:5]),
+}
+"""Types that add nothing for a merge without means: its kernel is that of MV-Split."""
 WAYS = ("plainly", "checkpointed", "under autocast", "compiled", "as an ensemble", "with tokens twice")
 DEVICES = (80, 90, 100)
 """Compute capabilities of A100, H100 and B200."""
@@ -82,6 +91,8 @@ def blocks() -> Report:
     found: Report = {}
     first: list[Tensor] = []
     for way in WAYS:
+        if way == "compiled":  # a compiler comes across a device that was not checked
+            device_check._answers.clear()
         ours = passed(way)
         first = ours if way == WAYS[0] else first
         with plain_torch():
@@ -168,10 +179,56 @@ def refused() -> str:
     return ""
 
 
+def checked() -> Report:
+    """What the check of a device says, with intact kernels and broken ones, and what it leaves behind."""
+    from meanmode.sim.kernels import gate_launch, head_launch
+
+    device = torch.device("cpu")
+    forward, backward = gate_launch.forward, head_launch.backward
+    found: Report = {}
+
+    def said(work: Callable[[], Any]) -> tuple[Any, list[str]]:
+        device_check._answers.clear()
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            return work(), [str(each.message) for each in heard if each.category is UserWarning]
+
+    def inside() -> bool:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), FakeTensorMode():
+            return device_check.agrees(device)
+
+    def refuse(*given: Any) -> Tensor:
+        raise RuntimeError("no compiler\nfor this device")
+
+    before = torch.get_rng_state()
+    found["inside modes"] = said(inside)
+    found["random numbers"] = torch.equal(before, torch.get_rng_state())
+    with mock.patch.object(device_check, "_capturing", lambda device: True):
+        found["capturing"] = said(lambda: device_check.agrees(device) or device in device_check._answers)
+    with plain_torch():
+        plain = passed("plainly")
+    failures = {
+        "one number": mock.patch.object(
+            head_launch, "backward", lambda *given: backward(*given).index_fill_(-1, torch.tensor(3), 0.5)
+        ),
+        "not a number": mock.patch.object(gate_launch, "forward", lambda *given: forward(*given) * torch.nan),
+        "raised": mock.patch.object(gate_launch, "backward", refuse),
+    }
+    for name, failure in failures.items():
+        with failure:
+            ours, heard = said(lambda: passed("plainly") + passed("plainly"))
+        found[name] = all(map(torch.equal, plain + plain, ours)), heard
+    device_check._answers.clear()
+    return found
+
+
 def interpreted() -> Report:
     """The report of a process under the interpreter."""
-    from gpu import main  # first: it makes the interpreter round like a device
+    from gpu import main
 
+    # the check takes other sizes on a device: more blocks of each kernel
+    for name, small in (("SEGMENTS", (3, 2)), ("WIDTH", 8)):
+        setattr(device_check, name, small)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         target, code = Path(folder) / "bench.json", 0
         with mock.patch.object(sys, "argv", ["gpu.py", "--json", str(target)]):
@@ -192,6 +249,7 @@ def interpreted() -> Report:
         "left alone": left_alone(),
         "transforms": transforms(),
         "refused": refused(),
+        "checked": checked(),
         "same anatomy": same,
         "writers": len(anatomy.writers),
     }
@@ -325,8 +383,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 
 @needs_triton
-@pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    ("kernel", "kind"), [pair for pair in itertools.product(KERNELS, TYPES) if pair not in SKIPPED]
+)
 def test_errors_are_at_most_twice_those_of_plain_torch(found: Report, kernel: str, kind: str) -> None:
     """All shapes of `kernel_errors`; in float64 kernels equal autograd to 1e-10."""
     assert found["bench"]["errors over allowed"][kernel][kind] <= 1
@@ -373,6 +432,30 @@ def test_measurements_and_anatomy_are_the_same(found: Report) -> None:
 def test_what_kernels_do_not_cover_is_left_to_plain_torch_or_refused(found: Report) -> None:
     assert found["transforms"] and found["left alone"]
     assert "cannot be differentiated twice (create_graph=True)" in found["refused"]
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        ("one number", "gradient 1 of QK-Norm in float32 is off by"),
+        ("not a number", "the result of SwiGLU in float32 is off by nan"),
+        ("raised", "RuntimeError: no compiler"),
+    ],
+)
+def test_kernels_that_fail_their_check_are_not_used_and_that_is_said_once(
+    found: Report, failure: str, reason: str
+) -> None:
+    plain, (warning,) = found["checked"][failure]
+    assert plain and reason in warning and len(warning.splitlines()) == 1
+
+
+@needs_triton
+def test_the_check_passes_in_all_modes_and_waits_while_a_graph_is_captured(found: Report) -> None:
+    checked = found["checked"]
+    assert checked["inside modes"] == [True, []]
+    assert checked["capturing"] == [False, []]
+    assert checked["random numbers"]
 
 
 @pytest.fixture(scope="module")
