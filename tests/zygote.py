@@ -29,6 +29,9 @@ LATE = (
 )
 """Packages that functions import, so that every fork would import them again; some are optional."""
 
+OPTIONAL = {"triton"}
+"""Packages of an extra that some systems lack; the modules that import them are left out."""
+
 torch.set_num_threads(1)
 LIMIT = 6 * 2**30
 """Bytes of address space that a command may take beyond those of this process."""
@@ -132,8 +135,13 @@ def _waited(child: int, until: float) -> tuple[int | None, int]:
 
 def _import_everything() -> None:
     for module in pkgutil.walk_packages(meanmode.__path__, "meanmode."):
-        if not module.name.endswith("__main__"):
+        if module.name.endswith("__main__"):
+            continue
+        try:
             importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            if error.name not in OPTIONAL:
+                raise
     for name in LATE:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)

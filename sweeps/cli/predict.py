@@ -108,8 +108,13 @@ def _predict_trained(run: Path, step: int | None, as_json: bool) -> None:
     rows = front_rows(states)
     if as_json:
         show_json({"run": str(run), "depth": states.run.model.depth, "rows": rows})
-    else:
-        show_table([dict(row) for row in rows])
+        return
+    for row in rows:
+        seen = "none measured" if row["measured"] is None else f"measured at block {row['measured']:.1f}"
+        said = "no front within the network is predicted"
+        if row["front"] is not None:
+            said = f"collapse front at block {row['front']:.1f} +- {row['front_std']:.1f} predicted"
+        click.echo(f"step {row['step']}: {said}, {seen}")
 
 
 def _cosines_of(source: str) -> Any:

@@ -17,17 +17,18 @@ from meanmode.sweeps.studies.token_exponents import exponent_rows
 def front_cells(data: xr.Dataset) -> list[Row]:
     """Coordinates and measured front of every finished cell; None where there is no front in its depth."""
     done = np.flatnonzero(data["status"].values == DONE)
-    fronts = data["front"].values.astype(float)
+    fronts, coordinates = data["front"].values.astype(float), _coordinates(data)
     return [
-        {**_coordinates(data, index), "front": None if math.isnan(fronts[index]) else fronts[index]}
+        {**coordinates[index], "front": None if math.isnan(fronts[index]) else fronts[index]}
         for index in done
     ]
 
 
-def _coordinates(data: xr.Dataset, index: int) -> Row:
-    """The setting of a cell, fixed fields and axes, and its seed."""
-    axes = {axis: data[axis][index].item() for axis in json.loads(data.attrs["axes"])}
-    return {**json.loads(data.attrs["configuration"])["base"], **axes}
+def _coordinates(data: xr.Dataset) -> list[Row]:
+    """The setting of every cell, fixed fields and axes, and its seed."""
+    base, axes = json.loads(data.attrs["configuration"])["base"], json.loads(data.attrs["axes"])
+    columns = [data[axis].values.tolist() for axis in axes]
+    return [{**base, **dict(zip(axes, values, strict=True))} for values in zip(*columns, strict=True)]
 
 
 def sweep_rows(data: xr.Dataset) -> list[Row]:
@@ -43,8 +44,7 @@ def sweep_rows(data: xr.Dataset) -> list[Row]:
     """
     fronts, status = data["front"].values.astype(float), data["status"].values
     settings: dict[tuple[Any, ...], list[int]] = {}
-    for index in range(data.sizes["cell"]):
-        coordinates = _coordinates(data, index)
+    for index, coordinates in enumerate(_coordinates(data)):
         del coordinates["seed"]
         settings.setdefault(tuple(coordinates.items()), []).append(index)
     rows = []

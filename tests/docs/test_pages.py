@@ -58,7 +58,7 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     log = [{"step": step, "loss": 2.0 - step / 100, "tcs/4": 0.01 * step} for step in range(1, 61)]
     (tmp_path / "my_model.py").write_text(code(DOCS / "your_model.md", "python")[0])
     (tmp_path / "training.jsonl").write_text("\n".join(map(json.dumps, log)) + "\n")
-    assert len(COMMANDS) == 27
+    assert len(COMMANDS) == 28
     for command in COMMANDS:
         run(command, monkeypatch)
     assert (tmp_path / "small.zarr").exists() and (tmp_path / "figures" / "token_law.png").exists()
