@@ -83,7 +83,10 @@ class CommaList(click.ParamType):
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(self.of(part.strip()) for part in value.split(","))
+            parts = [part.strip() for part in value.split(",")]
+            if self.of is bool:  # bool("false") is True
+                return tuple(click.BOOL.convert(part, param, ctx) for part in parts)
+            return tuple(self.of(part) for part in parts)
         except ValueError:
             self.fail(f"{value!r} is not a comma-separated list of {self.of.__name__} values", param, ctx)
 

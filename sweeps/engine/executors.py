@@ -7,7 +7,9 @@ import logging
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import pickle
 import signal
+import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -80,14 +82,32 @@ def prepare_processes(modules: Sequence[str]) -> BaseContext:
 def _serve(connection: Connection, compute: Callable[[Any], Any]) -> None:
     """Compute the units that arrive, until the other end is closed or its process has died."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep's own process ends its workers
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, ConnectionError):
         while True:
             unit = connection.recv()
             try:
                 reply = (True, compute(unit))
             except Exception as error:
-                reply = (False, error)
+                reply = (False, _portable(error))
             connection.send(reply)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it has died, also in the middle of a unit."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or its text if it does not survive the way to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 class _Process:
@@ -101,7 +121,7 @@ class _Process:
 
     def give(self, unit: Any) -> None:
         """Send a unit; if the process has died, `result` will say so."""
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(ConnectionError):
             self.connection.send(unit)
 
     def result(self) -> Any:
@@ -146,8 +166,9 @@ def on_processes(
                 busy[worker.connection] = worker, position
                 worker.give(units[position])
             for connection in wait(list(busy)):
-                worker, position = busy.pop(connection)
+                worker, position = busy[connection]
                 result = worker.result()
+                del busy[connection]
                 if isinstance(result, WorkerLost):
                     worker.stop()
                     again.append(position)

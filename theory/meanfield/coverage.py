@@ -149,6 +149,7 @@ MEASURED = {
         values={
             "merge": ("plain", "rezero", "deepnorm", "mv_split"),
             "mixer": ("softmax", "linear", "lazy", "gated", "state_space"),
+            "frame_means": (False,),
         },
     ),
 }

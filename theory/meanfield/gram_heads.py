@@ -218,7 +218,7 @@ class Heads:
         """
         if operands.logits is not None:
             return [self.gate_std * _scan_slopes(operands.logits, cotangent)[..., None]]
-        if operands.sides is None:
+        if operands.sides is None or not self.share:
             return []
         attention, linear = mixing, self.mixer == "linear"
         if self.identity:

@@ -139,6 +139,29 @@ def test_predict_exponents_at_every_fixed_point(mms, tmp_path: Path) -> None:
         assert status == 2 and said in err
 
 
+def test_a_list_of_truth_values_is_an_axis(mms, tmp_path: Path) -> None:
+    stack = ("--input", "video", "--frames", 4, "--tokens", 16, "--merge", "mv_split", "--width", 16)
+    sweep = (
+        "sweep",
+        "run",
+        "-n",
+        *stack,
+        "--heads",
+        2,
+        "--depth",
+        2,
+        "--input-cosine",
+        0,
+        "--weight-std",
+        0.1,
+    )
+    one, both = (
+        json.loads(mms(*sweep, "--frame-means", given, "--out", tmp_path / "s")[1])
+        for given in ("false", "false,true")
+    )
+    assert one["base"]["frame_means"] is False and both["axes"]["frame_means"] == [False, True]
+
+
 def test_dry_run_prints_work_and_forecast_and_writes_nothing(mms, tmp_path: Path) -> None:
     status, out, _ = mms("sweep", "run", "-n", "--tokens", "4,9", "--seeds", 2, "--out", tmp_path / "s.zarr")
     plan = json.loads(out)

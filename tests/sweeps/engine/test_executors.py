@@ -3,10 +3,12 @@
 import contextlib
 import functools
 import json
+import multiprocessing
 import operator
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,6 +193,14 @@ def test_processes_compute_every_unit_and_raise_what_a_unit_raises() -> None:
         list(on_processes(context, 1, functools.partial(operator.truediv, 1), range(4)))
 
 
+def test_an_error_that_cannot_travel_arrives_as_its_text() -> None:
+    context = prepare_processes([])
+    local = "exec('class Local(Exception): pass\\nraise Local(\"its words\")')"
+    with pytest.raises(RuntimeError, match="Local: its words"):
+        list(on_processes(context, 1, eval, [local]))
+    assert not multiprocessing.active_children()
+
+
 def test_a_process_that_dies_again_loses_its_unit_alone() -> None:
     results = dict(on_processes(prepare_processes([]), 2, os._exit, [0, 3]))
     assert all(isinstance(result, WorkerLost) for result in results.values()) and len(results) == 2
@@ -200,17 +210,16 @@ def test_processes_end_with_the_process_that_started_them(tmp_path: Path) -> Non
     """Its workers notice that it was killed, also in the middle of a unit."""
     script = tmp_path / "sweep.py"
     script.write_text(
-        "import os, time\n"
         "from meanmode.sweeps.engine.executors import on_processes, prepare_processes\n"
         "if __name__ == '__main__':\n"
-        "    pids = ['__import__(\"os\").getpid()'] * 9\n"
-        "    for _, pid in on_processes(prepare_processes([]), 1, eval, pids):\n"
+        "    units = ['__import__(\"os\").getpid()', '__import__(\"time\").sleep(600)']\n"
+        "    for _, pid in on_processes(prepare_processes([]), 1, eval, units):\n"
         "        print(pid, flush=True)\n"
-        "        time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as sweep:
         assert sweep.stdout is not None
         worker = psutil.Process(int(sweep.stdout.readline()))
+        time.sleep(0.5)  # the worker begins its second unit
         sweep.kill()
     with contextlib.suppress(psutil.NoSuchProcess):
         worker.wait(20)

@@ -26,6 +26,7 @@ REFUSED = [
 GRAM_ONLY = [
     {"mixer": "gated"},
     {"mixer": "state_space"},
+    {"input": "clusters", "mixer": "lazy", "mixer_share": 0.0},
     {"merge": "mv_split", "text_tokens": 4},
     {"merge": "mv_split_attn", "text_tokens": 4},
     {"merge": "hard_centering", "text_tokens": 4},
