@@ -46,7 +46,7 @@ SKIPPED = {
     ("deepnorm", "float32"),
     *((kernel, "float16") for kernel in KERNELS[1:5]),
 }
-"""Types that add nothing for a merge without means: its kernel is that of MV-Split."""
+"""Types in which a merge without means is not compared, to save time: MV-Split is, in all."""
 WAYS = ("plainly", "checkpointed", "under autocast", "compiled", "as an ensemble", "with tokens twice")
 DEVICES = (80, 90, 100)
 """Compute capabilities of A100, H100 and B200."""
