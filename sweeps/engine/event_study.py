@@ -36,7 +36,10 @@ TAIL = 28
 
 
 OBSERVED = ("tcs_image", "rho_image", "g_mean", "g_ctr", "amplification", "kappa", "kappa_abs", *READERS)
-"""Observables that are measured in every block at every step from the fork on."""
+"""Observables that are measured in every block at every step from the fork on, unless a study says less."""
+
+GRADIENTS = ("tcs_image", "g_mean", "g_ctr", *READERS)
+"""Those that label a run and tell whether its event is selective, at a third of the cost."""
 
 
 WINDOW = {
@@ -89,6 +92,10 @@ BY_STEP = {
 """Variables of every step, counted from the jump."""
 
 
+DEEP = {"tcs_deep": "tcs_image", "rho_deep": "rho_image"}
+"""Variables of every step that are medians over the deeper half -> the observable."""
+
+
 EVENT_OUTCOME = {
     "onset_step": Variable(
         definition="steps from the jump to the collapse or divergence, NaN: none", units="step"
@@ -109,18 +116,23 @@ class EventStudy(Study):
 
     Attributes:
         forked: fields in which a run differs from the base only after the fork; others differ from the start.
+        observed: observables that are measured, `OBSERVED` or `GRADIENTS`; others are not in the store.
 
     Raises:
-        ValueError: a run without a jump, or one that jumps within the first `HELD` steps.
+        ValueError: a run without a jump, one that jumps within the first `HELD` steps, or other observables.
     """
 
     kind: ClassVar[str] = "event_study"
 
     forked: tuple[str, ...] = ("rate",)
+    observed: tuple[str, ...] = OBSERVED
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "forked", tuple(self.forked))  # JSON has a list instead
+        for name in ("forked", "observed"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists instead
         super().__post_init__()
+        if self.observed not in (OBSERVED, GRADIENTS):
+            raise ValueError(f"{self.name}: observed must be OBSERVED or GRADIENTS, got {self.observed}")
         for run in self.runs:
             if run.training.schedule != "jump" or run.training.first_steps <= HELD:
                 raise ValueError(f"{self.name}: every run needs a jump, after more than {HELD} steps")
@@ -134,7 +146,10 @@ class EventStudy(Study):
 
     def configuration(self) -> dict[str, Any]:
         """Everything that determines the numbers, and the statement, JSON-serialisable."""
-        return {**super().configuration(), "forked": list(self.forked)}
+        configuration = {**super().configuration(), "forked": list(self.forked)}
+        if self.observed != OBSERVED:
+            configuration["observed"] = list(self.observed)
+        return configuration
 
     @property
     def follow(self) -> int:
@@ -144,6 +159,8 @@ class EventStudy(Study):
     def layout(self) -> Layout:
         """What the store holds; steps are counted from the jump."""
         depth = max(run.model.depth for run in self.runs)
+        by_step = {name: of for name, of in BY_STEP.items() if DEEP.get(name) in (None, *self.observed)}
+        window = {name: of for name, of in WINDOW.items() if name in self.observed}
         return Layout(
             sizes={
                 "since_jump": range(1 - HELD, self.follow + 1),
@@ -151,7 +168,7 @@ class EventStudy(Study):
                 "block": range(depth + 1),
                 "writer": WRITERS,
             },
-            variables={**EVENT_OUTCOME, **BY_STEP, **WINDOW},
+            variables={**EVENT_OUTCOME, **by_step, **window},
             forecasts=self._forecasts(),
             witness="initial_loss",
         )
@@ -162,6 +179,7 @@ class EventStudy(Study):
             events,
             base=self.base,
             forked=self.forked,
+            observed=self.observed,
             sizes={name: len(values) for name, values in self.layout().sizes.items()},
             device=self.device,
         )
@@ -186,6 +204,7 @@ def events(
     *,
     base: RunConfig,
     forked: tuple[str, ...],
+    observed: tuple[str, ...],
     sizes: Mapping[str, int],
     device: str,
 ) -> Measured:
@@ -212,7 +231,7 @@ def events(
                 state = carried_over(state, *networks)
             (measured,) = train_runs(
                 [cell.run],
-                observe=OBSERVED,
+                observe=observed,
                 begin=[state],
                 after=fork,
                 tail=TAIL,
@@ -238,8 +257,9 @@ def _by_step(series: xr.Dataset, steps: int) -> dict[str, NDArray[np.float64]]:
     blocks = np.arange(series.sizes["block"])
     deep, inner = blocks > blocks.max() / 2, blocks > 0
     rows = {name: series[name].values.astype(np.float64) for name in ("loss", "grad_norm")}
-    for name, of in (("tcs_deep", "tcs_image"), ("rho_deep", "rho_image")):
-        rows[name] = np.median(series[of].values[:, deep], axis=1)
+    for name, of in DEEP.items():
+        if of in series:
+            rows[name] = np.median(series[of].values[:, deep], axis=1)
     alike = np.pad(series["tcs_image"].values > FRONT_COSINE, ((0, 0), (0, 1)), constant_values=True)
     rows["front"] = alike.argmax(1).astype(np.float64)
     for name in READERS:
@@ -260,7 +280,7 @@ def _padded(values: NDArray[np.float64], length: int) -> NDArray[np.float64]:
 def _around(series: xr.Dataset, onset: int | None, blocks: int) -> dict[str, NDArray[np.float64]]:
     """Take the observables of every block at the steps `AROUND` the onset; NaN without one."""
     found = {}
-    for name in WINDOW:
+    for name in (name for name in WINDOW if name in series):
         values = series[name].transpose("step", "block", ...)
         kept = np.full((len(AROUND), blocks, *values.shape[2:]), np.nan)
         if onset is not None:

@@ -50,6 +50,7 @@ from meanmode.sweeps.named.structure.long_contexts import LONG_CONTEXTS, LONG_CO
 from meanmode.sweeps.named.structure.structured_fronts import STRUCTURED_FRONTS, STRUCTURED_GRADIENTS
 from meanmode.sweeps.named.structure.trainability import TRAINABILITY
 from meanmode.sweeps.named.token_law import TOKEN_LAW
+from meanmode.sweeps.named.training.mixers_training import MIXERS_EVENTS, MIXERS_HALF_RATES, MIXERS_TRAINING
 from meanmode.sweeps.named.waiting_time import (
     WAITING_TIME,
     WAITING_TIME_400,
@@ -85,6 +86,9 @@ SWEEPS: dict[str, Sweep | Study | Committor | SplittingStudy | StockStudy] = {
         CRITICAL_RATE_SETTINGS,
         STABILISERS,
         STABILISERS_DEEP,
+        MIXERS_TRAINING,
+        MIXERS_HALF_RATES,
+        MIXERS_EVENTS,
         INTERVENTION_TABLE,
         LADDER,
         LADDER_TOP,
