@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from meanmode.dit.config.run_config import RunConfig
-from meanmode.dit.config.signals import SIGNALS
+from meanmode.dit.config.signals import AVERAGED, SIGNALS
 from meanmode.sim.store.sweep_store import DONE
 from meanmode.sweeps.engine.plan import Measured
 from meanmode.sweeps.engine.study_variables import KINDS, SERIES
@@ -46,7 +46,8 @@ def trained(
     ):
         series, onset = measured.series, measured.onset
         rates = series["rate"].values
-        names = (*SERIES, *(SIGNALS if signals_every else ()))
+        averaged = AVERAGED if cells[0][1].run.training.ema else ()
+        names = (*SERIES, *(SIGNALS if signals_every else ()), *averaged)
         values = {name: series[name].values for name in names}
         values |= {
             "onset_step": np.array(np.nan if onset.step is None else onset.step),

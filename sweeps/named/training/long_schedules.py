@@ -1,4 +1,4 @@
-"""Do late collapses come on long schedules, as the hazard says, and what do decay, restarts and beta2 change?
+"""Do late collapses come on long schedules, as the hazard says? What do decay, restarts, beta2 and EMA change?
 
 The hazard (law O3) was fitted to runs of at most 600 steps at constant rates; what it says of these schedules
 is the forecast of each study, written before its runs.
@@ -6,6 +6,7 @@ is the forecast of each study, written before its runs.
 
 from meanmode.sweeps.engine.study import Case, Study
 from meanmode.sweeps.named.critical_rate import BASE, SEEDS
+from meanmode.sweeps.named.event_jumps import NARROW
 from meanmode.sweeps.named.waiting_time import WARMUP
 
 HALF_RATE = 0.0116
@@ -97,4 +98,20 @@ SECOND_MOMENTS = Study(
     functional_every=0,
     expectation="with beta2 of 0.95 the half rate is 1.05 to 1.5 times that with 0.999: in ramps a "
     "smaller beta2 collapsed later",
+)
+
+
+WEIGHT_AVERAGES = Study(
+    name="weight_averages",
+    claim="loss and TCS of moving averages of the weights across a collapse from a healthy state",
+    base=BASE.with_fields({**NARROW, "steps": 280, "stop_on": "collapse", "ema": 0.99}),
+    cases=tuple(Case(label=f"decay {decay:g}", options={"ema": decay}) for decay in (0.9, 0.99, 0.998)),
+    seeds=6,
+    first_seed=5260,
+    ensemble=6,
+    functional_every=1,
+    expectation="every run collapses; at the onset the average with decay 0.9 is homogeneous or becomes "
+    "so within 20 steps in at least 5 of 6 runs, the one with 0.99 stays below a deep TCS of "
+    "0.9 to the end in at least 5 of 6, with a loss below 1.3 times that before the jump, and "
+    "so does the one with 0.998",
 )
