@@ -5,7 +5,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -22,6 +22,10 @@ from meanmode.sweeps.engine.study_variables import KINDS, OUTCOME, SERIES
 from meanmode.sweeps.engine.trained import StudyCell
 from meanmode.theory.meanfield.front import FRONT_COSINE
 
+if TYPE_CHECKING:
+    from meanmode.dit.train.ensemble_measurements import Measured as MeasuredRun
+    from meanmode.dit.train.ensemble_measurements import State
+
 HELD = 10
 """Steps at the healthy rate that are measured before the jump."""
 
@@ -36,10 +40,7 @@ TAIL = 28
 
 
 OBSERVED = ("tcs_image", "rho_image", "g_mean", "g_ctr", "amplification", "kappa", "kappa_abs", *READERS)
-"""Observables that are measured in every block at every step from the fork on, unless a study says less."""
-
-GRADIENTS = ("tcs_image", "g_mean", "g_ctr", *READERS)
-"""Those that label a run and tell whether its event is selective, at a third of the cost."""
+"""Observables that are measured in every block at every step from the fork on."""
 
 
 WINDOW = {
@@ -92,10 +93,6 @@ BY_STEP = {
 """Variables of every step, counted from the jump."""
 
 
-DEEP = {"tcs_deep": "tcs_image", "rho_deep": "rho_image"}
-"""Variables of every step that are medians over the deeper half -> the observable."""
-
-
 EVENT_OUTCOME = {
     "onset_step": Variable(
         definition="steps from the jump to the collapse or divergence, NaN: none", units="step"
@@ -116,23 +113,18 @@ class EventStudy(Study):
 
     Attributes:
         forked: fields in which a run differs from the base only after the fork; others differ from the start.
-        observed: observables that are measured, `OBSERVED` or `GRADIENTS`; others are not in the store.
 
     Raises:
-        ValueError: a run without a jump, one that jumps within the first `HELD` steps, or other observables.
+        ValueError: a run without a jump, or one that jumps within the first `HELD` steps.
     """
 
     kind: ClassVar[str] = "event_study"
 
     forked: tuple[str, ...] = ("rate",)
-    observed: tuple[str, ...] = OBSERVED
 
     def __post_init__(self) -> None:
-        for name in ("forked", "observed"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists instead
+        object.__setattr__(self, "forked", tuple(self.forked))  # JSON has a list instead
         super().__post_init__()
-        if self.observed not in (OBSERVED, GRADIENTS):
-            raise ValueError(f"{self.name}: observed must be OBSERVED or GRADIENTS, got {self.observed}")
         for run in self.runs:
             if run.training.schedule != "jump" or run.training.first_steps <= HELD:
                 raise ValueError(f"{self.name}: every run needs a jump, after more than {HELD} steps")
@@ -146,10 +138,7 @@ class EventStudy(Study):
 
     def configuration(self) -> dict[str, Any]:
         """Everything that determines the numbers, and the statement, JSON-serialisable."""
-        configuration = {**super().configuration(), "forked": list(self.forked)}
-        if self.observed != OBSERVED:
-            configuration["observed"] = list(self.observed)
-        return configuration
+        return {**super().configuration(), "forked": list(self.forked)}
 
     @property
     def follow(self) -> int:
@@ -159,8 +148,6 @@ class EventStudy(Study):
     def layout(self) -> Layout:
         """What the store holds; steps are counted from the jump."""
         depth = max(run.model.depth for run in self.runs)
-        by_step = {name: of for name, of in BY_STEP.items() if DEEP.get(name) in (None, *self.observed)}
-        window = {name: of for name, of in WINDOW.items() if name in self.observed}
         return Layout(
             sizes={
                 "since_jump": range(1 - HELD, self.follow + 1),
@@ -168,7 +155,7 @@ class EventStudy(Study):
                 "block": range(depth + 1),
                 "writer": WRITERS,
             },
-            variables={**EVENT_OUTCOME, **by_step, **window},
+            variables={**EVENT_OUTCOME, **BY_STEP, **WINDOW},
             forecasts=self._forecasts(),
             witness="initial_loss",
         )
@@ -179,7 +166,6 @@ class EventStudy(Study):
             events,
             base=self.base,
             forked=self.forked,
-            observed=self.observed,
             sizes={name: len(values) for name, values in self.layout().sizes.items()},
             device=self.device,
         )
@@ -204,7 +190,6 @@ def events(
     *,
     base: RunConfig,
     forked: tuple[str, ...],
-    observed: tuple[str, ...],
     sizes: Mapping[str, int],
     device: str,
 ) -> Measured:
@@ -212,33 +197,18 @@ def events(
 
     A healthy run that collapses before the fork is the outcome of all its cells, with a negative onset.
     """
-    import torch
-
-    from meanmode.dit.train.ensemble_runs import fresh_network, train_runs
-    from meanmode.sim.train.state_transfer import carried_over
+    from meanmode.dit.train.ensemble_runs import train_runs
 
     healthy = healthy_run(cells[0][1].run, base, forked)
-    fork = healthy.training.steps
-    (shared,) = train_runs([healthy], keep_states=[fork], device=device)
+    (shared,) = train_runs([healthy], keep_states=[healthy.training.steps], device=device)
     level = initial_level(shared.series)
+    runs = [cell.run for _, cell in cells]
+    followed = [shared] * len(runs)
+    if shared.states:
+        followed = _followed(runs, healthy, shared.states[healthy.training.steps], level, device)
     found: Measured = []
-    for _, cell in cells:
-        measured = shared
-        if fork in shared.states:
-            state = shared.states[fork]
-            if cell.run.model != healthy.model:
-                networks = (fresh_network([run], torch.device(device)) for run in (healthy, cell.run))
-                state = carried_over(state, *networks)
-            (measured,) = train_runs(
-                [cell.run],
-                observe=observed,
-                begin=[state],
-                after=fork,
-                tail=TAIL,
-                initial_loss=level,
-                device=device,
-            )
-        jump, onset = cell.run.training.first_steps, measured.onset.step
+    for run, measured in zip(runs, followed, strict=True):
+        jump, onset = run.training.first_steps, measured.onset.step
         values: dict[str, Any] = {
             "onset_step": np.array(np.nan if onset is None else onset - jump),
             "onset_kind": np.array(KINDS.index(measured.onset.kind)),
@@ -252,14 +222,49 @@ def events(
     return found
 
 
+def _followed(
+    runs: Sequence[RunConfig], healthy: RunConfig, state: "State", level: float, device: str
+) -> "list[MeasuredRun]":
+    """Follow runs from a state of the healthy one; those that differ in their rate are stepped together."""
+    import torch
+
+    from meanmode.dit.train.ensemble_runs import fresh_network, train_runs
+    from meanmode.sim.train.state_transfer import carried_over
+
+    found: dict[int, MeasuredRun] = {}
+    for alike in _alike(runs):
+        first, begin = runs[alike[0]], state
+        if first.model != healthy.model:
+            networks = (fresh_network([run], torch.device(device)) for run in (healthy, first))
+            begin = carried_over(state, *networks)
+        measured = train_runs(
+            [runs[number] for number in alike],
+            observe=OBSERVED,
+            begin=[begin] * len(alike),
+            after=healthy.training.steps,
+            tail=TAIL,
+            initial_loss=level,
+            device=device,
+        )
+        found |= dict(zip(alike, measured, strict=True))
+    return [found[number] for number in range(len(runs))]
+
+
+def _alike(runs: Sequence[RunConfig]) -> list[list[int]]:
+    """Numbers of the runs that differ in their rate only, so that they can be stepped together."""
+    found: dict[str, list[int]] = {}
+    for number, run in enumerate(runs):
+        found.setdefault(repr(run.with_fields({"rate": runs[0].training.rate})), []).append(number)
+    return list(found.values())
+
+
 def _by_step(series: xr.Dataset, steps: int) -> dict[str, NDArray[np.float64]]:
     """Reduce the observables of every block to the variables of `BY_STEP`, padded to `steps` rows."""
     blocks = np.arange(series.sizes["block"])
     deep, inner = blocks > blocks.max() / 2, blocks > 0
     rows = {name: series[name].values.astype(np.float64) for name in ("loss", "grad_norm")}
-    for name, of in DEEP.items():
-        if of in series:
-            rows[name] = np.median(series[of].values[:, deep], axis=1)
+    for name, of in (("tcs_deep", "tcs_image"), ("rho_deep", "rho_image")):
+        rows[name] = np.median(series[of].values[:, deep], axis=1)
     alike = np.pad(series["tcs_image"].values > FRONT_COSINE, ((0, 0), (0, 1)), constant_values=True)
     rows["front"] = alike.argmax(1).astype(np.float64)
     for name in READERS:
@@ -280,7 +285,7 @@ def _padded(values: NDArray[np.float64], length: int) -> NDArray[np.float64]:
 def _around(series: xr.Dataset, onset: int | None, blocks: int) -> dict[str, NDArray[np.float64]]:
     """Take the observables of every block at the steps `AROUND` the onset; NaN without one."""
     found = {}
-    for name in (name for name in WINDOW if name in series):
+    for name in WINDOW:
         values = series[name].transpose("step", "block", ...)
         kept = np.full((len(AROUND), blocks, *values.shape[2:]), np.nan)
         if onset is not None:

@@ -288,7 +288,7 @@ def stored_study(attributes: Mapping[str, Any], of: type[Study] = Study) -> Stud
             **{name: configuration[name] for name in ("functional_every", "signals_every")},
             device=configuration.get("device", "cpu"),
             **{name: configuration[name] for name in STATEMENT if name in configuration},
-            **{name: configuration[name] for name in own if name in configuration},
+            **{name: configuration[name] for name in own},
         )
     except (ValueError, TypeError, KeyError) as error:
         raise StoreError(f"the store holds no study of training runs of this version: {error}") from error

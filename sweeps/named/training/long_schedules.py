@@ -1,4 +1,4 @@
-"""Do late collapses come on long schedules, as the hazard says? What do decay, restarts, beta2 and EMA change?
+"""Do late collapses come on long schedules, as the hazard says, and what do decay, restarts and averages do?
 
 The hazard (law O3) was fitted to runs of at most 600 steps at constant rates; what it says of these schedules
 is the forecast of each study, written before its runs.

@@ -8,14 +8,15 @@ Seven mixers, each with four merges. What the laws say beforehand:
 * O2: a ramp collapses where the functional step reaches a threshold, and the mean is written by the FFN too,
   so that no attention is needed. `stabilisers` has A - I collapse at 1.14 of softmax's critical rate.
 
-They disagree about A - I, the gate and the state space. The expectations below follow O2.
+They disagree about A - I, the gate and the state space. The expectations below follow O2. (A first version of
+the third study, with seeds from 2200 and more rates, was stopped unseen as too costly.)
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from meanmode.dit.config.presets import MV_SPLIT
-from meanmode.sweeps.engine.event_study import GRADIENTS, EventStudy
+from meanmode.sweeps.engine.event_study import EventStudy
 from meanmode.sweeps.engine.study import Case, Study
 from meanmode.sweeps.named.critical_rate import BASE
 from meanmode.sweeps.named.event_jumps import FOLLOW, NARROW
@@ -84,8 +85,8 @@ MIXERS_HALF_RATES = Study(
 QUIET = {**NARROW, "first_steps": 150, "steps": 150 + FOLLOW}
 """Width 32, batch 64: a healthy rate for 150 steps, then a jump."""
 
-JUMPS = (0.016, 0.0224, 0.0314, 0.044, 0.0616)
-"""Rates after the jump; softmax's half rate is about 0.022 (`event_batches`)."""
+JUMPS, HIGH_JUMPS = (0.016, 0.0224, 0.0314, 0.044), (0.0314, 0.0616)
+"""Rates after the jump, of plain merges and of the others; softmax's half rate is 0.022 (`event_batches`)."""
 
 MIXERS_EVENTS = EventStudy(
     name="mixers_events",
@@ -94,15 +95,14 @@ MIXERS_EVENTS = EventStudy(
     cases=tuple(
         Case(label=f"{case.label}, rate {rate:g}", options={**case.options, "rate": rate})
         for case in _each({})
-        for rate in (JUMPS[:4] if case.label.endswith("plain") else JUMPS[2:])
+        for rate in (JUMPS if case.label.endswith("plain") else HIGH_JUMPS)
     ),
     seeds=SEEDS,
-    first_seed=2200,
+    first_seed=2300,
     functional_every=0,
-    observed=GRADIENTS,
     expectation="with the plain merge at least half of the runs of every mixer collapse into the mean "
     "mode at 0.0314 and 0.044; in softmax, uniform, linear and blended attention at least a "
     "third of these events is selective, in A - I, the gate and the state space fewer; with "
     "alpha frozen no run collapses into the mean mode, and some diverge plainly; with the "
-    "other two merges the half rate is above 0.0314",
+    "other two merges at most half of the runs collapse at 0.0314",
 )

@@ -132,11 +132,11 @@ def regressions_at(run: xr.Dataset, step: int, tokens: int) -> dict[str, Regress
 
     Args:
         run: a run of an event study that collapsed.
-        step: the step; None for both writers if its blocks were not stored, or their amplification not.
+        step: the step; None for both writers if its blocks were not stored.
         tokens: tokens of a sample, T.
     """
     offset = step - int(run["onset_step"])
-    if offset not in AROUND or "amplification" not in run:
+    if offset not in AROUND:
         return dict.fromkeys(WRITERS)
     here = run.sel(since_onset=offset)
     found = {}

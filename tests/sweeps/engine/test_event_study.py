@@ -13,11 +13,10 @@ from meanmode.dit.train.ensemble_runs import fresh_network, train_runs
 from meanmode.sim.store.sweep_store import DONE, open_cells, open_progress
 from meanmode.sim.train.ensemble_optimiser import AdamW, EnsembleOptimiser
 from meanmode.sim.train.state_transfer import carried_over
-from meanmode.sweeps.engine.event_study import AROUND, GRADIENTS, HELD, EventStudy, healthy_run
+from meanmode.sweeps.engine.event_study import AROUND, HELD, EventStudy, healthy_run
 from meanmode.sweeps.engine.execution import run_sweep
 from meanmode.sweeps.engine.store_kinds import stored_plan
 from meanmode.sweeps.engine.study import Case
-from meanmode.sweeps.studies.events.event_rules import event_rows
 
 JUMP = {"schedule": "jump", "first_rate": 1e-3, "first_steps": HELD + 3, "rate": 0.02, "steps": HELD + 9}
 
@@ -67,25 +66,22 @@ def test_a_fork_is_the_run_that_was_never_forked(store: Path) -> None:
     np.testing.assert_allclose(data["g_mean_all"].values[0], size, rtol=1e-6)
 
 
+def test_runs_stepped_together_are_those_followed_alone(store: Path, tmp_path: Path) -> None:
+    rates = (Case(label="slow", options={"rate": 0.01}), Case(label="jump"))
+    path = tmp_path / "e.zarr"
+    assert run_sweep(dataclasses.replace(STUDY, cases=rates, seeds=1), path) == []
+    together, alone = open_cells(path).isel(cell=1), open_cells(store).isel(cell=0)
+    for name in ("loss", "tcs_deep", "g_mean_all"):
+        np.testing.assert_allclose(together[name].values, alone[name].values, rtol=1e-3, atol=1e-5)
+    slow = open_cells(path).isel(cell=0)["loss"].values
+    assert np.array_equal(slow[: HELD + 1], together["loss"].values[: HELD + 1])
+    assert slow[-1] != together["loss"].values[-1]
+
+
 def test_a_store_rebuilds_its_study(store: Path) -> None:
     stored = stored_plan(open_progress(store).attrs)
     assert isinstance(stored, EventStudy) and stored.runs == STUDY.runs
     assert stored.units() == STUDY.units()
-
-
-def test_fewer_observables_give_the_same_runs_and_fewer_variables(store: Path, tmp_path: Path) -> None:
-    fewer = dataclasses.replace(STUDY, cases=STUDY.cases[:1], seeds=1, observed=GRADIENTS)
-    path = tmp_path / "e.zarr"
-    assert run_sweep(fewer, path) == []
-    kept, whole = open_cells(path), open_cells(store)
-    assert set(whole.data_vars) - set(kept.data_vars) == {"rho_deep", "amplification", "kappa", "kappa_abs"}
-    for name in ("loss", "tcs_deep", "g_mean_all", "grad_rms_q_deep"):
-        np.testing.assert_allclose(kept[name].values[0], whole[name].values[0], rtol=1e-5, atol=1e-6)
-    assert stored_plan(open_progress(path).attrs).observed == GRADIENTS  # type: ignore[union-attr]
-    rows = event_rows(kept)
-    assert rows["kind"].tolist() == ["none"] and not rows["regular"].any()
-    with pytest.raises(ValueError, match="OBSERVED or GRADIENTS"):
-        dataclasses.replace(fewer, observed=("tcs_image",))
 
 
 def test_the_blocks_around_an_onset_are_kept(tmp_path: Path) -> None:
