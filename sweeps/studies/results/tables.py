@@ -21,6 +21,7 @@ from meanmode.sweeps.studies.results.hazard_tables import (
     hazard_slopes,
 )
 from meanmode.sweeps.studies.results.long_context_tables import frame_means, long_exponents, long_fronts
+from meanmode.sweeps.studies.results.mixer_tables import mixer_events, mixer_ramps
 from meanmode.sweeps.studies.results.run_tables import (
     event_factors,
     event_moves,
@@ -87,6 +88,8 @@ TABLES = {
     "event_distances": event_distances,
     "event_causes": event_causes,
     "event_half_rates": event_half_rates,
+    "mixer_ramps": mixer_ramps,
+    "mixer_events": mixer_events,
     "silence": silence,
     "early_warning": early_warning,
     "reforecasts": reforecasts,
