@@ -50,13 +50,19 @@ from meanmode.sweeps.named.structure.long_contexts import LONG_CONTEXTS, LONG_CO
 from meanmode.sweeps.named.structure.structured_fronts import STRUCTURED_FRONTS, STRUCTURED_GRADIENTS
 from meanmode.sweeps.named.structure.trainability import TRAINABILITY
 from meanmode.sweeps.named.token_law import TOKEN_LAW
+from meanmode.sweeps.named.training.depth_pays import DEPTH_PAYS
 from meanmode.sweeps.named.training.long_schedules import (
     LONG_HORIZONS,
     RESTARTS,
     SECOND_MOMENTS,
     WEIGHT_AVERAGES,
 )
-from meanmode.sweeps.named.training.mixers_training import MIXERS_EVENTS, MIXERS_HALF_RATES, MIXERS_TRAINING
+from meanmode.sweeps.named.training.mixers_training import (
+    MIXERS_EVENTS,
+    MIXERS_HALF_RATES,
+    MIXERS_SURVIVORS,
+    MIXERS_TRAINING,
+)
 from meanmode.sweeps.named.waiting_time import (
     WAITING_TIME,
     WAITING_TIME_400,
@@ -95,10 +101,12 @@ SWEEPS: dict[str, Sweep | Study | Committor | SplittingStudy | StockStudy] = {
         MIXERS_TRAINING,
         MIXERS_HALF_RATES,
         MIXERS_EVENTS,
+        MIXERS_SURVIVORS,
         LONG_HORIZONS,
         RESTARTS,
         SECOND_MOMENTS,
         WEIGHT_AVERAGES,
+        DEPTH_PAYS,
         INTERVENTION_TABLE,
         LADDER,
         LADDER_TOP,

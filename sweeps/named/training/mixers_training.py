@@ -106,3 +106,26 @@ MIXERS_EVENTS = EventStudy(
     "alpha frozen no run collapses into the mean mode, and some diverge plainly; with the "
     "other two merges at most half of the runs collapse at 0.0314",
 )
+
+
+SURVIVORS = "MV-Split, alpha frozen"
+"""The merge with which no run of any mixer collapses into the mean mode in `mixers_training`."""
+
+MIXERS_SURVIVORS = Study(
+    name="mixers_survivors",
+    claim="whether mixers whose merge never writes a mean hold at 64 blocks as they do at 16",
+    base=BASE.with_fields({"depth": 64}),
+    cases=(
+        Case(label="softmax, plain", options={"mixer": "softmax", "steps": 1000}),
+        *(
+            Case(label=f"{mixer}, {SURVIVORS}", options={"mixer": mixer, **MERGES[SURVIVORS], "steps": 1000})
+            for mixer in MIXERS
+        ),
+    ),
+    seeds=SEEDS,
+    first_seed=2400,
+    ensemble=SEEDS,
+    functional_every=0,
+    expectation="all runs of plain softmax collapse, and no run with alpha frozen does, of any mixer, up to "
+    "three times its critical rate; at least a third of them diverge plainly",
+)

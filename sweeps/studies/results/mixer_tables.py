@@ -86,7 +86,7 @@ def _effects(row: dict[str, Any]) -> list[str]:
 def _half(of: RateFailures) -> str:
     """The half rate, or on which side of the rates tried it lies."""
     rates = list(of.at)
-    if of.half.value == of.half.value and of.half.value > 0:
+    if of.half.value == of.half.value:
         return estimate(of.half, ".3g")
     first = of.at[rates[0]]
     return f"below {rates[0]:g}" if 2 * first.collapsed >= first.of else f"above {rates[-1]:g}"

@@ -69,8 +69,7 @@ class RateFailures:
 
     Attributes:
         at: rate -> `Failures` there, rates rising.
-        half: half rate of a collapse; infinite below half a collapse at the highest rate, 0 above it at the
-            lowest.
+        half: half rate of a collapse; NaN outside of the rates tried.
         ratio: half rate over the baseline's, resampled with the same seeds; NaN where either is open.
     """
 
