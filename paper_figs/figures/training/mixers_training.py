@@ -8,10 +8,9 @@ from matplotlib.figure import Figure
 from meanmode.paper_figs.shared.runs import caption
 from meanmode.paper_figs.shared.studies import Studies, short_sizes
 from meanmode.paper_figs.shared.style import COLOURS, PAGE
-from meanmode.sweeps.engine.study import stored_study
-from meanmode.sweeps.engine.study_variables import KINDS
 from meanmode.sweeps.studies.events.event_rules import event_rows
 from meanmode.sweeps.studies.events.event_summaries import Share, collapsed
+from meanmode.sweeps.studies.training.failures import failed_runs
 
 RAMPS, EVENTS = "mixers_training", "mixers_events"
 
@@ -39,7 +38,7 @@ def draw(studies: Studies) -> Figure:
     panels = figure.subplots(len(drawn), 1, squeeze=False)[:, 0]
     for panel, (said, draw_panel), letter in zip(panels, drawn.items(), "ab", strict=False):
         draw_panel(panel, studies[said])
-        mixers = list(dict.fromkeys(label.partition(", ")[0] for label in _labels(studies[said])))
+        mixers = list(dict.fromkeys(label.partition(", ")[0] for label in studies[said]["case"].values))
         panel.set_xticks(range(len(mixers)), [NAMES.get(mixer, mixer) for mixer in mixers])
         panel.set_xlim(-0.5, len(mixers) - 0.5)
         for border in range(1, len(mixers)):
@@ -55,10 +54,6 @@ def draw(studies: Studies) -> Figure:
         "plain divergences (crosses)." * (EVENTS in studies),
     )
     return figure
-
-
-def _labels(data: xr.Dataset) -> list[str]:
-    return [case.label for case in stored_study(data.attrs).cases]
 
 
 def _place(mixer: int, merge: int, merges: int) -> float:
@@ -79,22 +74,14 @@ def _positions(labels: list[str]) -> tuple[dict[str, float], dict[str, str]]:
 
 
 def _draw_ramps(panel: Axes, data: xr.Dataset) -> None:
-    study = stored_study(data.attrs)
-    labels = _labels(data)
+    runs = failed_runs(data)
+    labels = list(dict.fromkeys(runs["case"]))
     places, colours = _positions(labels)
-    kinds, last = data["onset_kind"].values, data["last_rate"].values.astype(float)
-    onsets = data["onset_step"].values
-    for case, label in enumerate(labels):
-        for seed in range(study.seeds):
-            cell = case * study.seeds + seed
-            kind = KINDS[int(kinds[cell])]
-            run = study.cells[cell].run
-            rate = last[cell]
-            if kind != "none":
-                rate = run.training.learning_rate(run.model.depth).rate(int(onsets[cell]))
-            x = places[label] + 0.1 * WIDTH * (seed / max(study.seeds - 1, 1) - 0.5)
+    for label, of in runs.groupby("case", sort=False):
+        shifts = np.linspace(-0.05, 0.05, len(of)) * WIDTH
+        for shift, kind, rate in zip(shifts, of["kind"], of["rate"], strict=True):
             style = {"mean_mode": "o", "plain_divergence": "x", "none": "^"}[kind]
-            panel.plot(x, rate, style, color=colours[label], ms=3.4, mfc=colours[label], alpha=0.8, ls="none")
+            panel.plot(places[str(label)] + shift, rate, style, color=colours[str(label)], ms=3.4, alpha=0.8)
     for merge in dict.fromkeys(label.partition(", ")[2] for label in labels):
         first = next(label for label in labels if label.endswith(f", {merge}"))
         panel.plot([], [], "s", color=colours[first], label=merge)

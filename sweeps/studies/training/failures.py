@@ -63,6 +63,23 @@ def ramp_failures(data: xr.Dataset, baseline: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+def failed_runs(data: xr.Dataset) -> pd.DataFrame:
+    """One row per run: `case`, `seed`, `kind` of failure, and `rate` at it, or the last rate without one.
+
+    Args:
+        data: a study of labelled runs, opened.
+    """
+    study = stored_study(data.attrs)
+    kinds = [KINDS[int(kind)] for kind in data["onset_kind"].values]
+    rates = data["last_rate"].values.astype(float)
+    for number, (cell, kind) in enumerate(zip(study.cells, kinds, strict=True)):
+        if kind != "none":
+            schedule = cell.run.training.learning_rate(cell.run.model.depth)
+            rates[number] = schedule.rate(int(data["onset_step"].values[number]))
+    cases = [case.label for case in study.cases for _ in range(study.seeds)]
+    return pd.DataFrame({"case": cases, "seed": data["run_seed"].values, "kind": kinds, "rate": rates})
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RateFailures:
     """How the runs of a group end at several constant rates.
