@@ -22,31 +22,35 @@ BASELINE = "softmax, plain"
 """The case that all others are compared with."""
 
 
-def mixer_ramps(data: Path, name: str, rates: str) -> str:
+def mixer_ramps(data: Path, name: str, rates: str = "") -> str:
     """Every mixer and merge under a ramp and at constant rates: failures, critical and half rate, loss.
 
     Args:
         data: folder of the stores.
         name: the study of ramps.
-        rates: the study of the same cases at constant rates.
+        rates: the study of the same cases at constant rates; empty for none.
     """
     ramps = ramp_failures(open_study(store(data, name)), BASELINE)
-    constant = rate_failures(constant_rate_runs(open_study(store(data, rates))), BASELINE)
+    constant = rate_failures(constant_rate_runs(open_study(store(data, rates))), BASELINE) if rates else {}
     steps = {row["loss"]["at_step"] for row in ramps.values() if "loss" in row}
     lines = []
     for case, row in ramps.items():
         mixer, _, merge = case.partition(", ")
-        at = constant[case]
-        lines.append([mixer, merge, str(row["failures"]), *_effects(row), _half(at), _ratio(at.ratio)])
+        halves = [_half(constant[case]), _ratio(constant[case].ratio)] if rates else []
+        lines.append([mixer, merge, str(row["failures"]), *_effects(row), *halves])
     heads = ("mixer", "merge", "mean-mode collapses under the ramp", "critical rate over softmax's (90 %)")
-    table = pipe_table((*heads, "loss less softmax's (90 %)", "half rate", "over softmax's (90 %)"), lines)
+    added = ("half rate", "over softmax's (90 %)") if rates else ()
+    table = pipe_table((*heads, "loss less softmax's (90 %)", *added), lines)
     statistics = (
-        "Ramps: statistics over seeds paired with plain softmax, 90 % bootstrap intervals; loss: median of "
-        f"15 steps before step {', '.join(map(str, sorted(steps)))}. Half rate: a logistic in ln rate, seeds "
-        "resampled together; neighbouring rates differ by a factor of 1.6, and an interval of one point says "
-        "that the outcomes jump between two of them. `diverge`: plain divergences, no mean mode."
+        "Ramps: statistics over seeds paired with plain softmax, 90 % bootstrap intervals; loss: median of 15 "
+        f"steps before step {', '.join(map(str, sorted(steps)))}. `diverge`: plain divergences, no mean mode."
     )
-    return captioned(table, studies_caption(data, [name, rates]), statistics)
+    if rates:
+        statistics += (
+            " Half rate: a logistic in ln rate, seeds resampled together; neighbouring rates differ by a "
+            "factor of 1.6, and an interval of one point says that the outcomes jump between two of them."
+        )
+    return captioned(table, studies_caption(data, [name, *([rates] if rates else [])]), statistics)
 
 
 def mixer_events(data: Path, name: str) -> str:

@@ -22,6 +22,7 @@ from meanmode.sweeps.studies.results.hazard_tables import (
 )
 from meanmode.sweeps.studies.results.long_context_tables import frame_means, long_exponents, long_fronts
 from meanmode.sweeps.studies.results.mixer_tables import mixer_events, mixer_ramps
+from meanmode.sweeps.studies.results.prevention_table import prevention
 from meanmode.sweeps.studies.results.run_tables import (
     event_factors,
     event_moves,
@@ -89,6 +90,7 @@ TABLES = {
     "event_causes": event_causes,
     "event_half_rates": event_half_rates,
     "mixer_ramps": mixer_ramps,
+    "prevention": prevention,
     "mixer_events": mixer_events,
     "silence": silence,
     "early_warning": early_warning,

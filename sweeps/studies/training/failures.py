@@ -123,7 +123,7 @@ def constant_rate_runs(data: xr.Dataset) -> pd.DataFrame:
     times = waiting_times(data)
     kinds = np.select([times["collapsed"], times["diverged"]], ["mean_mode", "plain_divergence"], "none")
     return times.assign(
-        case=data["case"].values.astype(str), kind=kinds, onset=times["time"].where(times["collapsed"])
+        case=data["case"].values.tolist(), kind=kinds, onset=times["time"].where(times["collapsed"])
     )
 
 
