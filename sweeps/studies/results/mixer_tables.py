@@ -42,7 +42,7 @@ def mixer_ramps(data: Path, name: str, rates: str = "") -> str:
     added = ("half rate", "over softmax's (90 %)") if rates else ()
     table = pipe_table((*heads, "loss less softmax's (90 %)", *added), lines)
     statistics = (
-        "Ramps: statistics over seeds paired with plain softmax, 90 % bootstrap intervals; loss: median of 15 "
+        "Ramps: statistics over seeds paired with plain softmax, 90 % intervals; loss: median of 15 "
         f"steps before step {', '.join(map(str, sorted(steps)))}. `diverge`: plain divergences, no mean mode."
     )
     if rates:

@@ -32,6 +32,7 @@ from meanmode.sweeps.studies.results.run_tables import (
     sample_metrics,
     timestep_scores,
 )
+from meanmode.sweeps.studies.results.schedule_tables import rate_groups, weight_averages
 from meanmode.sweeps.studies.results.splitting_table import silence
 from meanmode.sweeps.studies.results.stack_tables import exponents, fronts, profiles
 from meanmode.sweeps.studies.results.stock_tables import watched_alarms, watched_merges
@@ -91,6 +92,8 @@ TABLES = {
     "event_half_rates": event_half_rates,
     "mixer_ramps": mixer_ramps,
     "prevention": prevention,
+    "rate_groups": rate_groups,
+    "weight_averages": weight_averages,
     "mixer_events": mixer_events,
     "silence": silence,
     "early_warning": early_warning,
