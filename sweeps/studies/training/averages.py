@@ -17,9 +17,9 @@ def average_rows(data: xr.Dataset) -> list[dict[str, Any]]:
     """One row per case with the decay of the average, over its runs that collapse.
 
     `collapsed` of `runs`; `homogeneous`, how many averages reach a TCS of 0.9 by the end of their run, which
-    is `followed` steps after the onset, and `delay`, the median steps from the onset to that; medians of losses
-    over the healthy one before the jump: `weights_onset` and `average_onset` at the onset, `weights_end` and
-    `average_end` at the end.
+    is `followed` steps after the onset, and `delay`, the median steps from the onset to that. The other
+    medians are losses over the healthy one before the jump: `weights_onset` and `average_onset` at the onset,
+    `weights_end` and `average_end` at the end.
 
     Args:
         data: a study with `average_loss` and `average_tcs`, opened, whose runs jump from a healthy rate.
