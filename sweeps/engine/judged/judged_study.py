@@ -83,7 +83,18 @@ class JudgedStudy(Study):
         )
 
     def measure(self) -> Callable[[Sequence[tuple[int, StudyCell]]], Measured]:
-        """A picklable function that trains the cells of a unit and judges their networks."""
+        """A picklable function that trains the cells of a unit and judges their networks.
+
+        Raises:
+            ValueError: a latent store that does not fit the networks, or no feature extractor.
+            StoreError: no latent store.
+        """
+        from meanmode.dit.data.sources import source_of
+        from meanmode.dit.evaluate.features import extractor
+
+        for run in self.runs:
+            source_of(run)
+        extractor(EXTRACTOR)
         return partial(judged, functional_every=self.functional_every, device=self.device, **self._judging())
 
 

@@ -13,6 +13,7 @@ from meanmode.dit.evaluate.features import Extractor
 from meanmode.dit.evaluate.held_out_loss import HeldOut
 from meanmode.dit.evaluate.subject import subject_of
 from meanmode.dit.train.ensemble_runs import network_at, train_runs
+from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.sweep_store import open_cells
 from meanmode.sweeps.engine.execution import run_sweep
 from meanmode.sweeps.engine.judged.judged_study import JudgedStudy
@@ -98,3 +99,12 @@ def test_what_cannot_be_judged_is_refused(study: tuple[JudgedStudy, Path], field
         fields = {"base": made.base.with_fields({"data": "digits"})}
     with pytest.raises(ValueError, match=said):
         dataclasses.replace(made, **fields)
+
+
+def test_a_missing_latent_store_is_said_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match=r"fashion\.zarr"):
+        run_sweep(DEPTH_PAYS, tmp_path / "s.zarr")
+    assert not list(tmp_path.iterdir())
