@@ -192,7 +192,11 @@ def _estimate(values: NDArray[np.float64]) -> Estimate:
         return Estimate(value=np.nan, at_least=np.nan, low=np.nan, high=np.nan, error=np.nan)
     low, high = np.quantile(kept, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2], method="inverted_cdf")
     return Estimate(
-        value=value, at_least=value, low=float(low), high=float(high), error=float(np.nanstd(kept))
+        value=value,
+        at_least=value,
+        low=float(low),
+        high=float(high),
+        error=float(kept.std()) if np.isfinite(kept).all() else np.nan,
     )
 
 
