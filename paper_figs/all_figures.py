@@ -49,6 +49,7 @@ from meanmode.paper_figs.figures.stacks import (
     structured_gradients,
     trainability,
 )
+from meanmode.paper_figs.figures.training import mixers_training
 from meanmode.paper_figs.gallery import PICTURES
 from meanmode.paper_figs.shared.style import LOOK
 from meanmode.sim.store.files import StoreError
@@ -106,6 +107,7 @@ STUDY_FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, xr.Datase
             calibration,
             schedule_risk,
             trainability,
+            mixers_training,
         )
     },
 }
@@ -119,6 +121,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "calibration": calibration.BESIDE,
     "schedule_risk": schedule_risk.BESIDE,
     "long_contexts": long_contexts.BESIDE,
+    "mixers_training": mixers_training.BESIDE,
 }
 """Name -> studies that are drawn as well where they exist, but only beside those of `STUDY_FIGURES`."""
 

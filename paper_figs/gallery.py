@@ -164,6 +164,10 @@ PICTURES: dict[str, Picture] = {
         shows="What moves the critical rate: interventions beside their controls, and stabilisers.",
         page=CAUSES,
     ),
+    "mixers_training": Picture(
+        shows="How seven mixers fail in training with each of four merges, under ramps and after a jump.",
+        page="results/mixers_training.md",
+    ),
     "event_causes": Picture(
         shows="What moves the collapse after a jump from a healthy state: interventions, controls and "
         "merges.",

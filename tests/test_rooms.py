@@ -45,7 +45,8 @@ ALLOWED = {
 
 SUBJECTS = {
     *("collapse_front", "committor", "critical_rate", "depth_profiles", "dynamic_front", "frame_means"),
-    *("half_rate", "interventions", "long_contexts", "merges", "mixers", "phase_diagram", "schedule_risk"),
+    *("half_rate", "interventions", "long_contexts", "merges", "mixers", "mixers_training"),
+    *("phase_diagram", "schedule_risk"),
     *("state_space", "structured_fronts", "sweep", "timestep_probe", "token_law", "trainability"),
     *("waiting_time",),
 }

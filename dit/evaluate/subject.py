@@ -101,10 +101,28 @@ def open_subject(
     checkpoint = find_checkpoint(path, damaged)
     run, network = load_network(checkpoint, ema=ema)
     step, averaged = notes_of(checkpoint)["step"], ema and has_average(checkpoint)
-    said = {
-        "name": f"{path}, step {step}{', averaged weights' if averaged else ''}",
-        "document": {"checkpoint": str(checkpoint), "step": step, "ema": averaged, "run": run.document()},
-    }
+    return subject_of(
+        network,
+        run,
+        name=f"{path}, step {step}{', averaged weights' if averaged else ''}",
+        document={"checkpoint": str(checkpoint), "step": step, "ema": averaged, "run": run.document()},
+    )
+
+
+def subject_of(network: DiT, run: RunConfig, *, name: str, document: dict[str, Any]) -> Subject:
+    """The network of a run with the data it was trained on.
+
+    Args:
+        network: the network.
+        run: the run that trained it.
+        name: origin of the network, for messages and captions.
+        document: origin of the network as JSON.
+
+    Raises:
+        ValueError: data that do not fit the network.
+        StoreError: there are no such data, or they are damaged.
+    """
+    said = {"name": name, "document": document}
     source = source_of(run)
     if isinstance(source, Latents):
         return _of_latents(network, source, said)

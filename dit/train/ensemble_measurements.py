@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from meanmode.dit.config.run_config import RunConfig
-from meanmode.dit.config.signals import SIGNALS
+from meanmode.dit.config.signals import AVERAGED, SIGNALS
 from meanmode.dit.data.batches import batch_of
 from meanmode.dit.data.sources import Source
 from meanmode.dit.model.flow import flow_losses
@@ -56,7 +56,9 @@ class Measured:
     Attributes:
         series: at every step `loss`, `grad_norm` and `tcs_image` (median over the measured blocks) before the
             update, and `rate` of the update; `functional_step` and `SIGNALS` at steps that measure them,
-            else NaN; observables of every block over `step`, `block` (and `writer`) if these are asked for.
+            else NaN, and so are `average_loss` and `average_tcs` of the moving averages of the weights, on
+            the batch of the step after its update; observables of every block over `step`, `block` (and
+            `writer`) if these are asked for.
         onset: label of the run.
         states: state of the run after each requested step that it made.
     """
@@ -81,7 +83,8 @@ class EnsembleMeasurements:
     Args:
         runs: configurations of the runs.
         optimiser: optimiser of the ensemble.
-        functional_every: steps between measurements of the functional step; 0 for none.
+        functional_every: steps between measurements of the functional step, and of the moving averages of the
+            weights where the runs keep them; 0 for none.
         signals_every: steps between measurements of `SIGNALS`; 0 for none.
         observe: observables to measure in every block at every step, instead of `SIGNALS`.
         keep_states: steps after which to keep the state of every run.
@@ -120,7 +123,7 @@ class EnsembleMeasurements:
         self.source = source
         self.device = device
         steps = runs[0].training.steps
-        names = ("loss", "tcs_image", "functional_step", *SIGNALS)
+        names = ("loss", "tcs_image", "functional_step", *SIGNALS, *AVERAGED)
         self.rows = {name: np.full((len(runs), steps), np.nan) for name in names}
         self.states: list[dict[int, State]] = [{} for _ in runs]
         self._blocks = watched_blocks(runs[0].model.depth)
@@ -134,6 +137,8 @@ class EnsembleMeasurements:
         self._probe: Probe | None = None
         self._interventions = ScheduledInterventions(optimiser.network, runs[0].training.interventions)
         self._undo = ExitStack()
+        self._average = optimiser.values.clone() if runs[0].training.ema else None
+        self._averaged: Sequence[int] = range(len(runs))
 
     def __enter__(self) -> "EnsembleMeasurements":
         hook = self.optimiser.network.blocks[-1].register_forward_hook(self._keep_trunk)
@@ -215,14 +220,36 @@ class EnsembleMeasurements:
             for name in SIGNALS:
                 watched = values[name][:, list(self._blocks)].reshape(len(running), -1)
                 self.rows[name][running, step - 1] = np.median(watched, axis=1)
-        if self.functional_every and step % self.functional_every == 0:
+        measured = self.functional_every and step % self.functional_every == 0
+        if measured:
             assert self._trunk is not None
             with torch.no_grad():
                 after = self.optimiser.network.trunk(*self._batch[:2])
             self.rows["functional_step"][running, step - 1] = displacement(self._trunk, after).cpu().numpy()
+        if self._average is not None:
+            kept = [self._averaged.index(run) for run in running]
+            self._average = self._average[kept].lerp(self.optimiser.values, 1 - self.runs[0].training.ema)
+            self._averaged = list(running)
+            if measured:
+                self._measure_average(self._average, step, running)
         if step in self.keep_states:
             for position, run in enumerate(running):
                 self.states[run][step] = self.optimiser.state(position)
+
+    @torch.no_grad()
+    def _measure_average(self, average: Tensor, step: int, running: Sequence[int]) -> None:
+        """Put the averages [R, P] in place of the weights for one forward pass on the batch of the step."""
+        noisy, texts, clean, noise = self._batch
+        network, weights = self.optimiser.network, self.optimiser.values.clone()
+        self.optimiser.values.copy_(average)
+        try:
+            with Probe(network, blocks=self._blocks, names=(self._cosine,)) as probe:
+                losses = flow_losses(network(noisy, texts), clean, noise).mean(-1)
+        finally:
+            self.optimiser.values.copy_(weights)
+        cosines = probe.values()[self._cosine][:, list(self._blocks)].astype(np.float64)
+        self.rows["average_loss"][running, step - 1] = losses.double().cpu().numpy()
+        self.rows["average_tcs"][running, step - 1] = np.median(cosines, axis=1)
 
     def _keep(self, found: Mapping[str, Array], step: int, running: Sequence[int]) -> None:
         """Keep the observables of every block at a step."""

@@ -13,7 +13,7 @@ from meanmode.dit.model.network import DiT, materialised
 from meanmode.dit.train.ensemble_measurements import TAIL, EnsembleMeasurements, Measured, State
 from meanmode.sim.train.ensemble_loop import train_ensemble
 from meanmode.sim.train.ensemble_optimiser import AdamW, EnsembleOptimiser
-from meanmode.sim.trunk.ensemble import stack_members
+from meanmode.sim.trunk.ensemble import stack_members, unstack_member
 
 OWN_FIELDS = ("seed", "data_seed", "schedule", "rate", "slope", "warmup")
 """Training fields in which the runs of an ensemble may differ."""
@@ -97,6 +97,13 @@ def fresh_network(runs: Sequence[RunConfig], device: torch.device) -> DiT:
     """Return the networks of runs before their first step, stacked into one."""
     members = [materialised(run.model, run.training.seed, device) for run in runs]
     return stack_members(members).to(device)
+
+
+def network_at(run: RunConfig, state: State) -> DiT:
+    """The network of a run in a state that `train_runs` kept."""
+    stacked = fresh_network([run], torch.device("cpu"))
+    EnsembleOptimiser(stacked, AdamW()).restore(0, state)
+    return unstack_member(stacked, 0)
 
 
 def _common(runs: Sequence[RunConfig]) -> RunConfig:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,7 @@ def predict_front_command(
     measured on fresh samples of its data.
     """
     if run is not None:
-        given = [name for name in options if context.get_parameter_source(name) != ParameterSource.DEFAULT]
-        if given:
-            raise click.UsageError(f"--from brings its own network: leave out --{given[0].replace('_', '-')}")
+        _refuse_given(context, options, "--from brings its own network")
         _predict_trained(run, step, as_json)
         return
     if step is not None:
@@ -70,7 +69,8 @@ def predict_front_command(
             f"the tokens of {source} bring their own cosines: leave out --input-cosine, got "
             f"{setting.input_cosine}"
         )
-    prediction = predict_front(setting, cosines=_cosines_of(source) if given else None)
+    cosines = _cosines_of(source, setting) if given else None
+    prediction = predict_front(setting, cosines=cosines)
     inputs = dataclasses.asdict(setting) | {"input": source}
     covered = coverage(setting, ALL_PAIRS if given else None)
     if as_json:
@@ -96,6 +96,13 @@ def predict_front_command(
     click.echo("; ".join([f"by the recursion of {covered.recursion}", *covered.words()]))
 
 
+def _refuse_given(context: click.Context, options: Mapping[str, Any], why: str) -> None:
+    """Refuse options of a stack that were given although something else takes their place."""
+    given = [name for name in options if context.get_parameter_source(name) != ParameterSource.DEFAULT]
+    if given:
+        raise click.UsageError(f"{why}: leave out --{given[0].replace('_', '-')}")
+
+
 def _predict_trained(run: Path, step: int | None, as_json: bool) -> None:
     """The fronts of the states of a run, from their weights and measured."""
     from meanmode.dit.evaluate.dynamic_fronts import front_rows
@@ -117,10 +124,11 @@ def _predict_trained(run: Path, step: int | None, as_json: bool) -> None:
         click.echo(f"step {row['step']}: {said}, {seen}")
 
 
-def _cosines_of(source: str) -> Any:
+def _cosines_of(source: str, setting: Setting) -> Any:
     """Cosines of the tokens of a .npy file."""
     import numpy as np
 
+    from meanmode.theory.meanfield.coverage import MOST_TOKENS
     from meanmode.theory.meanfield.structured_inputs import token_cosines
 
     try:
@@ -131,6 +139,14 @@ def _cosines_of(source: str) -> Any:
         ) from error
     if not isinstance(given, np.ndarray) or given.dtype.kind not in "fiu":
         raise ValueError(f"{source} must hold one array of real numbers, a row per token")
+    tokens = sum(setting.segments)
+    if len(np.atleast_1d(given)) != tokens:
+        raise ValueError(
+            f"{source} holds an array of shape {given.shape}, where the options ask for {tokens} "
+            "rows, one per token"
+        )
+    if tokens > MOST_TOKENS:
+        raise ValueError(f"all pairs are followed up to {MOST_TOKENS} tokens, got {tokens} of {source}")
     return token_cosines(given)
 
 
@@ -175,7 +191,10 @@ def predict_profile_command(as_json: bool, **options: Any) -> None:
 @click.option("--sweep", "name", help="Write the exponents of every setting of a named sweep, to --out.")
 @click.option("--out", type=click.Path(path_type=Path), help="Forecast of --sweep; never overwritten.")
 @json_option
-def predict_exponents_command(name: str | None, out: Path | None, as_json: bool, **options: Any) -> None:
+@click.pass_context
+def predict_exponents_command(
+    context: click.Context, name: str | None, out: Path | None, as_json: bool, **options: Any
+) -> None:
     """Predict how fast token distances and adjoints grow per block, at every fixed point of the pair cosine.
 
     Natural logarithms of energies, for many tokens and features: forward of the distance to the fixed point,
@@ -186,6 +205,7 @@ def predict_exponents_command(name: str | None, out: Path | None, as_json: bool,
             "--sweep and --out go together: give both, or neither for the setting of the options"
         )
     if name is not None and out is not None:
+        _refuse_given(context, options, "--sweep brings its own settings")
         _write_exponents(name, out)
         return
     from meanmode.sweeps.studies.rows import finite

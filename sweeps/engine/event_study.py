@@ -5,7 +5,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -21,6 +21,10 @@ from meanmode.sweeps.engine.study import Study
 from meanmode.sweeps.engine.study_variables import KINDS, OUTCOME, SERIES
 from meanmode.sweeps.engine.trained import StudyCell
 from meanmode.theory.meanfield.front import FRONT_COSINE
+
+if TYPE_CHECKING:
+    from meanmode.dit.train.ensemble_measurements import Measured as MeasuredRun
+    from meanmode.dit.train.ensemble_measurements import State
 
 HELD = 10
 """Steps at the healthy rate that are measured before the jump."""
@@ -193,33 +197,18 @@ def events(
 
     A healthy run that collapses before the fork is the outcome of all its cells, with a negative onset.
     """
-    import torch
-
-    from meanmode.dit.train.ensemble_runs import fresh_network, train_runs
-    from meanmode.sim.train.state_transfer import carried_over
+    from meanmode.dit.train.ensemble_runs import train_runs
 
     healthy = healthy_run(cells[0][1].run, base, forked)
-    fork = healthy.training.steps
-    (shared,) = train_runs([healthy], keep_states=[fork], device=device)
+    (shared,) = train_runs([healthy], keep_states=[healthy.training.steps], device=device)
     level = initial_level(shared.series)
+    runs = [cell.run for _, cell in cells]
+    followed = [shared] * len(runs)
+    if shared.states:
+        followed = _followed(runs, healthy, shared.states[healthy.training.steps], level, device)
     found: Measured = []
-    for _, cell in cells:
-        measured = shared
-        if fork in shared.states:
-            state = shared.states[fork]
-            if cell.run.model != healthy.model:
-                networks = (fresh_network([run], torch.device(device)) for run in (healthy, cell.run))
-                state = carried_over(state, *networks)
-            (measured,) = train_runs(
-                [cell.run],
-                observe=OBSERVED,
-                begin=[state],
-                after=fork,
-                tail=TAIL,
-                initial_loss=level,
-                device=device,
-            )
-        jump, onset = cell.run.training.first_steps, measured.onset.step
+    for run, measured in zip(runs, followed, strict=True):
+        jump, onset = run.training.first_steps, measured.onset.step
         values: dict[str, Any] = {
             "onset_step": np.array(np.nan if onset is None else onset - jump),
             "onset_kind": np.array(KINDS.index(measured.onset.kind)),
@@ -231,6 +220,42 @@ def events(
             values |= _around(measured.series, onset, sizes["block"])
         found.append((values, DONE))
     return found
+
+
+def _followed(
+    runs: Sequence[RunConfig], healthy: RunConfig, state: "State", level: float, device: str
+) -> "list[MeasuredRun]":
+    """Follow runs from a state of the healthy one; those that differ in their rate are stepped together."""
+    import torch
+
+    from meanmode.dit.train.ensemble_runs import fresh_network, train_runs
+    from meanmode.sim.train.state_transfer import carried_over
+
+    found: dict[int, MeasuredRun] = {}
+    for alike in _alike(runs):
+        first, begin = runs[alike[0]], state
+        if first.model != healthy.model:
+            networks = (fresh_network([run], torch.device(device)) for run in (healthy, first))
+            begin = carried_over(state, *networks)
+        measured = train_runs(
+            [runs[number] for number in alike],
+            observe=OBSERVED,
+            begin=[begin] * len(alike),
+            after=healthy.training.steps,
+            tail=TAIL,
+            initial_loss=level,
+            device=device,
+        )
+        found |= dict(zip(alike, measured, strict=True))
+    return [found[number] for number in range(len(runs))]
+
+
+def _alike(runs: Sequence[RunConfig]) -> list[list[int]]:
+    """Numbers of the runs that differ in their rate only, so that they can be stepped together."""
+    found: dict[str, list[int]] = {}
+    for number, run in enumerate(runs):
+        found.setdefault(repr(run.with_fields({"rate": runs[0].training.rate})), []).append(number)
+    return list(found.values())
 
 
 def _by_step(series: xr.Dataset, steps: int) -> dict[str, NDArray[np.float64]]:

@@ -71,12 +71,26 @@ def prepare_processes(modules: Sequence[str]) -> BaseContext:
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(THREADS)
     try:
-        multiprocessing.forkserver.ensure_running()
+        with _interrupts_kept_back():
+            multiprocessing.forkserver.ensure_running()
     finally:
         for name, value in before.items():
             os.environ.pop(name)
             os.environ.update({} if value is None else {name: value})
     return context
+
+
+@contextlib.contextmanager
+def _interrupts_kept_back() -> Iterator[None]:
+    """Let Ctrl-C wait, also in what is started meanwhile, which would print a traceback of its own."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(connection: Connection, compute: Callable[[Any], Any]) -> None:

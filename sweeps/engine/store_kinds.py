@@ -13,6 +13,7 @@ from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.sweep_store import open_cells
 from meanmode.sweeps.engine.committor_study import Committor, stored_committor
 from meanmode.sweeps.engine.event_study import EventStudy
+from meanmode.sweeps.engine.judged.judged_study import JudgedStudy
 from meanmode.sweeps.engine.spectrum_study import SCORES, SpectrumStudy
 from meanmode.sweeps.engine.splitting.splitting_study import SplittingStudy, stored_splitting
 from meanmode.sweeps.engine.stock.stock_study import StockStudy, stored_stock
@@ -52,6 +53,11 @@ STORE_KINDS: Mapping[str, Kind] = {
     EventStudy.kind: Kind(
         title="jumps of the learning rate from a healthy state",
         plan=partial(stored_study, of=EventStudy),
+        recognises=lambda _configuration, _variables: False,
+    ),
+    JudgedStudy.kind: Kind(
+        title="training runs judged on held-out images and by their samples",
+        plan=partial(stored_study, of=JudgedStudy),
         recognises=lambda _configuration, _variables: False,
     ),
     SplittingStudy.kind: Kind(

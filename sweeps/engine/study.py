@@ -15,7 +15,13 @@ from numpy.typing import ArrayLike
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.sim.store.files import StoreError, Variable
 from meanmode.sweeps.engine.plan import Layout, Measured, check_cells
-from meanmode.sweeps.engine.study_variables import OUTCOME, SERIES, SIGNAL_SERIES, TELEMETRY
+from meanmode.sweeps.engine.study_variables import (
+    AVERAGE_SERIES,
+    OUTCOME,
+    SERIES,
+    SIGNAL_SERIES,
+    TELEMETRY,
+)
 from meanmode.sweeps.engine.trained import StudyCell, trained
 
 
@@ -50,7 +56,8 @@ class Study:
         laws: tags of the claims compared with it.
         ensemble: runs of a case that are stepped together; they are always computed together, since their
             last bits depend on it.
-        functional_every: steps between measurements of Delta; 0 for none.
+        functional_every: steps between measurements of Delta, and of the moving average of the weights if the
+            base keeps one; 0 for none.
         signals_every: steps between measurements of the gradients' parts; 0 for none.
         forecast: predictions made before the runs, one row per case
             (`meanmode.sweeps.studies.critical_rate_forecast`); empty without a forecast.
@@ -221,9 +228,10 @@ class Study:
         """What the store holds, including the forecast if there is one."""
         steps = max(run.training.steps for run in self.runs)
         signals = SIGNAL_SERIES if self.signals_every else {}
+        averages = AVERAGE_SERIES if self.base.training.ema else {}
         return Layout(
             sizes={"step": range(1, steps + 1)},
-            variables={**OUTCOME, **SERIES, **signals},
+            variables={**OUTCOME, **SERIES, **signals, **averages},
             forecasts=self._forecasts(),
             witness="loss",
         )

@@ -33,5 +33,16 @@ SIGNAL_SERIES = {
 }
 
 
+AVERAGE_SERIES = {
+    "average_loss": Variable(
+        dims=("step",), definition="loss of the moving average of the weights on the batch, after the update"
+    ),
+    "average_tcs": Variable(
+        dims=("step",),
+        definition="TCS of the image tokens with the moving average of the weights, median over deep blocks",
+    ),
+}
+
+
 TELEMETRY = (*SERIES, *SIGNAL_SERIES)
 """Series that a study may log, one value per step."""

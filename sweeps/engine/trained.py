@@ -2,15 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from meanmode.dit.config.run_config import RunConfig
-from meanmode.dit.config.signals import SIGNALS
+from meanmode.dit.config.signals import AVERAGED, SIGNALS
 from meanmode.sim.store.sweep_store import DONE
 from meanmode.sweeps.engine.plan import Measured
 from meanmode.sweeps.engine.study_variables import KINDS, SERIES
 from meanmode.theory.setting import Setting
+
+if TYPE_CHECKING:
+    from meanmode.dit.train.ensemble_measurements import Measured as MeasuredRun
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,16 +49,20 @@ def trained(
         signals_every=signals_every,
         device=device,
     ):
-        series, onset = measured.series, measured.onset
-        rates = series["rate"].values
-        names = (*SERIES, *(SIGNALS if signals_every else ()))
-        values = {name: series[name].values for name in names}
-        values |= {
-            "onset_step": np.array(np.nan if onset.step is None else onset.step),
-            "onset_kind": np.array(KINDS.index(onset.kind)),
-            "critical_rate": np.array(rates[onset.step - 1] if onset.kind == "mean_mode" else np.nan),
-            "last_step": np.array(len(rates)),
-            "last_rate": np.array(rates[np.isfinite(rates)][-1]),
-        }
-        found.append((values, DONE))
+        averaged = AVERAGED if cells[0][1].run.training.ema else ()
+        found.append((stored(measured, (*(SIGNALS if signals_every else ()), *averaged)), DONE))
     return found
+
+
+def stored(measured: "MeasuredRun", names: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+    """The variables `OUTCOME` and `SERIES` of a run, and its series of these names."""
+    series, onset = measured.series, measured.onset
+    rates = series["rate"].values
+    return {
+        **{name: series[name].values for name in (*SERIES, *names)},
+        "onset_step": np.array(np.nan if onset.step is None else onset.step),
+        "onset_kind": np.array(KINDS.index(onset.kind)),
+        "critical_rate": np.array(rates[onset.step - 1] if onset.kind == "mean_mode" else np.nan),
+        "last_step": np.array(len(rates)),
+        "last_rate": np.array(rates[np.isfinite(rates)][-1]),
+    }

@@ -51,6 +51,19 @@ from meanmode.sweeps.named.structure.long_contexts import LONG_CONTEXTS, LONG_CO
 from meanmode.sweeps.named.structure.structured_fronts import STRUCTURED_FRONTS, STRUCTURED_GRADIENTS
 from meanmode.sweeps.named.structure.trainability import TRAINABILITY
 from meanmode.sweeps.named.token_law import TOKEN_LAW
+from meanmode.sweeps.named.training.depth_pays import DEPTH_PAYS
+from meanmode.sweeps.named.training.long_schedules import (
+    LONG_HORIZONS,
+    RESTARTS,
+    SECOND_MOMENTS,
+    WEIGHT_AVERAGES,
+)
+from meanmode.sweeps.named.training.mixers_training import (
+    MIXERS_EVENTS,
+    MIXERS_HALF_RATES,
+    MIXERS_SURVIVORS,
+    MIXERS_TRAINING,
+)
 from meanmode.sweeps.named.waiting_time import (
     WAITING_TIME,
     WAITING_TIME_400,
@@ -86,6 +99,15 @@ SWEEPS: dict[str, Sweep | Study | Committor | SplittingStudy | StockStudy] = {
         CRITICAL_RATE_SETTINGS,
         STABILISERS,
         STABILISERS_DEEP,
+        MIXERS_TRAINING,
+        MIXERS_HALF_RATES,
+        MIXERS_EVENTS,
+        MIXERS_SURVIVORS,
+        LONG_HORIZONS,
+        RESTARTS,
+        SECOND_MOMENTS,
+        WEIGHT_AVERAGES,
+        DEPTH_PAYS,
         INTERVENTION_TABLE,
         LADDER,
         LADDER_TOP,

@@ -12,6 +12,7 @@ from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.sweep_store import open_cells
 from meanmode.sweeps.engine.committor_study import Committor
 from meanmode.sweeps.engine.event_study import EventStudy
+from meanmode.sweeps.engine.judged.judged_study import JudgedStudy
 from meanmode.sweeps.engine.spectrum_study import SpectrumStudy
 from meanmode.sweeps.engine.splitting.splitting_study import SplittingStudy
 from meanmode.sweeps.engine.stock.stock_study import StockStudy
@@ -27,6 +28,7 @@ from meanmode.sweeps.studies.fronts import front_cells, sweep_rows
 from meanmode.sweeps.studies.markdown import front_table, study_tables
 from meanmode.sweeps.studies.rows import Row
 from meanmode.sweeps.studies.stock.alarm_scores import stock_rows
+from meanmode.sweeps.studies.training.judgements import compared_judgements
 
 Rows = Callable[[xr.Dataset], list[Row]]
 
@@ -57,6 +59,7 @@ READINGS: Mapping[str, Reading] = {
     SpectrumStudy.kind: Reading(),
     Committor.kind: Reading(rows=committor_rows),
     EventStudy.kind: Reading(rows=compared_events),
+    JudgedStudy.kind: Reading(onsets=study_onsets, rows=compared_judgements),
     SplittingStudy.kind: Reading(rows=compared_silence),
     StockStudy.kind: Reading(rows=stock_rows),
 }

@@ -109,15 +109,33 @@ def effects(data: xr.Dataset) -> list[Row]:
     rungs: dict[str, list[int]] = {}
     for case, of in enumerate(study.cases):
         rungs.setdefault(of.label.rpartition(": ")[0], []).append(case)
-    rows = []
+    rows: list[Row] = []
     for baseline, *others in rungs.values():
-        if study.cases[baseline].label.rpartition(": ")[2] not in BASELINES:
-            continue
-        reference = _finished(data, _members(study, baseline))
-        onset = estimated(_samples(study, data, reference, "onset_step")).value
-        step = 10 * round(LOSS_SHARE * onset / 10) if math.isfinite(onset) else 0
-        rows += [_effect(study, data, case, baseline, step) for case in others]
-    return [finite(row) for pair in rows for row in pair if row]
+        if study.cases[baseline].label.rpartition(": ")[2] in BASELINES:
+            rows += _effects(study, data, baseline, others)
+    return rows
+
+
+def effects_on(data: xr.Dataset, baseline: str) -> list[Row]:
+    """As `effects`, of all other cases on the one with a label.
+
+    Raises:
+        ValueError: no case has that label.
+    """
+    study = stored_study(data.attrs)
+    labels = [case.label for case in study.cases]
+    if baseline not in labels:
+        raise ValueError(f"{study.name} has no case {baseline!r}: choose one of {', '.join(labels)}")
+    first = labels.index(baseline)
+    return _effects(study, data, first, [case for case in range(len(labels)) if case != first])
+
+
+def _effects(study: Study, data: xr.Dataset, baseline: int, others: Sequence[int]) -> list[Row]:
+    reference = _finished(data, _members(study, baseline))
+    onset = estimated(_samples(study, data, reference, "onset_step")).value
+    step = 10 * round(LOSS_SHARE * onset / 10) if math.isfinite(onset) else 0
+    pairs = [_effect(study, data, case, baseline, step) for case in others]
+    return [finite(row) for pair in pairs for row in pair if row]
 
 
 def _effect(study: Study, data: xr.Dataset, case: int, baseline: int, step: int) -> tuple[Row, Row]:

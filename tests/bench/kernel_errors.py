@@ -84,10 +84,10 @@ TOKENS = {
 """Inputs of merges, heads and gates."""
 
 SHORT = ("two segments", "tokens alike")
-"""Those for single precision and bfloat16."""
+"""Those for single precision and bfloat16 in the interpreter."""
 
 FEW = ("two segments", "an axis of runs")
-"""Those of merges without means."""
+"""Those of merges without means in the interpreter."""
 
 SCALAR = ("many runs",)
 """Those of a merge whose gain is one number: its error in one run is a matter of luck."""
@@ -110,13 +110,19 @@ def _rows(kernel: str, device: str) -> Iterator[dict[str, object]]:
     for name, types in TYPES.items():
         if types[0] != types[1] and kernel not in MERGES:
             continue
-        for case in _cases(kernel, name):
+        for case in _cases(kernel, name, device):
             found = _compared(kernel, TOKENS[case], types, device)
             yield from ({"kernel": kernel, "case": case, "type": name} | row for row in found)
 
 
-def _cases(kernel: str, name: str) -> Iterable[str]:
-    """Inputs for a kernel: all in double precision, a few in others, fewest for merges without means."""
+def _cases(kernel: str, name: str, device: str) -> Iterable[str]:
+    """Inputs for a kernel: all on a device.
+
+    In the interpreter, which is slow, all in double precision, a few in other types, and fewest for merges
+    without means.
+    """
+    if torch.device(device).type != "cpu":
+        return [case for case in TOKENS if case not in SCALAR or kernel == "rezero"]
     if kernel in MERGES[1:]:
         if name == "float16" or (name == "float32" and kernel in ("layerscale", "deepnorm")):
             return ()

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from meanmode.theory.meanfield.coverage import why_not_gram
 from meanmode.theory.meanfield.front import crossing
 from meanmode.theory.meanfield.gram_backward import GramGradients, gram_gradients, joined, mean_cosine
-from meanmode.theory.meanfield.gram_heads import Heads, gram_root, rope_angles
+from meanmode.theory.meanfield.gram_heads import JITTER, Heads, gram_root, rope_angles
 from meanmode.theory.meanfield.gram_layers import Drawn, GramLayers, gram
 from meanmode.theory.meanfield.structured_inputs import input_cosines
 from meanmode.theory.setting import Setting
@@ -223,5 +223,8 @@ def _checked(cosines: Array, tokens: int) -> Array:
     least = float(np.linalg.eigvalsh(cosines)[0])
     if least < -1e-8 * tokens:
         raise ValueError(f"no tokens have these cosines: their matrix has the negative eigenvalue {least:g}")
+    if least < -JITTER:  # rounding, as of cosines in single precision
+        values, vectors = np.linalg.eigh(cosines)
+        cosines = (vectors * np.maximum(values, 0)) @ vectors.T
     lengths = np.sqrt(np.diagonal(cosines))
     return np.asarray(0.5 * (cosines + cosines.T) / (lengths[:, None] * lengths))

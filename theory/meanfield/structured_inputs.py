@@ -28,10 +28,14 @@ def token_cosines(tokens: ArrayLike) -> Array:
     features = np.asarray(tokens, dtype=np.float64)
     if features.ndim != 2 or len(features) < 2 or not np.isfinite(features).all():
         raise ValueError(f"tokens must be a finite matrix of at least two rows, got shape {features.shape}")
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    if not lengths.all():
-        raise ValueError(f"token {int(np.argmin(lengths))} is zero and has no direction: leave it out")
-    return np.asarray((features / lengths) @ (features / lengths).T)
+    largest = np.abs(features).max(axis=1, keepdims=True)
+    if not largest.all():
+        raise ValueError(f"token {int(np.argmin(largest))} is zero and has no direction: leave it out")
+    features = (
+        features / largest
+    )  # squares of the largest or smallest numbers would leave the range of floats
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    return np.asarray(features @ features.T)
 
 
 def image_patches(pixels: ArrayLike, tokens: int) -> Array:

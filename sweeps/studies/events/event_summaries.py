@@ -185,10 +185,10 @@ def _read(
 
 
 def _estimate(values: NDArray[np.float64]) -> Estimate:
-    """An estimate from its value and resamples; resamples that leave it open count as such at both ends."""
+    """An estimate from its value and resamples; one outside of the rates tried, 0 or infinite, is open."""
     value, found = float(values[0]), values[1:]
     kept = found[~np.isnan(found)]
-    if not np.isfinite(value) or not len(kept):
+    if not 0 < value < np.inf or not len(kept):
         return Estimate(value=np.nan, at_least=np.nan, low=np.nan, high=np.nan, error=np.nan)
     low, high = np.quantile(kept, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2], method="inverted_cdf")
     return Estimate(

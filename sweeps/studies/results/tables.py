@@ -21,6 +21,8 @@ from meanmode.sweeps.studies.results.hazard_tables import (
     hazard_slopes,
 )
 from meanmode.sweeps.studies.results.long_context_tables import frame_means, long_exponents, long_fronts
+from meanmode.sweeps.studies.results.mixer_tables import mixer_events, mixer_ramps
+from meanmode.sweeps.studies.results.prevention_table import prevention
 from meanmode.sweeps.studies.results.run_tables import (
     event_factors,
     event_moves,
@@ -30,6 +32,7 @@ from meanmode.sweeps.studies.results.run_tables import (
     sample_metrics,
     timestep_scores,
 )
+from meanmode.sweeps.studies.results.schedule_tables import rate_groups, weight_averages
 from meanmode.sweeps.studies.results.splitting_table import silence
 from meanmode.sweeps.studies.results.stack_tables import exponents, fronts, profiles
 from meanmode.sweeps.studies.results.stock_tables import watched_alarms, watched_merges
@@ -87,6 +90,11 @@ TABLES = {
     "event_distances": event_distances,
     "event_causes": event_causes,
     "event_half_rates": event_half_rates,
+    "mixer_ramps": mixer_ramps,
+    "prevention": prevention,
+    "rate_groups": rate_groups,
+    "weight_averages": weight_averages,
+    "mixer_events": mixer_events,
     "silence": silence,
     "early_warning": early_warning,
     "reforecasts": reforecasts,

@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from meanmode.dit.config.presets import PRESETS
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.train.ensemble_measurements import TAIL, watched_blocks
-from meanmode.dit.train.ensemble_runs import train_runs
+from meanmode.dit.train.ensemble_runs import fresh_network, train_runs
 from meanmode.dit.train.trainer import Trainer
 from meanmode.sim.store.run_reader import open_run
+from meanmode.sim.train.ensemble_optimiser import AdamW, EnsembleOptimiser
 
 SMALL = PRESETS["digits-16l"].with_fields(
     {"depth": 3, "steps": 12, "slope": 1e-3, "writer_std": None, "telemetry_every": 1, "stop_on": "never"}
@@ -101,3 +103,26 @@ def test_runs_that_are_not_an_ensemble_are_refused(
 )
 def test_deep_blocks_are_watched(depth: int, blocks: tuple[int, ...]) -> None:
     assert watched_blocks(depth) == blocks
+
+
+def test_the_moving_average_of_the_weights_is_measured_and_changes_nothing() -> None:
+    one_batch = {"data_steps": 1, "steps": 4, "ema": 0.7}
+    steps = range(1, 5)
+    found = train_runs([run(s, **one_batch) for s in (0, 1)], functional_every=1, keep_states=list(steps))
+    plain = train_runs([run(s, **{**one_batch, "ema": 0.0}) for s in (0, 1)], functional_every=1)
+    for seed, (measured, without) in enumerate(zip(found, plain, strict=True)):
+        np.testing.assert_array_equal(measured.series["loss"].values, without.series["loss"].values)
+        assert without.series["average_loss"].isnull().all()
+        fresh = fresh_network([run(seed, **one_batch)], torch.device("cpu"))
+        average = EnsembleOptimiser(fresh, AdamW()).values[0].clone()
+        for step in steps:
+            average = 0.7 * average + 0.3 * measured.states[step]["values"]
+        # the batch never changes, so the next step of a run that starts at the average has its loss
+        begin = {**measured.states[4], "values": average}
+        longer = run(seed, **{**one_batch, "steps": 5})
+        (following,) = train_runs([longer], begin=[begin], after=4, initial_loss=1.0)
+        for name, of in (("average_loss", "loss"), ("average_tcs", "tcs_image")):
+            np.testing.assert_allclose(
+                measured.series[name].values[-1], following.series[of].values[0], rtol=1e-5
+            )
+        assert abs(measured.series["average_loss"].values[-1] / measured.series["loss"].values[-1] - 1) > 1e-4

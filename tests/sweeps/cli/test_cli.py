@@ -116,6 +116,23 @@ def test_predict_front_of_an_input_follows_its_cosines(mms, tmp_path: Path) -> N
     assert "within 1 blocks" in mms("predict", "front", "--input", "clusters", "--depth", 1)[1]
 
 
+def test_tokens_of_any_size_are_taken_and_of_another_number_refused(mms, tmp_path: Path) -> None:
+    stack = ("--tokens", 9, "--width", 32, "--heads", 1, "--weight-std", 0.2, "--depth", 16)
+    tokens = np.abs(np.random.default_rng(0).standard_normal((9, 3)))
+    found = []
+    for name, values in (("plain", tokens), ("far", tokens * 1e200), ("single", tokens.astype("float32"))):
+        np.save(tmp_path / f"{name}.npy", values)
+        status, out, err = mms("predict", "front", "--input", tmp_path / f"{name}.npy", *stack, "--json")
+        assert status == 0, err
+        found.append(json.loads(out)["front_deterministic"])
+    assert found[0] == pytest.approx(found[1]) and found[0] == pytest.approx(found[2], rel=1e-5)
+    status, _, err = mms("predict", "front", "--input", tmp_path / "plain.npy", "--tokens", 16)
+    assert status == 2 and "shape (9, 3)" in err and "16 rows" in err
+    np.save(tmp_path / "many.npy", np.ones((1025, 1)))
+    status, _, err = mms("predict", "front", "--input", tmp_path / "many.npy", "--tokens", 1025)
+    assert status == 2 and "up to 1024 tokens, got 1025" in err
+
+
 def test_predict_exponents_at_every_fixed_point(mms, tmp_path: Path) -> None:
     document = json.loads(mms("predict", "exponents", "--ffn-ratio", 8, "--weight-std", 0.0625, "--json")[1])
     low, middle, high = document["fixed_points"]
@@ -209,6 +226,10 @@ def test_sweep_list_names_the_sweeps(mms) -> None:
         (("predict", "front", "--input", "photo", "--batch", "2"), "batch must be 1, got 2"),
         (("predict", "front", "--input", "video", "--frames", "3"), "the patches of an image form a square"),
         (("predict", "front", "--input", "absent.npy"), "or a .npy file of tokens, got 'absent.npy'"),
+        (
+            ("predict", "exponents", "--sweep", "trainability", "--out", "absent.json", "--width", "64"),
+            "--sweep brings its own settings: leave out --width",
+        ),
         (("sweep", "run", "nothing"), "unknown sweep 'nothing'"),
         (("sweep", "run", "--tokens", "4,x"), "'4,x' is not a comma-separated list of int values"),
         (("sweep", "run", "--tokens", "4,1"), "tokens must be at least 2, got 1"),

@@ -31,6 +31,7 @@ KINDS_OF = {
     **{name: "committor_study" for name in ("committor", "committor_400")},
     "event_silence": "splitting_study",
     **{name: "stock_study" for name in STOCK},
+    "depth_pays": "judged_study",
     **{f"waiting_time{which}_spectrum": "spectrum_study" for which in ("", "_low")},
 }
 STACKS = {name for name, sweep in SWEEPS.items() if isinstance(sweep, Sweep)} | {"collapse_front_alpha_one"}

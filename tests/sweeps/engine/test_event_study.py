@@ -66,6 +66,18 @@ def test_a_fork_is_the_run_that_was_never_forked(store: Path) -> None:
     np.testing.assert_allclose(data["g_mean_all"].values[0], size, rtol=1e-6)
 
 
+def test_runs_stepped_together_are_those_followed_alone(store: Path, tmp_path: Path) -> None:
+    rates = (Case(label="slow", options={"rate": 0.01}), Case(label="jump"))
+    path = tmp_path / "e.zarr"
+    assert run_sweep(dataclasses.replace(STUDY, cases=rates, seeds=1), path) == []
+    together, alone = open_cells(path).isel(cell=1), open_cells(store).isel(cell=0)
+    for name in ("loss", "tcs_deep", "g_mean_all"):
+        np.testing.assert_allclose(together[name].values, alone[name].values, rtol=1e-3, atol=1e-5)
+    slow = open_cells(path).isel(cell=0)["loss"].values
+    assert np.array_equal(slow[: HELD + 1], together["loss"].values[: HELD + 1])
+    assert slow[-1] != together["loss"].values[-1]
+
+
 def test_a_store_rebuilds_its_study(store: Path) -> None:
     stored = stored_plan(open_progress(store).attrs)
     assert isinstance(stored, EventStudy) and stored.runs == STUDY.runs

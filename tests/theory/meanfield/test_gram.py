@@ -237,3 +237,12 @@ def test_patches_are_those_of_the_middle_row_by_row() -> None:
     np.testing.assert_array_equal(patches.mean(1), [-1, 1, -1, -1])
     with pytest.raises(ValueError, match="must be a square"):
         image_patches(pixels, 5)
+
+
+def test_cosines_of_low_rank_in_single_precision_are_taken() -> None:
+    features = np.random.default_rng(1).standard_normal((24, 3)).astype(np.float32)
+    rounded = token_cosines(features).astype(np.float32).astype(float)
+    assert np.linalg.eigvalsh(rounded)[0] < -1e-9  # below zero by rounding
+    setting = Setting(tokens=24, width=64, heads=1, depth=2)
+    exact, found = (GramField(setting, cosines).map().tcs for cosines in (token_cosines(features), rounded))
+    np.testing.assert_allclose(found, exact, atol=1e-5)

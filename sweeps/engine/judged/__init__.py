@@ -1,0 +1,1 @@
+"""Studies whose networks are judged on held-out images and by their samples."""

@@ -1,0 +1,58 @@
+"""How the cases of a judged study compare: held-out loss, FID and KID over seeds, and runs that failed."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from meanmode.dit.config.architecture import DiTConfig
+from meanmode.sweeps.engine.cost import block_products, block_weights
+from meanmode.sweeps.engine.judged.judged_study import JudgedStudy
+from meanmode.sweeps.engine.study import stored_study
+from meanmode.sweeps.engine.study_variables import KINDS
+from meanmode.sweeps.studies.rows import Row, finite
+
+JUDGED = ("held_out_loss", "fid", "kid")
+"""What a network is judged by, each better when smaller."""
+
+
+def judged_rows(data: xr.Dataset) -> list[dict[str, Any]]:
+    """One row per case: `case`, `weights` and `flops` of its blocks, `failed`, `runs`, and each of `JUDGED`.
+
+    Those are medians over the seeds with `_low` and `_high`, the smallest and the largest; the held-out loss
+    is that after the last step. A run that collapsed, diverged or ended early counts as worse than any other.
+    `weights` are in all blocks, `flops` those of the products of a forward pass on one sample.
+
+    Args:
+        data: a finished judged study, opened.
+    """
+    study = stored_study(data.attrs, of=JudgedStudy)
+    last = np.where(
+        np.isnan(data["held_out_loss"].values[:, -1]), np.inf, data["held_out_loss"].values[:, -1]
+    )
+    values = {"held_out_loss": last, **{name: data[name].values for name in ("fid", "kid")}}
+    kinds = data["onset_kind"].values.astype(int)
+    rows = []
+    for number, (case, run) in enumerate(zip(study.cases, study.runs, strict=True)):
+        own = slice(study.seeds * number, study.seeds * (number + 1))
+        row: dict[str, Any] = {"case": case.label, **_size(run.model), "runs": study.seeds}
+        row["failed"] = int(sum(KINDS[kind] != "none" for kind in kinds[own]))
+        for name in JUDGED:
+            found = np.where(np.isfinite(values[name][own]), values[name][own], np.inf).astype(float)
+            ends = {"": np.median(found), "_low": found.min(), "_high": found.max()}
+            row |= {f"{name}{end}": float(value) for end, value in ends.items()}
+        rows.append(row)
+    return rows
+
+
+def compared_judgements(data: xr.Dataset) -> list[Row]:
+    """The judgements as rows of a comparison; nothing in them was forecast."""
+    return [finite({**row, "quantity": "judgement", "relative_error": None}) for row in judged_rows(data)]
+
+
+def _size(model: DiTConfig) -> dict[str, int]:
+    setting = model.setting(batch=1)
+    return {
+        "weights": model.depth * block_weights(setting),
+        "flops": model.depth * block_products(setting),
+    }
