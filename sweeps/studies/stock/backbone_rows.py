@@ -2,7 +2,7 @@
 
 # R runs
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,9 @@ from meanmode.sweeps.statistics.half_rate import HalfRate
 from meanmode.sweeps.studies.rows import Row
 
 KINDS = ("learned", "mean mode", "plain divergence", "never learned")
-"""What becomes of a run: the deep TCS is above 0.9 to the end with the loss back (`collapse_step`); or its final
-loss is below `LEARNED` of the initial one; or the label of our own runs is a plain divergence; or none of these."""
+"""What becomes of a run, the first that holds of: the deep TCS is above 0.9 to the end with the loss back
+(`collapse_step`), mean mode; the final loss is below `LEARNED` of the initial one, learned; the label of our
+own runs is a plain divergence; none of these, never learned."""
 
 
 def kind_of(cell: xr.Dataset) -> str:
@@ -69,7 +70,7 @@ def backbone_runs(data: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _rate_at(rate_at, step: float) -> float:
+def _rate_at(rate_at: Callable[[int], float], step: float) -> float:
     return rate_at(int(step)) if np.isfinite(step) else np.nan
 
 
