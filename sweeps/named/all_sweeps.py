@@ -39,6 +39,7 @@ from meanmode.sweeps.named.hazard_ramps import (
 from meanmode.sweeps.named.interventions import INTERVENTION_TABLE, LADDER, LADDER_TOP
 from meanmode.sweeps.named.mixers_and_merges import MIXERS_AND_MERGES
 from meanmode.sweeps.named.stabilisers import STABILISERS, STABILISERS_DEEP
+from meanmode.sweeps.named.stock.backbones import BACKBONE_RAMPS, BACKBONE_TEXT, BACKBONE_VIT
 from meanmode.sweeps.named.stock.watched_alarms import (
     WATCHED_ALARMS,
     WATCHED_ALARMS_DEEP,
@@ -142,6 +143,9 @@ SWEEPS: dict[str, Sweep | Study | Committor | SplittingStudy | StockStudy] = {
         WATCHED_ALARMS_DEEP,
         WATCHED_ALARMS_UNLOGGED,
         WATCHED_MERGES,
+        BACKBONE_VIT,
+        BACKBONE_TEXT,
+        BACKBONE_RAMPS,
     )
 }
 """Name -> sweep."""

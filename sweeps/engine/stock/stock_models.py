@@ -1,71 +1,107 @@
 """Small models of other libraries, each with a task that it learns in a few hundred steps."""
 
-# B batch, T tokens, P pixels of a side
+# B batch, T tokens
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from meanmode.sim.convert.conversion import convert
+from meanmode.sim.trunk.constants import MERGE_EPS
+from meanmode.sweeps.engine.stock.backbone_models import bert_text, bert_text_pre_norm, vit_encoder
 from meanmode.sweeps.engine.stock.stock_run import StockRun
+from meanmode.sweeps.engine.stock.stock_task import (
+    CLASSES,
+    HEADS,
+    PATCH,
+    PIXELS,
+    Trained,
+    drawn_digits,
+    other_classes,
+)
 
-WORDS, TOKENS, HEADS = 16, 16, 4
-"""Size of the vocabulary, length of a sequence, attention heads."""
-
-
-PIXELS, PATCH, CLASSES = 8, 2, 10
-"""Pixels of a side of a digit and of a patch, and number of classes."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trained:
-    """A model and its task.
-
-    Attributes:
-        model: the model.
-        loss: takes a generator and whether the data are the other ones; draws a batch and returns its loss.
-    """
-
-    model: nn.Module
-    loss: Callable[[torch.Generator, bool], Tensor]
+WORDS, TOKENS = 16, 16
+"""Size of the vocabulary and length of a sequence."""
 
 
 def stock_model(run: StockRun) -> Trained:
     """The model of a run with its task and its merge; weights are drawn from the global generator."""
-    builders = {"bert": _bert, "bert_pre_norm": _bert_pre_norm, "gpt2": _gpt2, "vit": _vit, "dit": _dit}
+    builders = {
+        "bert": _bert,
+        "bert_pre_norm": _bert_pre_norm,
+        "gpt2": _gpt2,
+        "vit": _vit,
+        "dit": _dit,
+        "vit_encoder": vit_encoder,
+        "vit_encoder_pre_norm": vit_encoder,
+        "bert_text": bert_text,
+        "bert_text_pre_norm": bert_text_pre_norm,
+    }
     trained = builders[run.family](run)
     if run.merge != "as built":
         merge, frozen = run.merge.removesuffix(" frozen"), run.merge.endswith(" frozen")
+        highway = merge == "highway"
         convert(
             trained.model,
-            merge,
+            "deepnorm" if highway else merge,
             lambda: trained.loss(torch.Generator().manual_seed(0), False),
+            gain=(2 * run.depth) ** 0.5 if highway else None,
             frozen_alpha=frozen,
         )
+        if highway:
+            _normalise_branches(trained.model, run)
         if merge == "deepnorm":
             _scale_down(trained.model, run.depth)
     return trained
+
+
+SCALED = (
+    ("attention.self.value.weight", "intermediate.dense.weight", "output.dense.weight"),
+    ("self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"),
+)
+"""Ends of the names of the weights that DeepNorm scales, in BERT and in `nn.TransformerEncoder`."""
 
 
 def _scale_down(model: nn.Module, depth: int) -> None:
     """Divide values, feed-forward and output weights by (8 L)^(1/4), as DeepNorm does (arXiv:2203.00555).
 
     Raises:
-        ValueError: a model whose weights have other names than those of BERT.
+        ValueError: a model whose weights have other names than those of BERT and `nn.TransformerEncoder`.
     """
-    ends = ("attention.self.value.weight", "intermediate.dense.weight", "output.dense.weight")
-    scaled = [weight for name, weight in model.named_parameters() if name.endswith(ends)]
-    if len(scaled) != 4 * depth:
-        raise ValueError("the initial weights of DeepNorm are known for BERT: choose the family bert")
+    for ends in SCALED:
+        scaled = {name: weight for name, weight in model.named_parameters() if name.endswith(ends)}
+        scaled = {name: weight for name, weight in scaled.items() if ".layer" in name}
+        if len(scaled) == 4 * depth:
+            break
+    else:
+        raise ValueError(
+            "the initial weights of DeepNorm are known for BERT and nn.TransformerEncoder: choose the family "
+            "bert, bert_text or vit_encoder"
+        )
     with torch.no_grad():
-        for weight in scaled:
-            weight /= (8 * depth) ** 0.25
+        for name, weight in scaled.items():
+            values = weight.chunk(3)[2] if name.endswith("in_proj_weight") else weight
+            values /= (8 * depth) ** 0.25
+
+
+def _normalise_branches(model: nn.Module, run: StockRun) -> None:
+    """Put an RMSNorm without weights where the dropout of each branch was, which does nothing here.
+
+    Raises:
+        ValueError: a model whose blocks have no such dropouts.
+    """
+    ends = (".output.dropout", ".dropout1", ".dropout2")
+    names = [name for name, _ in model.named_modules() if name.endswith(ends) and ".layer" in name]
+    if len(names) != 2 * run.depth:
+        raise ValueError(
+            "the branches of a highway are known for BERT and nn.TransformerEncoder: choose the family bert, "
+            "bert_text or vit_encoder"
+        )
+    for name in names:
+        model.set_submodule(name, nn.RMSNorm(run.width, eps=MERGE_EPS, elementwise_affine=False))
 
 
 def _words(
@@ -140,23 +176,6 @@ def _gpt2(run: StockRun) -> Trained:
     return Trained(model=model, loss=loss)
 
 
-@cache
-def _digits() -> tuple[Float[Tensor, "N 1 P P"], Int[Tensor, " N"]]:
-    """The 8 x 8 digits of scikit-learn, scaled to [-1, 1], and their classes."""
-    from sklearn.datasets import load_digits
-
-    images, classes = load_digits(return_X_y=True)
-    return torch.tensor(images, dtype=torch.float32).view(-1, 1, PIXELS, PIXELS) / 8 - 1, torch.tensor(
-        classes
-    )
-
-
-def _drawn(run: StockRun, random: torch.Generator) -> tuple[Float[Tensor, "B 1 P P"], Int[Tensor, " B"]]:
-    images, classes = _digits()
-    chosen = torch.randint(len(images), (run.batch,), generator=random)
-    return images[chosen], classes[chosen]
-
-
 def _vit(run: StockRun) -> Trained:
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -173,10 +192,8 @@ def _vit(run: StockRun) -> Trained:
     model = ViTForImageClassification(config)
 
     def loss(random: torch.Generator, other: bool) -> Tensor:
-        images, classes = _drawn(run, random)
-        return cross_entropy(
-            model(pixel_values=images).logits, (3 * classes + 1) % CLASSES if other else classes
-        )
+        images, classes = drawn_digits(run, random)
+        return cross_entropy(model(pixel_values=images).logits, other_classes(classes) if other else classes)
 
     return Trained(model=model, loss=loss)
 
@@ -196,7 +213,7 @@ def _dit(run: StockRun) -> Trained:
     )
 
     def loss(random: torch.Generator, other: bool) -> Tensor:
-        images, classes = _drawn(run, random)
+        images, classes = drawn_digits(run, random)
         images = -images if other else images
         noise = torch.randn(images.shape, generator=random)
         time = torch.rand(len(images), 1, 1, 1, generator=random)

@@ -7,19 +7,24 @@ from typing import Any
 
 from meanmode.theory.setting import Setting
 
-FAMILIES = ("bert", "bert_pre_norm", "gpt2", "vit", "dit")
+FAMILIES = (
+    *("bert", "bert_pre_norm", "gpt2", "vit", "dit"),
+    *("vit_encoder", "vit_encoder_pre_norm", "bert_text", "bert_text_pre_norm"),
+)
 """BERT that reverses a sequence, BERT with norms before its branches (`RobertaPreLayerNorm`), GPT-2 that
 continues a sequence with its reverse, ViT that tells digits apart, and a diffusion transformer (DiT) that
-denoises them."""
+denoises them; a ViT of `nn.TransformerEncoder`, post-norm and pre-norm, that tells digits apart; BERT and
+`RobertaPreLayerNorm` that fill in masked letters of a text."""
 
 
 DISTURBANCES = ("none", "data", "restart", "nan")
 """Nothing; other data from a step on; a cosine decay of the rate that starts anew; one loss that is NaN."""
 
 
-MERGES = ("as built", "mv_split", "mv_split frozen", "layerscale", "deepnorm")
+MERGES = ("as built", "mv_split", "mv_split frozen", "layerscale", "deepnorm", "highway")
 """The residual merge of the library, or the one that the model is converted to: MV-Split with a learned alpha
-or with one frozen at 0, LayerScale at .1, DeepNorm with the initial weights that belong to it."""
+or with one frozen at 0, LayerScale at .1, DeepNorm with the initial weights that belong to it, and a highway,
+lambda X + RMSNorm(F) with a constant lambda = sqrt(2 L), L blocks, before the norm."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,8 +14,9 @@ from meanmode.sim.onset.detector import KINDS_OF_ALARMS
 from meanmode.sim.onset.training_onset import BACK, initial_level
 from meanmode.sim.store.files import Variable
 from meanmode.sim.watch.watch import Watch
-from meanmode.sweeps.engine.stock.stock_models import Trained, stock_model
+from meanmode.sweeps.engine.stock.stock_models import stock_model
 from meanmode.sweeps.engine.stock.stock_run import StockRun
+from meanmode.sweeps.engine.stock.stock_task import Trained
 from meanmode.theory.meanfield.front import FRONT_COSINE
 
 MOST_ALARMS = 4

@@ -35,7 +35,11 @@ from meanmode.sweeps.studies.results.run_tables import (
 from meanmode.sweeps.studies.results.schedule_tables import rate_groups, weight_averages
 from meanmode.sweeps.studies.results.splitting_table import silence
 from meanmode.sweeps.studies.results.stack_tables import exponents, fronts, profiles
-from meanmode.sweeps.studies.results.stock_tables import watched_alarms, watched_merges
+from meanmode.sweeps.studies.results.stock_tables import (
+    backbones,
+    watched_alarms,
+    watched_merges,
+)
 from meanmode.sweeps.studies.results.structure_tables import (
     gram_cases,
     gram_exact,
@@ -116,5 +120,6 @@ TABLES = {
     "depth_rates": depth_rates,
     "watched_alarms": watched_alarms,
     "watched_merges": watched_merges,
+    "backbones": backbones,
 }
 """Name -> function of the folder of the stores, names of stores in it and options."""

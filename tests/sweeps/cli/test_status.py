@@ -22,7 +22,10 @@ from meanmode.sweeps.engine.sweep import Sweep
 from meanmode.sweeps.named.all_sweeps import SWEEPS
 
 DATA = Path(__file__).parents[3] / "paper_figs" / "data"
-STOCK = ("watched_alarms", "watched_alarms_deep", "watched_alarms_unlogged", "watched_merges")
+STOCK = (
+    *("watched_alarms", "watched_alarms_deep", "watched_alarms_unlogged", "watched_merges"),
+    *("backbone_vit", "backbone_text", "backbone_ramps"),
+)
 KINDS_OF = {
     **{name: "event_study" for name, sweep in SWEEPS.items() if isinstance(sweep, EventStudy)},
     **{name: "committor_study" for name in ("committor", "committor_400")},
