@@ -24,11 +24,7 @@ docs: venv
 	$(BIN)/mkdocs build --strict
 
 bench: venv
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/simulator.py
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/overhead.py
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/front.py
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/training_step.py
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/discovery.py
+	$(BIN)/python tests/bench/table.py
 
 bench-gpu: venv
 	$(BIN)/python tests/bench/gpu.py --json bench-gpu.json

@@ -3,32 +3,21 @@
 # B batch (after a leading axis of runs in an ensemble), T tokens, D width, H heads,
 # N matrices (samples and heads) at a time
 
-import functools
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from meanmode.sim.observe.attention_bands import banded_parts
-from meanmode.sim.observe.token_parts import EPS, centered, need_pair, norm, within
+from meanmode.sim.observe.singular_values import centered_norm
+from meanmode.sim.observe.token_parts import EPS, centered, need_pair, norm
 from meanmode.sim.trunk.attention import Mixer
-from meanmode.sim.trunk.linear import dot_products, matrix_times
+from meanmode.sim.trunk.linear import dot_products
 from meanmode.sim.trunk.precision import single
 
-DENSE_TOKENS = 32
-"""Up to this many tokens a dense singular value decomposition is as cheap as an iteration."""
-
-
-TESTS = (3, 12)
-"""Lanczos steps at which convergence is tested, then every third step: matrices of rank one or two need 3,
-attention at initialisation 12 to 18."""
-
-
-MATRIX_ENTRIES = {"cpu": 2**17, "cuda": 2**27}
+MATRIX_ENTRIES = {"cpu": 2**18, "cuda": 2**27}
 """Matrix entries formed at a time: few enough for a CPU's cache, enough to fill a GPU."""
 
 
@@ -144,7 +133,7 @@ def _matrix_parts(
     return _MatrixParts(
         size,
         missing if transposed is None else norm(dot_products(apart, transposed)),
-        _centered_norm(apart) if singular_value else missing,
+        centered_norm(apart) if singular_value else missing,
         column_means,
     )
 
@@ -216,103 +205,5 @@ def mu_eff(attention: Float[Tensor, "*B H T T"], *, tolerance: float | None = No
     """
     need_pair(attention)
     matrix = single(attention).reshape(-1, *attention.shape[-2:])
-    value = _centered_norm(matrix - matrix.mean(-2, keepdim=True), tolerance)
+    value = centered_norm(matrix - matrix.mean(-2, keepdim=True), tolerance)
     return value.unflatten(0, attention.shape[:-2]).mean(-1)
-
-
-def _centered_norm(apart: Float[Tensor, "N T T"], tolerance: float | None = None) -> Float[Tensor, " N"]:
-    """|P A P|_2 from P A."""
-    finite = torch.isfinite(norm(apart))
-    if not bool(finite.all()):
-        apart = torch.where(finite[:, None, None], apart, 0.0)
-    if apart.shape[-1] <= DENSE_TOKENS:
-        value = torch.linalg.svdvals(centered(apart.transpose(-1, -2)))[:, 0]
-    else:
-        tolerance = torch.finfo(apart.dtype).eps ** 0.5 if tolerance is None else tolerance
-        operator, size = apart - apart.mean(-1, keepdim=True), norm(apart)
-        size = torch.where(size == 0, 1.0, size)
-        if within(size**2.5):  # the iteration works on squares of the singular values
-            value = _leading_singular_value(operator, tolerance)
-        else:
-            value = size * _leading_singular_value(operator / size[:, None, None], tolerance)
-    return torch.where(finite, value, torch.nan)
-
-
-@functools.lru_cache(maxsize=8)
-def _start(tokens: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A fixed random unit vector: random, so that no symmetry makes it orthogonal to the leading vector."""
-    drawn = torch.randn(tokens, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return (drawn / torch.linalg.vector_norm(drawn)).to(device, dtype)
-
-
-def _tested(step: int, tokens: int) -> bool:
-    return step in TESTS or (step > TESTS[-1] and step % 3 == 0) or step == tokens
-
-
-def _leading_singular_value(matrix: Float[Tensor, "N T T"], tolerance: float) -> Float[Tensor, " N"]:
-    """Largest singular value of each matrix by Lanczos iteration on its normal matrix.
-
-    The basis is not re-orthogonalised: rounding duplicates Ritz values that have converged but does not move
-    the largest, and once a Krylov space is exhausted the iteration continues in another.
-    """
-    floor = 8 * torch.finfo(matrix.dtype).eps * norm(matrix).square()
-    start = _start(matrix.shape[-1], matrix.dtype, matrix.device)
-    if matrix.device.type == "cpu":
-        found = [
-            _iterated(one, start, tolerance, least) for one, least in zip(matrix, floor.tolist(), strict=True)
-        ]
-        return floor.new_tensor(found)
-    return _iterated_together(matrix, start, tolerance, floor)
-
-
-def _iterated(
-    matrix: Float[Tensor, "T T"], start: Float[Tensor, " T"], tolerance: float, floor: float
-) -> float:
-    """One matrix, with scalars in Python: on a CPU, call overhead exceeds the arithmetic on short vectors."""
-    transposed, tokens = matrix.mT, len(start)
-    vector, before, length = start, start, 0.0
-    diagonal: list[float] = []
-    beside: list[float] = []
-    value = 0.0
-    for step in range(1, tokens + 1):
-        image = matrix.mv(vector)
-        ritz = image.dot(image).item()
-        image = torch.addmv(before, transposed, image, beta=-length).add_(vector, alpha=-ritz)
-        diagonal.append(ritz)
-        length = image.dot(image).item() ** 0.5
-        if _tested(step, tokens) or length == 0:
-            values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, -1))
-            value = values[-1]
-            if length * abs(vectors[-1, -1]) <= tolerance * value + floor:
-                break
-        beside.append(length)
-        before, vector = vector, image.div_(length)
-    return math.sqrt(max(value, 0.0))
-
-
-def _iterated_together(
-    matrix: Float[Tensor, "N T T"], start: Float[Tensor, " T"], tolerance: float, floor: Float[Tensor, " N"]
-) -> Float[Tensor, " N"]:
-    """All matrices at once, for a GPU."""
-    tokens, tiny = matrix.shape[-1], torch.finfo(matrix.dtype).tiny
-    vector = start.expand(len(matrix), tokens)
-    before, length = torch.zeros_like(vector), torch.zeros_like(vector[:, :1])
-    diagonal: list[Tensor] = []
-    beside: list[Tensor] = []
-    value = torch.zeros_like(floor)
-    for step in range(1, tokens + 1):
-        image = matrix_times(matrix, vector)
-        diagonal.append(torch.linalg.vector_norm(image, dim=-1, keepdim=True).square())
-        image = torch.addcmul(matrix_times(matrix.mT, image), diagonal[-1], vector, value=-1)
-        image = torch.addcmul(image, length, before, value=-1)
-        length = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
-        if _tested(step, tokens):
-            core = torch.diag_embed(torch.cat(diagonal, -1))
-            core = core + torch.diag_embed(torch.cat(beside, -1), offset=-1) if beside else core
-            values, vectors = torch.linalg.eigh(core)
-            value, last = values[:, -1], vectors[:, -1, -1].abs()
-            if bool((length[:, 0] * last <= tolerance * value + floor).all()):
-                break
-        beside.append(length)
-        before, vector = vector, image / length.clamp_min(tiny)
-    return value.clamp_min(0.0).sqrt()

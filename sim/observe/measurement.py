@@ -57,6 +57,7 @@ class Measurement:
         self._queue = queue
         self._trunks: dict[str, tuple[Tensor, int, Measured]] = {}
         self._pending: dict[Place, list[tuple[Tensor, Tensor]]] = {}
+        self._with_modes: set[Place] = set()
 
     # the forward pass
 
@@ -176,11 +177,12 @@ class Measurement:
             return
         if gradient_follows and self.record.group is None:
             self._pending.setdefault(place, []).append((y, delta))
-            if self.record.latest:
+            if self.record.latest and place in self._with_modes:
                 # drop the values of an earlier pass, in case this one computes no gradient of the weight
                 missing = torch.full(y.shape[:-3], torch.nan, device=y.device)
                 self.record.put_modes(place, WriterModes(missing, missing, missing))
         elif self.record.latest:
+            self._with_modes.add(place)
             self.record.put_modes(place, writer_modes(y, delta))
         else:
             self.record.writer(place).add(y, delta, kept)
@@ -202,6 +204,7 @@ class Measurement:
             return
         with measuring(gradient.device):
             if self.record.latest:
+                self._with_modes.add(place)
                 self.record.put_modes(place, modes_from_gradient(gradient, pairs))
                 return
             summed = self.record.writer(place)

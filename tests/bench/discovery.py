@@ -1,5 +1,6 @@
 """Time of `discover` at 100 and 400 layers, which should be linear in depth. Run with `make bench`."""
 
+import json
 import statistics
 import time
 
@@ -12,7 +13,7 @@ from meanmode.sim.anatomy.traced_pass import traced
 from meanmode.sim.anatomy.untouched import untouched
 
 DEPTHS = (100, 400)
-REPEATS = 3
+REPEATS = 7
 WIDTH, HEADS, TOKENS = 64, 4, 16
 
 
@@ -44,6 +45,5 @@ if __name__ == "__main__":
     for layers in DEPTHS:
         seconds[layers], passed, size = timed(layers)
         print(f"{layers} layers, {size} nodes: {seconds[layers]:.3f} s, of which the pass {passed:.3f} s")
-    print(
-        f"ratio {seconds[DEPTHS[1]] / seconds[DEPTHS[0]]:.2f} at {DEPTHS[1] / DEPTHS[0]:.0f} times the depth"
-    )
+    few, many = DEPTHS
+    print(json.dumps({f"time of discover at {many} layers over that at {few}": seconds[many] / seconds[few]}))

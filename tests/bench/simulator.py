@@ -32,8 +32,13 @@ from meanmode.sim.trunk.ensemble import stack_members
 from meanmode.sim.trunk.stack import Stack, synthetic_input
 from meanmode.theory.setting import Setting
 
-REPEATS = 6
+REPEATS = 7
 TRUNK = Setting(depth=16, tokens=256, text_tokens=32, batch=2, width=256, heads=4, rope=True)
+SMALL = (
+    Setting(depth=16, tokens=16, text_tokens=4, batch=4, width=16, heads=1, rope=True, weight_std=0.16),
+    Setting(depth=16, tokens=16, text_tokens=4, batch=64, width=32, heads=2, rope=True, weight_std=0.12),
+    Setting(depth=16, tokens=64, text_tokens=4, batch=32, width=32, heads=2, rope=True, weight_std=0.12),
+)
 DEEP = Setting(depth=1000, tokens=256, batch=1, width=256, heads=4, weight_std=0.02)
 LONG = Setting(depth=8, tokens=4096, batch=1, width=128, heads=4)
 TRAINED = Setting(
@@ -103,21 +108,21 @@ def ratios(work: dict[str, Callable[[], object]], device: str) -> dict[str, floa
     return {name: value / first for name, value in median.items()}
 
 
-def observables(device: str) -> dict[str, float]:
+def observables(setting: Setting, device: str) -> dict[str, float]:
     """Time ratios of forward and backward: a resident stack, bare and probed, and the plain baseline."""
-    stack = Stack(TRUNK)
+    stack = Stack(setting)
     for index, block in enumerate(stack.blocks, start=1):
-        block.reset_parameters(stream(TRUNK, 0, index))
-    x = synthetic_input(TRUNK, stream(TRUNK, 0, 0)).to(device)
-    adjoint = torch.randn(x.shape, generator=stream(TRUNK, 1, 0)).to(device)
-    plain = Straightforward(TRUNK).to(device)
+        block.reset_parameters(stream(setting, 0, index))
+    x = synthetic_input(setting, stream(setting, 0, 0)).to(device)
+    adjoint = torch.randn(x.shape, generator=stream(setting, 1, 0)).to(device)
+    plain = Straightforward(setting).to(device)
     for source, target in zip(stack.blocks, plain.blocks, strict=True):
         layers = (*source.operator.readers, source.operator.proj, source.ffn.w13, source.ffn.w2)
         for name, layer in zip(("q", "k", "v", "o", "w13", "w2"), layers, strict=True):
             target[name].weight.data.copy_(layer.weight)
     stack.to(device)
     torch.testing.assert_close(plain(x), stack(x), rtol=1e-3, atol=1e-3)
-    names = list(observable_dims(TRUNK, backward=True))
+    names = list(observable_dims(setting, backward=True))
 
     def walk(network: nn.Module) -> None:
         network.zero_grad(set_to_none=True)
@@ -263,7 +268,11 @@ def main() -> None:
     }
     for device in devices:
         if "observables" in parts:
-            results[f"{device}: forward and backward, relative to the bare trunk"] = observables(device)
+            for setting in (TRUNK, *SMALL):
+                tokens = f"T = {setting.tokens} + {setting.text_tokens}"
+                sizes = f"L = {setting.depth}, D = {setting.width}, {tokens}, B = {setting.batch}"
+                name = f"{device}: forward and backward, relative to the bare trunk, {sizes}"
+                results[name] = observables(setting, device)
         if "ensembles" in parts:
             results[f"{device}: 16 runs trained as an ensemble, throughput relative to one by one"] = (
                 training(device)
