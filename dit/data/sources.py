@@ -126,7 +126,7 @@ def samples_of(
     indices = data_order(seed, step, source.size, batch)[positions]
     latents, texts = source.latents(indices), source.texts(indices)
     for name, values in (("latent", latents), ("text", texts)):
-        finite = values.flatten(1).isfinite().all(1)
-        if not finite.all():
+        if not values.isfinite().all():
+            finite = values.flatten(1).isfinite().all(1)
             raise ValueError(f"the {name} of sample {indices[~finite.numpy()][0]} contains non-finite values")
     return latents, texts

@@ -78,18 +78,13 @@ def draw(
         time_shift: a of `shifted_time`, applied to uniform times.
         null_text: probability that the text of a sample is dropped.
     """
-    times, coins, noise = [], [], []
-    for position in positions:
+    uniform, noise = torch.empty(len(positions), 2), torch.empty(len(positions), *shape)
+    for position, pair, own in zip(positions, uniform, noise, strict=True):
         generator = random_stream(seed, SAMPLES_STREAM, step, int(position))
-        time, coin = torch.rand(2, generator=generator).unbind()
-        times.append(time)
-        coins.append(coin)
-        noise.append(torch.randn(*shape, generator=generator))
-    return Draws(
-        times=shifted_time(torch.stack(times), time_shift),
-        dropped=torch.stack(coins) < null_text,
-        noise=torch.stack(noise),
-    )
+        torch.rand(2, generator=generator, out=pair)
+        torch.randn(*shape, generator=generator, out=own)
+    times, coins = uniform.unbind(1)
+    return Draws(times=shifted_time(times, time_shift), dropped=coins < null_text, noise=noise)
 
 
 def noised(

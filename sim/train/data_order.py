@@ -29,7 +29,7 @@ def data_order(seed: int, step: int, size: int, batch: int) -> NDArray[np.int64]
     return np.concatenate([_epoch(seed, epoch, size) for epoch in epochs])[start : start + batch]
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def _epoch(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
-    """Permutation of an epoch; cached, since for large data it takes longer than reading a batch."""
+    """Permutation of an epoch; cached for every run of an ensemble, since it takes longer than a batch."""
     return np.random.default_rng([seed, epoch]).permutation(size)

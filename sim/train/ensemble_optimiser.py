@@ -107,6 +107,7 @@ class EnsembleOptimiser:
         for group, half in zip(self.inner.param_groups, halves, strict=True):
             group["params"][0].data = half
         self.values = values
+        self._gradients = torch.empty_like(values)
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -115,11 +116,11 @@ class EnsembleOptimiser:
 
     @torch.no_grad()
     def gradients(self) -> Tensor:
-        """Return all gradients [R, P], zero for parameters without one."""
+        """Return all gradients [R, P], zero for parameters without one, in memory that the next call uses."""
         found = (
             torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in self.parameters
         )
-        return torch.cat([gradient.flatten(1) for gradient in found], dim=1)
+        return torch.cat([gradient.flatten(1) for gradient in found], dim=1, out=self._gradients)
 
     @torch.no_grad()
     def step(self, rates: Sequence[float]) -> None:

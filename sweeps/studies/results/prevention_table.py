@@ -71,9 +71,10 @@ def _of_ramps(path: Path) -> dict[str, str]:
     for label, row in ramp_failures(data, baseline).items():
         said = [str(row["failures"])]
         ratio, loss = row.get("critical_rate_ratio"), row.get("loss")
-        if ratio is not None:
-            known = ratio["measured"] is not None
-            said.append(f"x{ratio['measured']:.2g}" if known else f"> x{ratio['measured_at_least']:.2g}")
+        if ratio is not None and ratio["measured"] is not None:
+            said.append(f"x{ratio['measured']:.2g}")
+        elif ratio is not None and ratio["measured_at_least"]:
+            said.append(f"> x{ratio['measured_at_least']:.2g}")
         if loss is not None and loss["difference"] is not None:
             said.append(f"loss {loss['difference']:+.2f}")
         found[SAME.get(label, label)] = "; ".join(said)

@@ -39,7 +39,7 @@ def average_rows(data: xr.Dataset) -> list[dict[str, Any]]:
             losses = {name: data[of].values[cell] for name, of in SERIES.items()}
             healthy = float(np.median(losses["weights"][jump - HEALTHY : jump]))
             # the last step has no update, and so no average
-            for at, step in (("onset", onset), ("end", last - 1)):
+            for at, step in (("onset", min(onset, last - 1)), ("end", last - 1)):
                 for name in SERIES:
                     found[f"{name}_{at}"].append(float(losses[name][step - 1]) / healthy)
             alike = np.flatnonzero(data["average_tcs"].values[cell, :last] > FRONT_COSINE) + 1

@@ -27,18 +27,19 @@ def judged_rows(data: xr.Dataset) -> list[dict[str, Any]]:
         data: a finished judged study, opened.
     """
     study = stored_study(data.attrs, of=JudgedStudy)
-    last = np.where(
-        np.isnan(data["held_out_loss"].values[:, -1]), np.inf, data["held_out_loss"].values[:, -1]
-    )
-    values = {"held_out_loss": last, **{name: data[name].values for name in ("fid", "kid")}}
     kinds = data["onset_kind"].values.astype(int)
+    failed = np.array([KINDS[kind] != "none" for kind in kinds])
+    values = {name: data[name].values for name in ("fid", "kid")}
     rows = []
     for number, (case, run) in enumerate(zip(study.cases, study.runs, strict=True)):
         own = slice(study.seeds * number, study.seeds * (number + 1))
         row: dict[str, Any] = {"case": case.label, **_size(run.model), "runs": study.seeds}
-        row["failed"] = int(sum(KINDS[kind] != "none" for kind in kinds[own]))
+        row["failed"] = int(failed[own].sum())
+        last = data["measurement"].values.tolist().index(run.training.steps)
+        values["held_out_loss"] = data["held_out_loss"].values[:, last]
         for name in JUDGED:
-            found = np.where(np.isfinite(values[name][own]), values[name][own], np.inf).astype(float)
+            known = np.isfinite(values[name][own]) & ~failed[own]
+            found = np.where(known, values[name][own], np.inf).astype(float)
             ends = {"": np.median(found), "_low": found.min(), "_high": found.max()}
             row |= {f"{name}{end}": float(value) for end, value in ends.items()}
         rows.append(row)
