@@ -113,6 +113,8 @@ def page(records: Sequence[Record]) -> str:
     runs = ["| date (UTC) | commit | processor |", "| --- | --- | --- |"]
     for of in sorted(used, key=lambda of: str(of["date"])):
         runs.append(f"| {of['date'][:16].replace('T', ' ')} | {_short(of['commit'])} | {of['processor']} |")
+    if not used:
+        runs = ["No record has been taken yet."]
     return "\n".join([ABOUT, *runs, "", *tables]).rstrip() + "\n"
 
 
