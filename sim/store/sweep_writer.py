@@ -76,7 +76,8 @@ class SweepWriter:
         if not all(chunk_path(self.path, array, cell).exists() for array in self.arrays.values()):
             return False
         rows = {name: np.asarray(array[cell]) for name, array in {**self.arrays, **self.provenance}.items()}
-        return bool(np.isfinite(rows[str(self.group.attrs.get("witness", "tcs"))][0]))
+        witness = rows[str(self.group.attrs.get("witness", "tcs"))]  # of some plans a single number
+        return bool(np.isfinite(witness.flat[0]))
 
     def write(
         self,
