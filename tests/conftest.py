@@ -26,8 +26,9 @@ torch.set_num_threads(1)
 # all but configurations, which take JSON's lists for tuples; an int is a float, as to every type checker
 CHECKED = ["meanmode.sim", *(f"meanmode.dit.{storey}" for storey in ("model", "data", "train", "evaluate"))]
 TRACED = {
-    f"meanmode.sim.watch.{name}"
-    for name in ("compiled_hooks", "compiled_steps", "hook_points", "intercepted")
+    *(f"meanmode.sim.watch.{name}" for name in ("compiled_hooks", "compiled_steps")),
+    *(f"meanmode.sim.watch.{name}" for name in ("hook_points", "intercepted")),
+    "meanmode.sim.trunk.onednn",
 }
 """Modules with functions that `torch.compile` traces, which it cannot do through the type checker."""
 with_shapes = jaxtyping.jaxtyped

@@ -70,7 +70,8 @@ class TrainingConfig:
         recompute, recompute_of: `recompute` of every `recompute_of` blocks recompute their activations in
             the backward pass instead of storing them (activation checkpointing).
         sharding: `replicated` weights (DDP on several processes); or `full`, sharded weights (FSDP2).
-        compile: whether to compile every block with torch.compile; measured steps run the blocks eagerly.
+        compile: whether to compile every block with torch.compile, which takes seconds and gives the same
+            numbers up to rounding; measured steps run the blocks eagerly.
         telemetry_every: steps between measurements of the observables; 0 measures none.
         telemetry_blocks: number of measured blocks, evenly spaced up to and including the last; 0 for all.
         observables: names of the observables that are measured and stored, from `OBSERVABLES`; empty for all.

@@ -4,6 +4,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -13,6 +14,7 @@ from meanmode.dit.model.network import DiT, materialised
 from meanmode.dit.train.ensemble_measurements import TAIL, EnsembleMeasurements, Measured, State
 from meanmode.sim.train.ensemble_loop import train_ensemble
 from meanmode.sim.train.ensemble_optimiser import AdamW, EnsembleOptimiser
+from meanmode.sim.trunk.compiled import compiled_blocks
 from meanmode.sim.trunk.ensemble import stack_members, unstack_member
 
 OWN_FIELDS = ("seed", "data_seed", "schedule", "rate", "slope", "warmup")
@@ -40,7 +42,8 @@ def train_runs(
 
     Args:
         runs: configurations that differ in `OWN_FIELDS` only. Their precision, sharding, accumulation,
-            telemetry and checkpoints are ignored.
+            telemetry and checkpoints are ignored. With `compile`, steps that measure `SIGNALS` or `observe`
+            are not compiled.
         functional_every: steps between measurements of the functional step; 0 for none.
         signals_every: steps between measurements of `meanmode.dit.config.signals.SIGNALS`; 0 for none.
         observe: observables to measure in every block at every step, instead of those signals.
@@ -77,7 +80,9 @@ def train_runs(
 def _measured(optimiser: EnsembleOptimiser, measurements: EnsembleMeasurements, after: int) -> list[Measured]:
     """Train the runs of the measurements from the step `after` on, and return what was measured of each."""
     runs = measurements.runs
-    with measurements:
+    network = optimiser.network
+    compiled = compiled_blocks(network, network.blocks) if runs[0].training.compile else nullcontext()
+    with measurements, compiled:
         training = train_ensemble(
             optimiser,
             measurements.losses,

@@ -47,6 +47,7 @@ from meanmode.sim.onset.detector import Alarm
 from meanmode.sim.onset.training_onset import training_onset
 from meanmode.sim.store.files import StoreError
 from meanmode.sim.store.run_reader import TELEMETRY, open_run
+from meanmode.sim.trunk.compiled import check_compiler
 from meanmode.theory.meanfield.front import FRONT_COSINE
 
 
@@ -111,6 +112,8 @@ class Trainer:
     def _open(self, source: Source | None) -> None:
         """Open the data and build the network and all that trains and measures it."""
         self.processes.together(lambda: check_fits(self.run, self.processes.count, self.processes.device))
+        if self.run.training.compile:
+            self.processes.together(lambda: check_compiler(self.processes.device))
         self.source = source or self.processes.together(lambda: source_of(self.run))
         self.network = self.processes.network(self.run)
         self.interventions = ScheduledInterventions(self.network, self.run.training.interventions)

@@ -20,11 +20,19 @@ from meanmode.sim.observe.observable_names import (
     SUFFIXES,
 )
 from meanmode.sim.observe.observables import tcs_frame
+from meanmode.sim.observe.record import Record
 from meanmode.sim.observe.token_parts import measuring
 from meanmode.sim.observe.token_sets import TokenSets
 from meanmode.sim.trunk.linear import Linear
 from meanmode.sim.trunk.segments import Segments
 from meanmode.sim.trunk.stack import Block
+
+
+def looks_inside(record: Record) -> bool:
+    """Whether the hooks for what a record wants are on parts of a block, not on the block alone."""
+    return record.wants(*OPERATOR_OBSERVABLES, *GRADIENT_MODES, *COHERENCE_OBSERVABLES) or (
+        record.wants_segments(*BRANCH_OBSERVABLES)
+    )
 
 
 class BlockProbe:

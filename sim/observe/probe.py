@@ -10,7 +10,7 @@ from types import TracebackType
 import torch.distributed as dist
 from torch import nn
 
-from meanmode.sim.observe.block_probe import BlockProbe
+from meanmode.sim.observe.block_probe import BlockProbe, looks_inside
 from meanmode.sim.observe.deferred import Queue
 from meanmode.sim.observe.layer_hooks import eager
 from meanmode.sim.observe.measurement import Measurement
@@ -31,8 +31,9 @@ class Probe:
     Outputs, gradients and random states stay bitwise the same. A pass repeated by activation checkpointing
     counts once. The values are those of the last forward and the last backward pass of the last `with` block.
     If a loss depends on several calls of a block, the gradients are the sum over all calls. Autocast does not
-    affect observables, and compiled modules run uncompiled inside the block. A sample whose gradient vanishes
-    has no direction and is left out of the means of A, kappa and `adjoint_tcs`.
+    affect observables. Compiled modules run uncompiled inside the block, unless what is measured needs hooks
+    on whole blocks alone and these are compiled by `Block.compile`. A sample whose gradient vanishes has no
+    direction and is left out of the means of A, kappa and `adjoint_tcs`.
 
     With `passes` or a `group`, one `with` block covers one optimiser step: the values are those of all its
     samples and of its gradient, summed over the passes and averaged over the processes as DDP and FSDP2 do.
@@ -119,7 +120,8 @@ class Probe:
         if self.group is None and record.wants(*GRADIENT_MODES, *GRADIENT_SIZES):
             self._need_whole_weights()
         with contextlib.ExitStack() as undo:
-            undo.enter_context(eager())
+            if looks_inside(record) or any(block.compiled is None for block in self._blocks):
+                undo.enter_context(eager())
             for index in self.blocks:
                 probe = BlockProbe(self._blocks[index - 1], measurement, index)
                 undo.callback(probe.remove)

@@ -38,16 +38,16 @@ class AdamW:
 class EnsembleOptimiser:
     """torch.optim.AdamW on stacked parameters (`meanmode.sim.trunk.ensemble`), with a learning rate per run.
 
-    All parameters become views of one buffer [R, P], matrices before vectors. The inner optimiser has two
-    parameter groups per run: its matrices and its vectors. A parameter without a gradient keeps its value and
-    its moments, but the step count, which belongs to the run, advances.
+    All parameters become views of one buffer [R, P], matrices before vectors. The inner optimiser holds two
+    rows per run, its matrices and its vectors, and steps all runs of one learning rate together. A parameter
+    without a gradient keeps its value and its moments, but the step count, that of the run, advances.
 
     Args:
         network: network with stacked parameters; those that require no gradient are left alone.
         options: options of the optimiser.
 
     Attributes:
-        inner: the torch optimiser; groups 2 r and 2 r + 1 hold the matrices and the vectors of run r.
+        inner: the torch optimiser; for every learning rate of a step, a group of matrices and one of vectors.
         gradient_norms: global gradient norm of each run before clipping, at the last step [R].
 
     Raises:
@@ -67,10 +67,10 @@ class EnsembleOptimiser:
         self.matrix_entries = sum(weight[0].numel() for weight in trained if is_matrix(weight, stacked=True))
         values = torch.cat([weight.detach().flatten(1) for weight in self.parameters], dim=1)
         self.gradient_norms = values.new_zeros(len(values))
+        self._rows = [tuple(map(nn.Parameter, self._halves(row))) for row in values]
         groups = [
-            {"params": [nn.Parameter(part)], "weight_decay": decay}
-            for row in values
-            for part, decay in zip(self._halves(row), (options.weight_decay, 0.0), strict=True)
+            {"params": list(rows), "weight_decay": decay}
+            for rows, decay in zip(zip(*self._rows, strict=True), (options.weight_decay, 0.0), strict=True)
         ]
         self.inner = torch.optim.AdamW(groups, betas=options.betas, eps=options.eps, fused=True)
         self._adopt(values)
@@ -103,9 +103,9 @@ class EnsembleOptimiser:
             weight.data = values[:, start:end].view(len(values), *weight.shape[1:])
             weight.grad = None
             start = end
-        halves = (half for row in values for half in self._halves(row))
-        for group, half in zip(self.inner.param_groups, halves, strict=True):
-            group["params"][0].data = half
+        for rows, row in zip(self._rows, values, strict=True):
+            for own, half in zip(rows, self._halves(row), strict=True):
+                own.data = half
         self.values = values
         self._gradients = torch.empty_like(values)
 
@@ -129,17 +129,28 @@ class EnsembleOptimiser:
         self.gradient_norms = torch.linalg.vector_norm(gradients, dim=1)
         gradients *= clip_factor(self.gradient_norms, self.options.clip).clamp_max(1.0)[:, None]
         still = self._still()
-        halves = (half for row in gradients for half in self._halves(row))
-        twice = (rate for rate in rates for _ in range(2))
-        for group, half, rate in zip(self.inner.param_groups, halves, twice, strict=True):
-            group["lr"] = rate
-            group["params"][0].grad = half
+        for rows, row in zip(self._rows, gradients, strict=True):
+            for own, half in zip(rows, self._halves(row), strict=True):
+                own.grad = half
+        self._group_by(rates)
         if self._muon is None and self._relative is None:
             self.inner.step()
         else:
             self._changed_step(gradients, rates)
         for tensor, value in still:
             tensor.copy_(value)
+
+    def _group_by(self, rates: Sequence[float]) -> None:
+        """Give the inner optimiser one group of matrices and one of vectors for every distinct rate."""
+        together: dict[float, list[tuple[nn.Parameter, ...]]] = {}
+        for rate, rows in zip(rates, self._rows, strict=True):
+            together.setdefault(rate, []).append(rows)
+        options = self.inner.param_groups[:2]
+        self.inner.param_groups = [
+            {**group, "lr": rate, "params": list(params)}
+            for rate, runs in together.items()
+            for group, params in zip(options, zip(*runs, strict=True), strict=True)
+        ]
 
     def _changed_step(self, gradients: Tensor, rates: Sequence[float]) -> None:
         """Step with Muon for its matrices, with relative learning rates, or with both."""
@@ -172,7 +183,7 @@ class EnsembleOptimiser:
             )
         found = {"values": self.values[run].clone()}
         for half, name in enumerate(("matrices", "vectors")):
-            own = self.inner.state[self.inner.param_groups[2 * run + half]["params"][0]]
+            own = self.inner.state[self._rows[run][half]]
             found |= {f"{name}.{moment}": value.clone() for moment, value in own.items()}
         return found
 
@@ -181,8 +192,7 @@ class EnsembleOptimiser:
         """Set a run to the `state` of a run of an ensemble with the same shapes."""
         self.values[run] = state["values"]
         for half, name in enumerate(("matrices", "vectors")):
-            row = self.inner.param_groups[2 * run + half]["params"][0]
-            self.inner.state[row] = {
+            self.inner.state[self._rows[run][half]] = {
                 moment: state[f"{name}.{moment}"].clone() for moment in ("step", "exp_avg", "exp_avg_sq")
             }
 
@@ -199,10 +209,10 @@ class EnsembleOptimiser:
 
     def _entries(self, start: int, end: int) -> Iterator[Tensor]:
         """Views of these columns of the parameters and moments of every run."""
-        matrices = end <= self.matrix_entries
-        offset = 0 if matrices else self.matrix_entries
-        for group in self.inner.param_groups[0 if matrices else 1 :: 2]:
-            row = group["params"][0]
+        half = int(end > self.matrix_entries)
+        offset = half * self.matrix_entries
+        for rows in self._rows:
+            row = rows[half]
             state = self.inner.state.get(row, {})
             moments = (state[name] for name in ("exp_avg", "exp_avg_sq") if name in state)
             yield from (tensor.detach()[start - offset : end - offset] for tensor in (row, *moments))
@@ -212,12 +222,10 @@ class EnsembleOptimiser:
 
         Drop the graphs of earlier forward passes first, because the shapes of the parameters change.
         """
-        groups = self.inner.param_groups
-        kept = [groups[2 * run + half] for run in runs for half in range(2)]
-        alive = {group["params"][0] for group in kept}
+        self._rows = [self._rows[run] for run in runs]
+        alive = {row for rows in self._rows for row in rows}
         for weight in [weight for weight in self.inner.state if weight not in alive]:
             del self.inner.state[weight]
-        self.inner.param_groups = kept
         chosen = torch.as_tensor(runs, device=self.values.device)
         own = {id(weight) for weight in self.parameters}
         for tensor in (*self.network.parameters(), *self.network.buffers()):

@@ -46,11 +46,17 @@ def rope_angles(
     return torch.cat([angles, angles.new_zeros(sum(segments[1:]), pairs)])
 
 
-@functools.lru_cache(maxsize=16)
-def _rotation(
+def rotation(
     segments: Segments, copies: int, head_width: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "T R"], Float[Tensor, "T R"]]:
-    """Cosine and sine of the angles, shared by all heads and by all copies of a token."""
+    """Cosine and sine of the angles, shared by all heads and by all copies of a token; constants."""
+    return _kept_rotation(segments, copies, head_width, device, dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def _kept_rotation(
+    segments: Segments, copies: int, head_width: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):  # autograd cannot save tensors created in inference mode
         once = rope_angles(tuple(length // copies for length in segments), head_width, device)
         angles = once.repeat_interleave(copies, dim=0)
@@ -59,7 +65,7 @@ def _rotation(
 
 def rotate(x: Float[Tensor, "*B T F"], segments: Segments) -> Float[Tensor, "*B T F"]:
     """Rotate each head's first half against its second half, the layout of the published checkpoint."""
-    cos, sin = _rotation(segments, getattr(segments, "copies", 1), x.shape[-1], x.device, x.dtype)
+    cos, sin = rotation(segments, getattr(segments, "copies", 1), x.shape[-1], x.device, x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
 
@@ -185,7 +191,7 @@ class QueryKeyMixer(Mixer):
         if fused(x_BTD) and takes_heads(x_BTD, self.heads):
             features, copies = x_BTD.shape[-1] // self.heads, getattr(segments, "copies", 1)
             turn = (segments, copies, features, x_BTD.device, computed_type(x_BTD))
-            return normed_heads(x_BTD, _rotation(*turn) if self.rope else None, self.heads, self.eps)
+            return normed_heads(x_BTD, rotation(*turn) if self.rope else None, self.heads, self.eps)
         x_BHTF = self._split(single(x_BTD))  # autocast runs norms in the precision of their input
         if self.rope:
             x_BHTF = rotate(x_BHTF, segments)

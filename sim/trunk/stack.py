@@ -2,6 +2,10 @@
 
 # B batch, T tokens, D width, H heads
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,6 +13,7 @@ from torch.nn.functional import rms_norm, silu
 
 from meanmode.sim.kernels.choice import fused
 from meanmode.sim.kernels.gate_operator import swiglu
+from meanmode.sim.trunk.attention import rotation
 from meanmode.sim.trunk.constants import MERGE_EPS, QK_EPS
 from meanmode.sim.trunk.linear import Linear
 from meanmode.sim.trunk.merges import make_merge
@@ -47,7 +52,12 @@ class Block(nn.Module):
         setting: sizes, mixer, merges and standard deviations of the weights.
         merge_eps: added to the mean square in the norms of the merges.
         qk_eps: added to the mean square in QK-Norm.
+
+    Attributes:
+        compiled: options of `compile`; None before it is called.
     """
+
+    compiled: dict[str, Any] | None = None
 
     def __init__(self, setting: Setting, *, merge_eps: float = MERGE_EPS, qk_eps: float = QK_EPS) -> None:
         super().__init__()
@@ -96,10 +106,42 @@ class Block(nn.Module):
                 drawn = torch.randn(weight.shape, generator=generator, device=generator.device)
                 weight.copy_(drawn.mul_(std))
 
+    def compile(self, **options: Any) -> None:
+        """Compile what the block computes in passes that are differentiated; all blocks of a shape share it.
+
+        Hooks on the block itself stay outside of the compiled code. As long as there is a hook on a part of
+        the block, the block runs uncompiled.
+
+        Args:
+            options: those of `torch.compile`.
+        """
+        self.compiled = options
+
     def forward(self, x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B T D"]:
         """The trunk after the block."""
+        if self.compiled is None or not torch.is_grad_enabled() or self._is_looked_into():
+            return self._merged(x, segments)
+        after: Tensor = _compiled(**self.compiled)(self, x, segments)
+        return after
+
+    def _is_looked_into(self) -> bool:
+        """Whether a part of the block has a hook, which compiled code would skip."""
+        return any(
+            part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+            for part in self.modules()
+            if part is not self
+        )
+
+    def _merged(self, x: Tensor, segments: Segments) -> Tensor:
         x = self.merge_attn(x, self.operator(self.merge_attn.read(x), segments), segments)
         return self.merge_ffn(x, self.ffn(self.merge_ffn.read(x)), segments)
+
+
+@functools.cache
+def _compiled(**options: Any) -> Callable[[Block, Tensor, Segments], Tensor]:
+    """The computation of a block, compiled with these options."""
+    torch.compiler.assume_constant_result(rotation)  # marks it: the angles are not computed in every pass
+    return torch.compile(Block._merged, **options)
 
 
 def blocks_of(model: nn.Module) -> list[Block]:

@@ -34,6 +34,12 @@ def sweep_list() -> None:
 )
 @click.option("--device", help="Torch device to compute on, such as cpu or cuda.  [default: cpu]")
 @click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Compile the blocks with torch.compile: faster runs, with the same numbers up to rounding.",
+)
+@click.option(
     "--forecast",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Forecast of a study of training runs, written by mms predict onset.",
@@ -61,6 +67,7 @@ def sweep_run(
     seeds: int | None,
     ensemble: int | None,
     device: str | None,
+    compiled: bool,
     forecast: Path | None,
     out: Path | None,
     workers: int | None,
@@ -79,6 +86,7 @@ def sweep_run(
     from meanmode.sweeps.cli.options import check_device
     from meanmode.sweeps.engine.execution import check_executor, run_sweep
     from meanmode.sweeps.engine.shards import Shard
+    from meanmode.sweeps.engine.study import with_compiled_blocks
     from meanmode.sweeps.named.all_sweeps import named_sweep
     from meanmode.sweeps.studies.forecast_files import with_forecast
 
@@ -93,6 +101,8 @@ def sweep_run(
     sweep = named_sweep(name).with_options(given, seeds, ensemble=ensemble, device=device)
     if forecast is not None:
         sweep = with_forecast(sweep, forecast)
+    if compiled:
+        sweep = with_compiled_blocks(sweep)
     out = out or Path(f"{name}.zarr")
     units = sweep.units() if share is None else share.units(sweep)
     cells = sum(map(len, units))
@@ -102,6 +112,12 @@ def sweep_run(
         return
     if write_report:
         check_report(out)
+    if compiled and scheduler is None:
+        import torch
+
+        from meanmode.sim.trunk.compiled import check_compiler
+
+        check_compiler(torch.device(device or "cpu"))
     failures = run_sweep(sweep, out, resume=resume, workers=workers, scheduler=scheduler, shard=share)
     part = "" if share is None else f" of shard {share}"
     click.echo(f"{out}: {cells} cells{part}", err=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import xarray as xr
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.sim.store.files import StoreError, Variable
-from meanmode.sweeps.engine.plan import Layout, Measured, check_cells
+from meanmode.sweeps.engine.plan import Layout, Measured, Plan, check_cells
 from meanmode.sweeps.engine.study_variables import (
     AVERAGE_SERIES,
     OUTCOME,
@@ -23,6 +23,8 @@ from meanmode.sweeps.engine.study_variables import (
     TELEMETRY,
 )
 from meanmode.sweeps.engine.trained import StudyCell, trained
+
+Planned = TypeVar("Planned", bound=Plan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +260,19 @@ class Study:
             signals_every=self.signals_every,
             device=self.device,
         )
+
+
+def with_compiled_blocks(plan: Planned) -> Planned:
+    """The plan with networks whose blocks are compiled: another plan, as it rounds its numbers otherwise.
+
+    Raises:
+        ValueError: it trains none of this project's networks.
+    """
+    base = getattr(plan, "base", None)
+    if not isinstance(base, RunConfig):
+        raise ValueError(f"{plan.name} trains no networks of ours: leave out --compile")
+    changed: Planned = dataclasses.replace(cast(Any, plan), base=base.with_fields({"compile": True}))
+    return changed
 
 
 STATEMENT = {

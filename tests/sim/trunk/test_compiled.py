@@ -17,7 +17,7 @@ from meanmode.sim.intervene.grammar import Intervention
 from meanmode.sim.intervene.interventions import Interventions
 from meanmode.sim.observe.probe import Probe
 from meanmode.sim.simulate import stream
-from meanmode.sim.trunk.stack import Stack, synthetic_input
+from meanmode.sim.trunk.stack import Block, Stack, synthetic_input
 from meanmode.theory.setting import Setting
 
 SETTING = Setting(depth=2, tokens=4, batch=2, width=8, heads=2, weight_std=0.3, input_cosine=0.3)
@@ -77,12 +77,26 @@ def report(kind: str, warm: bool) -> dict[str, object]:
             passed(model)
         passed(model)
     inside = backend.since(before)
+    before = backend.calls
+    with Probe(model, names=["tcs", "adjoint_tcs"]) as states:
+        passed(model)
+    beside = backend.since(before)
     gradients = [weight.grad.flatten().tolist() for weight in model.parameters()]
     before = backend.calls
+    writers = [module.ffn.w2 for module in model.modules() if isinstance(module, Block)]
+    handles = [writer.register_forward_hook(lambda *_: None) for writer in writers]
     passed(model)
-    values = probe.values() | {f"handed_on_{name}": of for name, of in active.handed_on().items()}
+    hooked = backend.since(before)
+    for handle in handles:
+        handle.remove()
+    before = backend.calls
+    passed(model)
+    values = probe.values() | {f"{name}_alone": of for name, of in states.values().items()}
+    values |= {f"handed_on_{name}": of for name, of in active.handed_on().items()}
     return {
         "inside": inside,
+        "beside": beside,
+        "hooked": hooked,
         "after": backend.since(before),
         "gradients": gradients,
         "values": {name: of.tolist() for name, of in values.items()},
@@ -104,6 +118,12 @@ def test_compiled_code_runs_after_the_contexts_and_not_inside_them(
     case = found[f"{kind}-{start}"]
     assert not case["inside"]
     assert case["after"]
+
+
+@pytest.mark.parametrize("start", ["cold", "warm"])
+def test_compiled_blocks_stay_compiled_unless_a_hook_is_inside(found: Report, start: str) -> None:
+    case = found[f"blocks-{start}"]
+    assert case["beside"] and not case["hooked"]
 
 
 @pytest.mark.parametrize("start", ["cold", "warm"])

@@ -16,20 +16,23 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import meanmode.sim.trunk.linear
+import meanmode.sim.trunk.onednn
 from meanmode.sim.observe.layer_hooks import watch_writer
 from meanmode.sim.trunk.ensemble import stack_members
-from meanmode.sim.trunk.linear import Linear, by_onednn, dot_products
+from meanmode.sim.trunk.linear import Linear, dot_products
+from meanmode.sim.trunk.onednn import by_onednn
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a torch without oneDNN")
 
 SIZES = [(288, 256, 256), (96, 64, 768), (16, 512, 600), (300, 16, 1000), (1000, 300, 16)]
+OPERATORS = torch.ops.meanmode
 BATCH, READ, WRITTEN = (4, 72), 128, 160
 
 
 @pytest.fixture(autouse=True)
 def avx512_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use oneDNN on any processor."""
-    monkeypatch.setattr(meanmode.sim.trunk.linear, "_has_idle_avx512", lambda: True)
+    monkeypatch.setattr(meanmode.sim.trunk.onednn, "IS_FASTER", True)
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -122,7 +125,7 @@ def test_onednn_gets_no_strided_rows(layout: Callable[[Tensor], Tensor]) -> None
     """oneDNN would take a path a thousand times slower for them."""
     layer, x, _ = large()
     with Strides() as strides, torch.no_grad():
-        meanmode.sim.trunk.linear._product(x, layout(layer.weight))
+        meanmode.sim.trunk.onednn.onednn_product(x, layout(layer.weight))
     assert strides.dense == [True]
 
 
@@ -245,7 +248,9 @@ def test_function_transforms_and_forward_mode() -> None:
         torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, expected)
 
 
-def test_a_compiler_gets_one_graph_of_torch_operations() -> None:
+@pytest.mark.parametrize("faster", [True, False])
+def test_a_compiler_gets_one_graph_with_one_product(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meanmode.sim.trunk.onednn, "IS_FASTER", faster)
     layer, x, _ = large()
     # loaded again, since the compiler cannot trace the test run's checks of shapes
     unchecked = runpy.run_path(meanmode.sim.trunk.linear.__file__)["Linear"](READ, WRITTEN)
@@ -258,8 +263,19 @@ def test_a_compiler_gets_one_graph_of_torch_operations() -> None:
 
     with torch.no_grad():
         y = torch.compile(unchecked, backend=compiler, fullgraph=True)(x)
-    assert targets == [torch._C._nn.linear]
+    assert targets == [OPERATORS.product.default if faster else torch._C._nn.linear]
     torch.testing.assert_close(y, layer(x))
+
+
+def test_the_product_that_compilers_see() -> None:
+    layer, x, adjoint = large()
+    torch.library.opcheck(OPERATORS.product, (x, layer.weight))
+    found = [
+        torch.autograd.grad(call(x, layer.weight), (x, layer.weight), adjoint)
+        for call in (OPERATORS.product, linear)
+    ]
+    for own, expected in zip(*found, strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
 
 
 class Subclass(Tensor):
@@ -292,7 +308,7 @@ def test_other_products_go_to_torch(case: str) -> None:
 
 def test_intel_processors_are_left_to_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    rule = meanmode.sim.trunk.linear._has_idle_avx512.__wrapped__
+    rule = meanmode.sim.trunk.onednn._has_idle_avx512
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     found = {}
     for name in ("Intel Xeon Platinum 8480C", "AMD EPYC 9654"):
