@@ -24,6 +24,7 @@ PAGE = HERE.parents[1] / "docs" / "benchmarks.md"
 SCRIPTS: tuple[tuple[str, ...], ...] = (
     ("simulator.py", "--part", "observables", "--part", "ensembles"),
     ("training_step.py",),
+    ("compiled.py",),
     ("watch.py",),
     ("overhead.py",),
     ("front.py",),
