@@ -90,8 +90,9 @@ def rate_of(sizes: Sizes) -> str:
     """The schedule of the learning rate of a study."""
     if len(sizes["schedule"]) > 1:
         return f"rate {span(sizes['rate'])}, schedules {', '.join(sizes['schedule'])}"
-    if sizes["schedule"] == ["warmup"]:
-        return f"rate {span(sizes['rate'])} after step {span(sizes['warmup'])}"
+    if sizes["schedule"][0] in ("warmup", "cosine"):
+        decay = ", then a cosine decay" if sizes["schedule"] == ["cosine"] else ""
+        return f"rate {span(sizes['rate'])} after step {span(sizes['warmup'])}{decay}"
     if sizes["schedule"] == ["jump"]:
         held = f"rate {span(sizes['first_rate'])} for {span(sizes['first_steps'])} steps"
         return f"{held}, then {span(sizes['rate'])}"

@@ -16,7 +16,7 @@ from meanmode.sweeps.studies.half_rates import (
     share_rows,
 )
 from meanmode.sweeps.studies.profiles import seed_statistics
-from meanmode.sweeps.studies.run_sizes import schedule_of
+from meanmode.sweeps.studies.run_sizes import rate_of, schedule_of
 
 
 def runs(hits: tuple[int, ...]) -> pd.DataFrame:
@@ -93,3 +93,24 @@ def test_statistics_over_seeds() -> None:
 )
 def test_schedules_in_words(fields: dict[str, object], words: str) -> None:
     assert schedule_of(RunConfig().with_fields(fields)) == words
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        ("warmup", "rate 0.01 to 0.02 after step 30"),
+        ("cosine", "rate 0.01 to 0.02 after step 30, then a cosine decay"),
+        ("jump", "rate 0.005 for 40 steps, then 0.01 to 0.02"),
+        ("ramp", "rate 2e-05 times the step"),
+        ("depth_ramp", "rate 2e-05 sqrt(16 / blocks) times the step"),
+    ],
+)
+def test_schedules_of_studies_in_words(schedule: str, words: str) -> None:
+    values = {
+        "rate": [0.01, 0.02],
+        "warmup": [30],
+        "first_rate": [0.005],
+        "first_steps": [40],
+        "slope": [2e-5],
+    }
+    assert rate_of({**values, "schedule": [schedule]}) == words

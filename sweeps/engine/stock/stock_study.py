@@ -159,24 +159,27 @@ class StockStudy:
         return []
 
     def measure(self) -> Callable[[Sequence[tuple[int, StockCell]]], Measured]:
-        """A picklable function that trains the cells of a unit."""
+        """A picklable function that trains the cells of a unit, once a model of every family can be built.
+
+        Raises:
+            ValueError: the libraries that define the models are missing.
+        """
+        try:
+            from meanmode.sweeps.engine.stock.stock_training import check_buildable
+
+            check_buildable(self.runs)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"models of other libraries need {error.name}: pip install mean-mode-screaming[train,eval]"
+            ) from error
         return trained_cells
 
 
 def trained_cells(cells: Sequence[tuple[int, StockCell]]) -> Measured:
-    """Train the cells of a unit.
+    """Train the cells of a unit."""
+    from meanmode.sweeps.engine.stock.stock_training import stock_trained
 
-    Raises:
-        ValueError: the libraries that define the models are missing.
-    """
-    try:
-        from meanmode.sweeps.engine.stock.stock_training import stock_trained
-
-        return [(stock_trained(cell.run, cell.seed), DONE) for _, cell in cells]
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"models of other libraries need {error.name}: pip install mean-mode-screaming[train,eval]"
-        ) from error
+    return [(stock_trained(cell.run, cell.seed), DONE) for _, cell in cells]
 
 
 def stored_stock(attributes: Mapping[str, Any]) -> StockStudy:

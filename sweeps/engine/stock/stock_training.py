@@ -1,5 +1,6 @@
 """Train one model of another library in a plain loop, watched, and say what became of it."""
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 
@@ -79,6 +80,17 @@ Array = NDArray[np.float64]
 def measured_steps(run: StockRun) -> list[int]:
     """Steps that are measured: the first, and every `every`-th."""
     return [step for step in range(1, run.steps + 1) if step == 1 or step % run.every == 0]
+
+
+def check_buildable(runs: Sequence[StockRun]) -> None:
+    """Build the shallowest model of every family among the runs.
+
+    Raises:
+        ModuleNotFoundError: a library that defines one of them is missing.
+    """
+    with torch.random.fork_rng(devices=()):
+        for run in {run.family: run for run in runs}.values():
+            stock_model(dataclasses.replace(run, depth=1, merge="as built"))
 
 
 def stock_trained(run: StockRun, seed: int) -> dict[str, Array]:

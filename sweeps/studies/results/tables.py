@@ -20,6 +20,7 @@ from meanmode.sweeps.studies.results.hazard_tables import (
     hazard_schedules,
     hazard_slopes,
 )
+from meanmode.sweeps.studies.results.judged_tables import judged
 from meanmode.sweeps.studies.results.long_context_tables import frame_means, long_exponents, long_fronts
 from meanmode.sweeps.studies.results.mixer_tables import mixer_events, mixer_ramps
 from meanmode.sweeps.studies.results.prevention_table import prevention
@@ -36,6 +37,7 @@ from meanmode.sweeps.studies.results.schedule_tables import rate_groups, weight_
 from meanmode.sweeps.studies.results.splitting_table import silence
 from meanmode.sweeps.studies.results.stack_tables import exponents, fronts, profiles
 from meanmode.sweeps.studies.results.stock_tables import (
+    backbone_ramps,
     backbones,
     watched_alarms,
     watched_merges,
@@ -121,5 +123,7 @@ TABLES = {
     "watched_alarms": watched_alarms,
     "watched_merges": watched_merges,
     "backbones": backbones,
+    "backbone_ramps": backbone_ramps,
+    "judged": judged,
 }
 """Name -> function of the folder of the stores, names of stores in it and options."""

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from meanmode.dit.config.architecture import DiTConfig
+from meanmode.sim.store.sweep_store import DONE
 from meanmode.sweeps.engine.cost import block_products, block_weights
 from meanmode.sweeps.engine.judged.judged_study import JudgedStudy
 from meanmode.sweeps.engine.study import stored_study
@@ -19,21 +20,25 @@ JUDGED = ("held_out_loss", "fid", "kid")
 def judged_rows(data: xr.Dataset) -> list[dict[str, Any]]:
     """One row per case: `case`, `weights` and `flops` of its blocks, `failed`, `runs`, and each of `JUDGED`.
 
-    Those are medians over the seeds with `_low` and `_high`, the smallest and the largest; the held-out loss
-    is that after the last step. A run that collapsed, diverged or ended early counts as worse than any other.
-    `weights` are in all blocks, `flops` those of the products of a forward pass on one sample.
+    Those are medians over the finished runs with `_low` and `_high`, the smallest and the largest; the
+    held-out loss is that after the last step. A run that collapsed, diverged or ended early counts as worse
+    than any other. `weights` are in all blocks, `flops` those of the products of a forward pass on one
+    sample. Cases of which no run is finished are left out.
 
     Args:
-        data: a finished judged study, opened.
+        data: a judged study, opened.
     """
     study = stored_study(data.attrs, of=JudgedStudy)
-    kinds = data["onset_kind"].values.astype(int)
+    done = data["status"].values == DONE
+    kinds = np.where(done, data["onset_kind"].values, KINDS.index("none")).astype(int)
     failed = np.array([KINDS[kind] != "none" for kind in kinds])
     values = {name: data[name].values for name in ("fid", "kid")}
     rows = []
     for number, (case, run) in enumerate(zip(study.cases, study.runs, strict=True)):
-        own = slice(study.seeds * number, study.seeds * (number + 1))
-        row: dict[str, Any] = {"case": case.label, **_size(run.model), "runs": study.seeds}
+        own = [cell for cell in range(study.seeds * number, study.seeds * (number + 1)) if done[cell]]
+        if not own:
+            continue
+        row: dict[str, Any] = {"case": case.label, **_size(run.model), "runs": len(own)}
         row["failed"] = int(failed[own].sum())
         last = data["measurement"].values.tolist().index(run.training.steps)
         values["held_out_loss"] = data["held_out_loss"].values[:, last]

@@ -1,11 +1,13 @@
 """Judged studies: held-out loss, FID and KID of the networks that a study trains on a latent store."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from meanmode.dit.data.encoding import EncodingConfig, encode
 from meanmode.dit.evaluate import features
@@ -14,7 +16,7 @@ from meanmode.dit.evaluate.held_out_loss import HeldOut
 from meanmode.dit.evaluate.subject import subject_of
 from meanmode.dit.train.ensemble_runs import network_at, train_runs
 from meanmode.sim.store.files import StoreError
-from meanmode.sim.store.sweep_store import open_cells
+from meanmode.sim.store.sweep_store import TODO, open_cells
 from meanmode.sweeps.engine.execution import run_sweep
 from meanmode.sweeps.engine.judged.judged_study import JudgedStudy
 from meanmode.sweeps.engine.store_kinds import stored_plan
@@ -84,6 +86,19 @@ def test_a_network_that_fails_is_worse_than_any_other(study: tuple[JudgedStudy, 
     assert {row["quantity"] for row in compare([path])["rows"]} == {"judgement"}
     stored = stored_plan(open_cells(path).attrs)
     assert isinstance(stored, JudgedStudy) and stored.configuration() == made.configuration()
+
+
+def test_a_study_is_compared_before_it_is_finished(study: tuple[JudgedStudy, Path], tmp_path: Path) -> None:
+    _, path = study
+    whole = judged_rows(open_cells(path))
+    store = Path(shutil.copytree(path, tmp_path / "s.zarr"))
+    status = zarr.open_group(store, mode="r+")["status"]
+    status[1] = TODO
+    rows = judged_rows(open_cells(store))
+    assert [row["runs"] for row in rows] == [1, 2] and rows[1] == whole[1]
+    status[0] = TODO
+    assert judged_rows(open_cells(store)) == whole[1:]
+    assert [row["quantity"] for row in compare([store])["rows"]] == ["judgement"]
 
 
 @pytest.mark.parametrize(

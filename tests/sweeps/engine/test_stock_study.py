@@ -1,6 +1,7 @@
 """Studies of watched models of other libraries: runs, stores, and the scores of their alarms."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -221,3 +222,14 @@ def test_a_table_of_backbones_shows_cases_at_two_rates(tmp_path: Path) -> None:
     shown = backbones(tmp_path, "tiny")
     assert "| both | 2 of 2 | 2 of 2 | below 0.001 |" in shown and "| one |" not in shown
     assert "| both |" in backbone_ramps(tmp_path, "tiny")
+
+
+@pytest.mark.parametrize("library", ["transformers", "diffusers"])
+def test_a_missing_library_is_said_before_anything_is_written(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    cases = tuple(Case(label=family, options={**TINY, "family": family}) for family in ("bert", "dit"))
+    with pytest.raises(ValueError, match=rf"models of other libraries need {library}: pip install"):
+        run_sweep(StockStudy(name="tiny", claim="a test", cases=cases, seeds=1), tmp_path / "s.zarr")
+    assert not list(tmp_path.iterdir())
