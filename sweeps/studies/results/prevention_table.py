@@ -13,6 +13,7 @@ from meanmode.sweeps.studies.events.event_summaries import collapsed
 from meanmode.sweeps.studies.markdown import pipe_table
 from meanmode.sweeps.studies.results.sizes import captioned, store, studies_caption
 from meanmode.sweeps.studies.stock.alarm_scores import stock_rows
+from meanmode.sweeps.studies.stock.backbone_rows import backbone_runs
 from meanmode.sweeps.studies.training.failures import ramp_failures
 
 UNCHANGED = ("plain", "nothing", "as built")
@@ -29,6 +30,9 @@ SAME = {
     **dict.fromkeys(UNCHANGED, "as it is"),
 }
 """Label of a case -> the row that it shares with cases of other studies; others keep their label."""
+
+DEEP = "12 blocks, "
+"""Beginning of the labels of backbones at their full depth."""
 
 
 def prevention(data: Path, *names: str) -> str:
@@ -47,7 +51,8 @@ def prevention(data: Path, *names: str) -> str:
     statistics = (
         "Runs that collapse into the mean mode; of ramps also the critical rate over the unchanged one's "
         "(`>`: a lower bound) and the loss less the unchanged one's at the same step; of jumps the loss "
-        "before them less the unchanged one's; of watched models the runs that learn. `diverge`: plain "
+        "before them less the unchanged one's; of watched models the runs that learn, over all rates where "
+        "there are several. `diverge`: plain "
         "divergences. Intervals are in the tables of each study."
     )
     return captioned(
@@ -77,7 +82,7 @@ def _of_ramps(path: Path) -> dict[str, str]:
             said.append(f"> x{ratio['measured_at_least']:.2g}")
         if loss is not None and loss["difference"] is not None:
             said.append(f"loss {loss['difference']:+.2f}")
-        found[SAME.get(label, label)] = "; ".join(said)
+        found[_remedy(label)] = "; ".join(said)
     return found
 
 
@@ -91,17 +96,28 @@ def _of_jumps(path: Path) -> dict[str, str]:
         said = [f"{int(collapsed(of).sum())} of {len(of)}" + f", {diverged} diverge" * bool(diverged)]
         if label not in UNCHANGED:
             said.append(f"loss {before[label] - unchanged:+.2f}")
-        found[SAME.get(str(label), str(label))] = "; ".join(said)
+        found[_remedy(str(label))] = "; ".join(said)
     return found
 
 
 def _of_models(path: Path) -> dict[str, str]:
-    return {
-        SAME.get(
-            row["quantity"], row["quantity"]
-        ): f"{row['failed']} of {row['runs']}; {row['learned']} learn"
-        for row in stock_rows(open_cells(path))[:-1]
-    }
+    data = open_cells(path)
+    if DEEP not in str(data["case"].values[-1]):
+        return {
+            _remedy(row["quantity"]): f"{row['failed']} of {row['runs']}; {row['learned']} learn"
+            for row in stock_rows(data)[:-1]
+        }
+    found = {}
+    for case, of in backbone_runs(data).groupby("case", sort=False):
+        learned = int((of["kind"] == "learned").sum())
+        found[_remedy(str(case))] = f"{int(of['mean_mode'].sum())} of {len(of)}; {learned} learn"
+    return found
+
+
+def _remedy(label: str) -> str:
+    """The row of a case; studies of backbones name the depth in front of a remedy."""
+    label = label.removeprefix(DEEP)
+    return SAME.get(label, label)
 
 
 READERS: Mapping[str, Callable[[Path], dict[str, str]]] = {
