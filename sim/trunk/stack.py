@@ -2,7 +2,6 @@
 
 # B batch, T tokens, D width, H heads
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -54,10 +53,10 @@ class Block(nn.Module):
         qk_eps: added to the mean square in QK-Norm.
 
     Attributes:
-        compiled: options of `compile`; None before it is called.
+        compiled: what computes the block in passes that are differentiated, after `compile`.
     """
 
-    compiled: dict[str, Any] | None = None
+    compiled: Callable[["Block", Tensor, Segments], Tensor] | None = None
 
     def __init__(self, setting: Setting, *, merge_eps: float = MERGE_EPS, qk_eps: float = QK_EPS) -> None:
         super().__init__()
@@ -115,14 +114,14 @@ class Block(nn.Module):
         Args:
             options: those of `torch.compile`.
         """
-        self.compiled = options
+        torch.compiler.assume_constant_result(rotation)  # marks it: angles are not computed in every pass
+        self.compiled = torch.compile(Block._merged, dynamic=False, **options)
 
     def forward(self, x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B T D"]:
         """The trunk after the block."""
         if self.compiled is None or not torch.is_grad_enabled() or self._is_looked_into():
             return self._merged(x, segments)
-        after: Tensor = _compiled(**self.compiled)(self, x, segments)
-        return after
+        return self.compiled(self, x, segments)
 
     def _is_looked_into(self) -> bool:
         """Whether a part of the block has a hook, which compiled code would skip."""
@@ -135,13 +134,6 @@ class Block(nn.Module):
     def _merged(self, x: Tensor, segments: Segments) -> Tensor:
         x = self.merge_attn(x, self.operator(self.merge_attn.read(x), segments), segments)
         return self.merge_ffn(x, self.ffn(self.merge_ffn.read(x)), segments)
-
-
-@functools.cache
-def _compiled(**options: Any) -> Callable[[Block, Tensor, Segments], Tensor]:
-    """The computation of a block, compiled with these options."""
-    torch.compiler.assume_constant_result(rotation)  # marks it: the angles are not computed in every pass
-    return torch.compile(Block._merged, **options)
 
 
 def blocks_of(model: nn.Module) -> list[Block]:

@@ -28,6 +28,9 @@ STEPS = 8
 KINDS = [(mixer, merge) for mixer in MIXERS for merge in ("layerscale", "deepnorm")]
 """More kinds of blocks than torch compiles by itself, none of which is compiled before."""
 
+PATCHES = (1, 2, 4)
+"""Sides of patches, for 64, 16 and 4 tokens."""
+
 
 class Counting:
     """A compiler backend that leaves the operations as they are and counts the codes that it is given."""
@@ -88,6 +91,10 @@ def test_any_number_of_kinds_is_compiled(found: dict[str, int]) -> None:
     assert found["kinds"] > torch._dynamo.config.recompile_limit  # blends share one, for any weights
 
 
+def test_every_number_of_tokens_has_one_code(found: dict[str, int]) -> None:
+    assert found["token counts"] == len(PATCHES)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     backend = Counting()
@@ -102,4 +109,9 @@ if __name__ == "__main__":
         run = PRESETS["digits-16l"].with_fields({"depth": 1, "steps": 1, "mixer": mixer, "merge": merge})
         train_runs([run.with_fields({"compile": True})] * 2)
     report["kinds"] = backend.codes - before
+    before = backend.codes
+    for patch in PATCHES:
+        run = PRESETS["digits-16l"].with_fields({"depth": 2, "steps": 1, "patch": patch, "merge": "rezero"})
+        train_runs([run.with_fields({"compile": True})] * 2)
+    report["token counts"] = backend.codes - before
     print(json.dumps(report))
