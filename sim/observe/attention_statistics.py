@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from meanmode.sim.observe.attention_bands import banded_parts
-from meanmode.sim.observe.singular_values import centered_norm
+from meanmode.sim.observe.singular_values import CenteredNorms, centered_norm
 from meanmode.sim.observe.token_parts import EPS, centered, need_pair, norm
 from meanmode.sim.trunk.attention import Mixer
 from meanmode.sim.trunk.linear import dot_products
@@ -71,8 +71,7 @@ def attention_statistics(
     flat = [single(operand).reshape(-1, *operand.shape[-2:]) for operand in operands]
     banded = tokens > WHOLE_TOKENS and type(mixer).rows_of is not Mixer.rows_of
     parts = (_by_bands if banded else _whole)(mixer, flat, transposed, singular_value)
-    shape = (*lead, heads)
-    found = _MatrixParts(*(torch.cat(values).unflatten(0, shape) for values in zip(*parts, strict=True)))
+    found = _MatrixParts(*(values.unflatten(0, (*lead, heads)) for values in parts))
     return AttentionStatistics(
         found.singular_value.mean(-1),
         _row_div(found).mean(-1),
@@ -92,22 +91,27 @@ class _MatrixParts(NamedTuple):
 
 def _whole(
     mixer: Mixer, operands: list[Tensor], transposed: Float[Tensor, "S D T"], singular_value: bool
-) -> Iterator[_MatrixParts]:
+) -> _MatrixParts:
     """The reductions of every head's matrix, a few matrices at a time."""
     tokens, device = transposed.shape[-1], transposed.device
+    norms = CenteredNorms() if singular_value else None
+    parts = []
     for chunk in _chunks(len(operands[0]), at_a_time(tokens * tokens, device)):
         if chunk.stop - chunk.start == 1:
             samples: slice | Tensor = slice(chunk.start // mixer.heads, chunk.start // mixer.heads + 1)
         else:
             samples = torch.arange(chunk.start, chunk.stop, device=device) // mixer.heads
         matrix = mixer.matrix_of(*(operand[chunk] for operand in operands))
-        yield _matrix_parts(matrix, transposed[samples], singular_value=singular_value)
+        parts.append(_matrix_parts(matrix, transposed[samples], norms))
+    found = _joined(parts)
+    return found if norms is None else found._replace(singular_value=norms.values())
 
 
 def _by_bands(
     mixer: Mixer, operands: list[Tensor], transposed: Float[Tensor, "S D T"], singular_value: bool
-) -> Iterator[_MatrixParts]:
+) -> _MatrixParts:
     """The reductions of every head's matrix, none of which is formed."""
+    parts = []
     for index in range(len(operands[0])):
         of_head = [operand[index] for operand in operands]
         found = banded_parts(
@@ -115,7 +119,12 @@ def _by_bands(
             transposed[index // mixer.heads],
             singular_value=singular_value,
         )
-        yield _MatrixParts(*(value[None] for value in found))
+        parts.append(_MatrixParts(*(value[None] for value in found)))
+    return _joined(parts)
+
+
+def _joined(parts: list[_MatrixParts]) -> _MatrixParts:
+    return _MatrixParts(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def _chunks(count: int, size: int) -> Iterator[slice]:
@@ -123,19 +132,22 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
 
 
 def _matrix_parts(
-    matrix: Float[Tensor, "N T T"], transposed: Float[Tensor, "N D T"] | None, *, singular_value: bool
+    matrix: Float[Tensor, "N T T"],
+    transposed: Float[Tensor, "N D T"] | None,
+    norms: CenteredNorms | None = None,
 ) -> _MatrixParts:
-    """The reductions of matrices, given c(X)^T; overwrites the matrices. NaN for parts not requested."""
+    """The reductions of matrices, given c(X)^T; overwrites the matrices. NaN for parts not requested.
+
+    `norms` takes the matrices, and will tell their |P A P|_2.
+    """
     column_means = matrix.mean(-2)
     apart = matrix.sub_(column_means[:, None])
+    if norms is not None:
+        norms.add(apart)
     size = norm(apart)
     missing = torch.full_like(size, torch.nan)
-    return _MatrixParts(
-        size,
-        missing if transposed is None else norm(dot_products(apart, transposed)),
-        centered_norm(apart) if singular_value else missing,
-        column_means,
-    )
+    mixed = missing if transposed is None else norm(dot_products(apart, transposed))
+    return _MatrixParts(size, mixed, missing, column_means)
 
 
 def _row_div(found: _MatrixParts) -> Tensor:
@@ -163,7 +175,7 @@ def _of_heads(attention: Float[Tensor, "*B H T T"], x: Tensor | None = None) -> 
         part = centered(x)[..., None, :, :].expand(*attention.shape[:-1], x.shape[-1])
         transposed = part.reshape(-1, *x.shape[-2:]).transpose(-1, -2)
     matrix = single(attention).reshape(-1, *attention.shape[-2:]).clone()
-    found = _matrix_parts(matrix, transposed, singular_value=False)
+    found = _matrix_parts(matrix, transposed)
     return _MatrixParts(*(values.unflatten(0, attention.shape[:-2]) for values in found))
 
 
