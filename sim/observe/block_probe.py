@@ -123,8 +123,9 @@ class BlockProbe:
         if not self._measuring:
             return
         (x, _), operands, self._operands = given, self._operands, ()
-        # the model's input may be a buffer that the caller refills at any moment
-        self.measurement.operator(self.index, self.block.operator, operands, x, now=self.index == 1)
+        if self.index == 1:  # the model's input may be a buffer that the caller refills at any moment
+            x, *operands = (of.clone() for of in (x, *operands))
+        self.measurement.operator(self.index, self.block.operator, tuple(operands), x)
 
     def _branch(self, writer: int, _: nn.Module, given: tuple[Tensor, Tensor, Segments]) -> None:
         if self._measuring:

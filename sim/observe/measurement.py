@@ -4,7 +4,8 @@
 # S token sets
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from meanmode.sim.observe.attention_statistics import attention_statistics
-from meanmode.sim.observe.deferred import Queue, version
+from meanmode.sim.observe.deferred import Queue, Work, version
 from meanmode.sim.observe.observable_names import (
     BRANCH_OBSERVABLES,
     COHERENCE_OBSERVABLES,
@@ -23,6 +24,7 @@ from meanmode.sim.observe.observables import parts_r_tr, parts_rho, parts_var_ga
 from meanmode.sim.observe.process_sums import mean_square, mean_square_of_rows
 from meanmode.sim.observe.record import Record
 from meanmode.sim.observe.shared_writers import SharedWriterSum
+from meanmode.sim.observe.singular_values import CenteredNorms
 from meanmode.sim.observe.token_parts import TokenParts, cosine, measuring
 from meanmode.sim.observe.token_sets import Measured, TokenSets
 from meanmode.sim.observe.writer_gradients import (
@@ -58,6 +60,8 @@ class Measurement:
         self._trunks: dict[str, tuple[Tensor, int, Measured]] = {}
         self._pending: dict[Place, list[tuple[Tensor, Tensor]]] = {}
         self._with_modes: set[Place] = set()
+        self._norms = CenteredNorms()
+        self._of_norms: list[tuple[list[tuple[int, ...]], tuple[int, ...]]] = []
 
     # the forward pass
 
@@ -126,9 +130,7 @@ class Measurement:
                 if self.record.wants_segments(name):
                     self.record.put(_suffixed(name, segment), place, of(before, parts), counted)
 
-    def operator(
-        self, block: int, mixer: Mixer, operands: tuple[Tensor, ...], x: Tensor, *, now: bool
-    ) -> None:
+    def operator(self, block: int, mixer: Mixer, operands: tuple[Tensor, ...], x: Tensor) -> None:
         """Record the statistics of a mixer's matrices.
 
         Args:
@@ -136,14 +138,28 @@ class Measurement:
             mixer: the mixer.
             operands: the features its matrices are computed from.
             x: the trunk it reads.
-            now: whether `x` may be overwritten at any moment.
         """
-        self._do(functools.partial(self._operator, block, mixer, operands, x.detach()), x, *operands, now=now)
+        work = functools.partial(self._operator, mixer)
+        self._do(("operator", mixer.form), work, (block,), x.detach(), *operands)
 
-    def _operator(self, block: int, mixer: Mixer, operands: tuple[Tensor, ...], x: Tensor) -> None:
-        found = attention_statistics(mixer, operands, x, singular_value=self.record.wants("mu_eff"))
-        for name, values in zip(OPERATOR_OBSERVABLES, found, strict=True):
-            self.record.put(name, (block,), values)
+    def _operator(self, mixer: Mixer, places: list[tuple[int, ...]], x: Tensor, *operands: Tensor) -> None:
+        wanted = self.record.wants("mu_eff")
+        found = attention_statistics(mixer, operands, x, norms=self._norms, singular_value=wanted)
+        for name, values in zip(OPERATOR_OBSERVABLES[1:], found[1:], strict=True):
+            self.record.put(name, places, values)
+        if wanted:
+            self._of_norms.append((places, (*x.shape[:-2], mixer.heads)))
+            if self._norms.full or self._queue is None:
+                self._put_norms()
+
+    def _put_norms(self) -> None:
+        """Record mu_eff of all blocks whose matrices wait for their norms."""
+        if self._of_norms:
+            with torch.no_grad():
+                every = self._norms.values().split([math.prod(shape) for _, shape in self._of_norms])
+            for (places, shape), values in zip(self._of_norms, every, strict=True):
+                self.record.put("mu_eff", places, values.view(shape).mean(-1))
+            self._of_norms.clear()
 
     # the backward pass
 
@@ -172,7 +188,7 @@ class Measurement:
             gradient_follows: whether `gradient` is called next, with the sum of these products.
         """
         if self.record.wants(*COHERENCE_OBSERVABLES):
-            self._do(functools.partial(self._coherence, place, y.detach(), delta), y, delta)
+            self._do("coherence", self._coherence, place, y.detach(), delta)
         if not self.record.wants(*GRADIENT_MODES):
             return
         if gradient_follows and self.record.group is None:
@@ -187,7 +203,7 @@ class Measurement:
         else:
             self.record.writer(place).add(y, delta, kept)
 
-    def _coherence(self, place: Place, y: Tensor, delta: Tensor) -> None:
+    def _coherence(self, places: list[tuple[int, ...]], y: Tensor, delta: Tensor) -> None:
         found = coherence(y, delta, absolute=self.record.wants("kappa_abs"))
         directed = None
         if bool(found.kappa.isnan().any()):
@@ -195,7 +211,7 @@ class Measurement:
             # is a result and is kept
             directed = torch.stack([side.abs().amax(-1) != 0 for side in (y, delta)]).all(0).sum(-1)
         for name, values, least in zip(COHERENCE_OBSERVABLES, found, LEAST_DIRECTED, strict=True):
-            self.record.put(name, place, values, None if directed is None else directed >= least)
+            self.record.put(name, places, values, None if directed is None else directed >= least)
 
     def gradient(self, place: Place, gradient: Float[Tensor, "*R M N"]) -> None:
         """Add the gradient of a writer's weight in one backward pass: the sum of the products before it."""
@@ -240,14 +256,15 @@ class Measurement:
         """Complete what waits: deferred measurements, and products whose gradient did not follow."""
         if self._queue is not None:
             self._queue.flush()
+        self._put_norms()
         for place in list(self._pending):
             self.settle(place)
 
-    def _do(self, work: functools.partial[None], *held: Tensor, now: bool = False) -> None:
+    def _do(self, kind: Hashable, work: Work, place: tuple[int, ...], *held: Tensor) -> None:
         if self._queue is None:
-            work()
+            work([place], *(tensor[None] for tensor in held))
         else:
-            self._queue.add(work, *held, now=now)
+            self._queue.add(kind, work, place, *held)
 
 
 def _pairs(parts: TokenParts) -> Tensor | None:

@@ -33,7 +33,7 @@ TESTS = (3, 12)
 attention at initialisation 12 to 18."""
 
 
-FIRST_TEST, BETWEEN_TESTS = 9, 3
+FIRST_TEST, BETWEEN_TESTS = 6, 3
 """Steps before the first test of several matrices at once and between tests; those that have converged leave
 the iteration."""
 
@@ -46,7 +46,7 @@ the search, after which nine in ten are known to single precision."""
 class CenteredNorms:
     """|P A P|_2 of matrices that come a few at a time: their convergence is tested together.
 
-    NaN for matrices that are not finite.
+    NaN for matrices that are not finite. A caller takes the values once `full`, and in the end.
 
     Args:
         tolerance: relative residual of the iteration; None uses the square root of the dtype's resolution.
@@ -57,6 +57,13 @@ class CenteredNorms:
         self._found: list[Tensor] = []
         # iterations begun, and the factors on the roots of the eigenvalues
         self._begun: list[tuple[_Lanczos, Tensor]] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether the matrices that wait take as much memory as they may."""
+        normals = [begun.normal for begun, _ in self._begun]
+        entries = WAITING_ENTRIES.get(normals[0].device.type, WAITING_ENTRIES["cuda"]) if normals else 0
+        return bool(normals) and sum(map(torch.numel, normals)) >= entries
 
     def add(self, apart: Float[Tensor, "N T T"]) -> None:
         """Take some matrices, and begin to iterate while a cache holds them.
@@ -73,27 +80,25 @@ class CenteredNorms:
         size = torch.where(size == 0, 1.0, size)
         if not within(size**2.5):  # what follows works on squares of the singular values
             operator, factor = operator / size[:, None, None], factor * size
-        if tokens <= DENSE_TOKENS or (tokens <= EXACT_TOKENS and len(operator) < SEARCHED):
-            value = torch.linalg.eigvalsh(operator.mT @ operator)[:, -1].clamp_min(0.0).sqrt()
-            self._put(factor * value)
-        elif tokens > TOGETHER_TOKENS and operator.device.type == "cpu":
-            self._put(factor * _one_by_one(operator, self._relative(operator)))
-        else:
-            lanczos = _Lanczos(operator.mT @ operator)
+        if tokens > TOGETHER_TOKENS and operator.device.type == "cpu":
+            self.know(factor * _one_by_one(operator, self._relative(operator)))
+            return
+        lanczos = _Lanczos(operator.mT @ operator)
+        if tokens > EXACT_TOKENS:
             lanczos.advance(FIRST_TEST)
-            self._begun.append((lanczos, factor))
-            entries = WAITING_ENTRIES.get(operator.device.type, WAITING_ENTRIES["cuda"])
-            if sum(begun.normal.numel() for begun, _ in self._begun) >= entries:
-                self._finish()
+        self._begun.append((lanczos, factor))
 
-    def _put(self, values: Tensor) -> None:
+    def know(self, values: Float[Tensor, " N"]) -> None:
+        """Take norms that are known, in place of matrices."""
         self._finish()
         self._found.append(values)
 
     def values(self) -> Float[Tensor, " N"]:
-        """The norms of all matrices, in their order."""
+        """The norms of all matrices since the last call, in their order."""
         self._finish()
-        return torch.cat(self._found)
+        values = torch.cat(self._found)
+        self._found.clear()
+        return values
 
     def _relative(self, operator: Tensor) -> float:
         if self._tolerance is not None:
@@ -102,14 +107,20 @@ class CenteredNorms:
         return resolution if operator.shape[-1] <= EXACT_TOKENS else resolution**0.5
 
     def _finish(self) -> None:
-        if self._begun:
-            parts, factors = zip(*self._begun, strict=True)
-            self._begun.clear()
-            lanczos = _Lanczos.joined(parts)
-            energy = lanczos.normal.diagonal(dim1=-2, dim2=-1).sum(-1)
-            floor = 8 * torch.finfo(energy.dtype).eps * energy
-            value = _converged(lanczos, self._relative(lanczos.normal), floor)
-            self._found.append(torch.cat(factors) * value.clamp_min(0.0).sqrt())
+        shapes = dict.fromkeys(begun.normal.shape[1:] for begun, _ in self._begun)
+        assert len(shapes) <= 1, "matrices of one size"
+        if not self._begun:
+            return
+        parts, factors = zip(*self._begun, strict=True)
+        self._begun.clear()
+        lanczos = _Lanczos.joined(parts)
+        normal, tokens = lanczos.normal, lanczos.normal.shape[-1]
+        if tokens <= (EXACT_TOKENS if len(normal) < SEARCHED else DENSE_TOKENS):
+            value = torch.linalg.eigvalsh(normal)[:, -1]
+        else:
+            energy = normal.diagonal(dim1=-2, dim2=-1).sum(-1)
+            value = _converged(lanczos, self._relative(normal), 8 * torch.finfo(energy.dtype).eps * energy)
+        self._found.append(torch.cat(factors) * value.clamp_min(0.0).sqrt())
 
 
 def centered_norm(apart: Float[Tensor, "N T T"], tolerance: float | None = None) -> Float[Tensor, " N"]:
@@ -227,14 +238,13 @@ def iterated(
         tolerance: residual relative to the eigenvalue at which the iteration ends.
         floor: residual at which it ends in any case.
     """
-    lanczos = _Lanczos(normal)
-    lanczos.advance(FIRST_TEST)
-    return _converged(lanczos, tolerance, floor)
+    return _converged(_Lanczos(normal), tolerance, floor)
 
 
 def _converged(lanczos: _Lanczos, tolerance: float, floor: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     """Continue iterations until all have converged; those that have leave the others."""
     found, left = torch.zeros_like(floor), torch.arange(len(floor), device=floor.device)
+    lanczos.advance(FIRST_TEST - lanczos.diagonal.shape[-1])
     while True:
         found[left], residual = lanczos.leading()
         more = (residual > tolerance * found[left] + floor[left]).nonzero()[:, 0]
