@@ -77,7 +77,9 @@ def attention_statistics(
     flat = [single(operand).reshape(-1, *operand.shape[-2:]) for operand in operands]
     banded = tokens > WHOLE_TOKENS and type(mixer).rows_of is not Mixer.rows_of
     own = CenteredNorms() if singular_value and norms is None else None
-    parts = (_by_bands if banded else _whole)(mixer, flat, transposed, (own or norms) if singular_value else None)
+    parts = (_by_bands if banded else _whole)(
+        mixer, flat, transposed, (own or norms) if singular_value else None
+    )
     found = _MatrixParts(*(values.unflatten(0, (*lead, heads)) for values in parts))
     missing = torch.full_like(found.apart, torch.nan)
     return AttentionStatistics(

@@ -155,8 +155,8 @@ class Record:
     def _put_arrays(
         self, name: str, places: list[tuple[int, ...]], values: Tensor, number: Tensor | int
     ) -> None:
-        where = tuple(zip(*places, strict=True)) if len(places) > 1 else places[0]
-        at = (slice(None),) * len(self.lead) + where
+        where: Any = tuple(zip(*places, strict=True)) if len(places) > 1 else places[0]
+        at: Any = (slice(None),) * len(self.lead) + where
         sums, numbers = self._sums[name], self._numbers[name]
         new, counted = (
             (of.movedim(0, -1) if len(places) > 1 else of[0]).numpy() if isinstance(of, Tensor) else of

@@ -2,10 +2,8 @@
 
 # T tokens, N matrices at a time, K Lanczos steps so far
 
-import copy
 import functools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,8 +22,8 @@ TOGETHER_TOKENS = 128
 matrices are faster than batched ones."""
 
 
-WAITING_ENTRIES = {"cpu": 2**22, "cuda": 2**27}
-"""Entries of the normal matrices that wait to be tested together."""
+WAITING_ENTRIES = {"cpu": 2**22, "cuda": 2**26}
+"""Entries of the matrices that wait to be tested together."""
 
 
 TESTS = (3, 12)
@@ -61,7 +59,7 @@ class CenteredNorms:
     @property
     def full(self) -> bool:
         """Whether the matrices that wait take as much memory as they may."""
-        normals = [begun.normal for begun, _ in self._begun]
+        normals = [begun.first for begun, _ in self._begun]
         entries = WAITING_ENTRIES.get(normals[0].device.type, WAITING_ENTRIES["cuda"]) if normals else 0
         return bool(normals) and sum(map(torch.numel, normals)) >= entries
 
@@ -83,8 +81,10 @@ class CenteredNorms:
         if tokens > TOGETHER_TOKENS and operator.device.type == "cpu":
             self.know(factor * _one_by_one(operator, self._relative(operator)))
             return
-        lanczos = _Lanczos(operator.mT @ operator)
-        if tokens > EXACT_TOKENS:
+        if tokens <= EXACT_TOKENS:
+            lanczos = _Lanczos(operator.mT @ operator)
+        else:  # a few steps with two matrices cost less than the product of these
+            lanczos = _Lanczos(operator.mT.contiguous(), operator)
             lanczos.advance(FIRST_TEST)
         self._begun.append((lanczos, factor))
 
@@ -107,19 +107,17 @@ class CenteredNorms:
         return resolution if operator.shape[-1] <= EXACT_TOKENS else resolution**0.5
 
     def _finish(self) -> None:
-        shapes = dict.fromkeys(begun.normal.shape[1:] for begun, _ in self._begun)
-        assert len(shapes) <= 1, "matrices of one size"
         if not self._begun:
             return
-        parts, factors = zip(*self._begun, strict=True)
+        parts, factors = (list(of) for of in zip(*self._begun, strict=True))
         self._begun.clear()
-        lanczos = _Lanczos.joined(parts)
-        normal, tokens = lanczos.normal, lanczos.normal.shape[-1]
-        if tokens <= (EXACT_TOKENS if len(normal) < SEARCHED else DENSE_TOKENS):
-            value = torch.linalg.eigvalsh(normal)[:, -1]
+        tokens, count = parts[0].first.shape[-1], sum(len(part.first) for part in parts)
+        if tokens <= (EXACT_TOKENS if count < SEARCHED else DENSE_TOKENS):
+            value = torch.linalg.eigvalsh(torch.cat([part.first for part in parts]))[:, -1]
         else:
-            energy = normal.diagonal(dim1=-2, dim2=-1).sum(-1)
-            value = _converged(lanczos, self._relative(normal), 8 * torch.finfo(energy.dtype).eps * energy)
+            energy = torch.cat([part.energy for part in parts])
+            floor = 8 * torch.finfo(energy.dtype).eps * energy
+            value = _converged(parts, self._relative(parts[0].first), floor)
         self._found.append(torch.cat(factors) * value.clamp_min(0.0).sqrt())
 
 
@@ -186,34 +184,39 @@ class _Lanczos:
 
     The basis is not re-orthogonalised: rounding duplicates Ritz values that have converged but does not move
     the largest, and once a Krylov space is exhausted the iteration continues in another.
+
+    Args:
+        first: M^T M, or M^T.
+        second: M in the second case.
     """
 
-    def __init__(self, normal: Float[Tensor, "N T T"]) -> None:
-        count, tokens = normal.shape[:2]
-        self.normal = normal
-        self.vector = start(tokens, normal.dtype, normal.device).expand(count, tokens)
+    def __init__(self, first: Float[Tensor, "N T T"], second: Float[Tensor, "N T T"] | None = None) -> None:
+        count, tokens = first.shape[:2]
+        self.first, self.second = first, first[:0] if second is None else second
+        self.vector = start(tokens, first.dtype, first.device).expand(count, tokens)
         self.before, self.length = torch.zeros_like(self.vector), torch.zeros_like(self.vector[:, :1])
         self.diagonal, self.beside = self.length[:, :0], self.length[:, :0]
 
-    @staticmethod
-    def joined(parts: "Sequence[_Lanczos]") -> "_Lanczos":
-        """Iterations that have made the same number of steps as one."""
-        whole = copy.copy(parts[0])
-        for name in vars(whole):
-            setattr(whole, name, torch.cat([getattr(part, name) for part in parts]))
-        return whole
+    @property
+    def energy(self) -> Float[Tensor, " N"]:
+        """tr M^T M."""
+        if len(self.second):
+            return norm(self.second).square()
+        return self.first.diagonal(dim1=-2, dim2=-1).sum(-1)
 
     def keep(self, left: Tensor) -> None:
         """Go on with some of the matrices."""
-        for name, of in vars(self).items():
-            setattr(self, name, of[left])
+        if len(left) < len(self.first):
+            for name, of in vars(self).items():
+                setattr(self, name, of[left] if len(of) else of)
 
     def advance(self, steps: int) -> None:
         """Make some steps."""
-        tiny = torch.finfo(self.normal.dtype).tiny
+        tiny = torch.finfo(self.first.dtype).tiny
         diagonal, beside = [self.diagonal], [self.beside]
         for _ in range(steps):
-            image = torch.bmm(self.vector[:, None], self.normal)[:, 0]  # as rows, several times as fast on a CPU
+            image = torch.bmm(self.vector[:, None], self.first)  # as rows, several times as fast on a CPU
+            image = (torch.bmm(image, self.second) if len(self.second) else image)[:, 0]
             diagonal.append((image * self.vector).sum(-1, keepdim=True))
             image = image.addcmul_(diagonal[-1], self.vector, value=-1)
             image = image.addcmul_(self.length, self.before, value=-1)
@@ -221,11 +224,6 @@ class _Lanczos:
             beside.append(self.length)
             self.before, self.vector = self.vector, image / self.length.clamp_min(tiny)
         self.diagonal, self.beside = torch.cat(diagonal, -1), torch.cat(beside, -1)
-
-    def leading(self) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-        """Largest Ritz value of each matrix, and its residual."""
-        value, last = _leading(self.diagonal, self.beside[:, :-1])
-        return value, self.length[:, 0] * last
 
 
 def iterated(
@@ -238,22 +236,28 @@ def iterated(
         tolerance: residual relative to the eigenvalue at which the iteration ends.
         floor: residual at which it ends in any case.
     """
-    return _converged(_Lanczos(normal), tolerance, floor)
+    return _converged([_Lanczos(normal)], tolerance, floor)
 
 
-def _converged(lanczos: _Lanczos, tolerance: float, floor: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """Continue iterations until all have converged; those that have leave the others."""
+def _converged(parts: list[_Lanczos], tolerance: float, floor: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """Continue iterations until all have converged; matrices that have leave the others."""
     found, left = torch.zeros_like(floor), torch.arange(len(floor), device=floor.device)
-    lanczos.advance(FIRST_TEST - lanczos.diagonal.shape[-1])
+    for part in parts:
+        part.advance(FIRST_TEST - part.diagonal.shape[-1])
     while True:
-        found[left], residual = lanczos.leading()
-        more = (residual > tolerance * found[left] + floor[left]).nonzero()[:, 0]
-        if not len(more) or lanczos.diagonal.shape[-1] >= 2 * lanczos.normal.shape[-1]:
+        diagonal, beside, length = (
+            torch.cat(of)
+            for of in zip(*((part.diagonal, part.beside, part.length) for part in parts), strict=True)
+        )
+        value, last = _leading(diagonal, beside[:, :-1])
+        found[left] = value
+        more = length[:, 0] * last > tolerance * value + floor[left]
+        if not bool(more.any()) or diagonal.shape[-1] >= 2 * parts[0].first.shape[-1]:
             return found
-        if len(more) < len(left):
-            left = left[more]
-            lanczos.keep(more)
-        lanczos.advance(BETWEEN_TESTS)
+        left = left[more]
+        for part, going in zip(parts, more.split([len(part.first) for part in parts]), strict=True):
+            part.keep(going.nonzero()[:, 0])
+            part.advance(BETWEEN_TESTS)
 
 
 def _leading(
@@ -311,8 +315,9 @@ def _searched(
             share = slope * inverse
             first += share
             second += share.square() - bend * inverse
-        before, down = down, steps / (
-            first + ((steps - 1) * (steps * second - first.square())).clamp_min(0.0).sqrt()
+        before, down = (
+            down,
+            steps / (first + ((steps - 1) * (steps * second - first.square())).clamp_min(0.0).sqrt()),
         )
         value = value - down
     entry, energy = torch.ones_like(value), torch.ones_like(value)
