@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from meanmode.sim.observe.attention_bands import banded_parts
-from meanmode.sim.observe.singular_values import centered_norm
+from meanmode.sim.observe.singular_values import CenteredNorms, centered_norm
 from meanmode.sim.observe.token_parts import EPS, centered, need_pair, norm
 from meanmode.sim.trunk.attention import Mixer
 from meanmode.sim.trunk.linear import dot_products
@@ -47,7 +47,12 @@ def at_a_time(entries: int, device: torch.device) -> int:
 
 
 def attention_statistics(
-    mixer: Mixer, operands: tuple[Tensor, ...], x: Float[Tensor, "*B T D"], *, singular_value: bool = True
+    mixer: Mixer,
+    operands: tuple[Tensor, ...],
+    x: Float[Tensor, "*B T D"],
+    *,
+    norms: CenteredNorms | None = None,
+    singular_value: bool = True,
 ) -> AttentionStatistics:
     """All statistics of a mixer's matrices on a trunk, from one recomputed matrix per head.
 
@@ -58,7 +63,8 @@ def attention_statistics(
         mixer: the mixer to measure.
         operands: the features its matrices are computed from, from `Mixer.operands`.
         x: the trunk that the mixer reads.
-        singular_value: whether to compute mu_eff, the most expensive one; NaN otherwise.
+        norms: takes the matrices of all heads, whose mu_eff is then NaN here; None computes it.
+        singular_value: whether mu_eff is wanted, the most expensive one; NaN otherwise.
 
     Raises:
         ValueError: fewer than two tokens.
@@ -70,11 +76,14 @@ def attention_statistics(
     transposed = part.transpose(-1, -2).contiguous()
     flat = [single(operand).reshape(-1, *operand.shape[-2:]) for operand in operands]
     banded = tokens > WHOLE_TOKENS and type(mixer).rows_of is not Mixer.rows_of
-    parts = (_by_bands if banded else _whole)(mixer, flat, transposed, singular_value)
-    shape = (*lead, heads)
-    found = _MatrixParts(*(torch.cat(values).unflatten(0, shape) for values in zip(*parts, strict=True)))
+    own = CenteredNorms() if singular_value and norms is None else None
+    parts = (_by_bands if banded else _whole)(
+        mixer, flat, transposed, (own or norms) if singular_value else None
+    )
+    found = _MatrixParts(*(values.unflatten(0, (*lead, heads)) for values in parts))
+    missing = torch.full_like(found.apart, torch.nan)
     return AttentionStatistics(
-        found.singular_value.mean(-1),
+        (missing if own is None else own.values().view(missing.shape)).mean(-1),
         _row_div(found).mean(-1),
         _retention(found, part_norms).mean(-1),
         _leakage(found, part.reshape(x.shape), part_norms).mean(-1),
@@ -82,60 +91,78 @@ def attention_statistics(
 
 
 class _MatrixParts(NamedTuple):
-    """Reductions of any number of matrices A: |P A|_F, |P A c(X)|_F, |P A P|_2 and the column means."""
+    """Reductions of any number of matrices A: |P A|_F, |P A c(X)|_F and the column means."""
 
     apart: Tensor
     mixed: Tensor
-    singular_value: Tensor
     column_means: Tensor
 
 
 def _whole(
-    mixer: Mixer, operands: list[Tensor], transposed: Float[Tensor, "S D T"], singular_value: bool
-) -> Iterator[_MatrixParts]:
+    mixer: Mixer, operands: list[Tensor], transposed: Float[Tensor, "S D T"], norms: CenteredNorms | None
+) -> _MatrixParts:
     """The reductions of every head's matrix, a few matrices at a time."""
-    tokens, device = transposed.shape[-1], transposed.device
-    for chunk in _chunks(len(operands[0]), at_a_time(tokens * tokens, device)):
-        if chunk.stop - chunk.start == 1:
-            samples: slice | Tensor = slice(chunk.start // mixer.heads, chunk.start // mixer.heads + 1)
-        else:
-            samples = torch.arange(chunk.start, chunk.stop, device=device) // mixer.heads
-        matrix = mixer.matrix_of(*(operand[chunk] for operand in operands))
-        yield _matrix_parts(matrix, transposed[samples], singular_value=singular_value)
+    tokens = transposed.shape[-1]
+    of_heads = [operand.unflatten(0, (-1, mixer.heads)) for operand in operands]
+    parts = []
+    for samples, heads in _chunks(len(transposed), mixer.heads, at_a_time(tokens**2, transposed.device)):
+        matrix = mixer.matrix_of(*(operand[samples, heads].flatten(0, 1) for operand in of_heads))
+        parts.append(_matrix_parts(matrix, transposed[samples], norms))
+    return _joined(parts)
 
 
 def _by_bands(
-    mixer: Mixer, operands: list[Tensor], transposed: Float[Tensor, "S D T"], singular_value: bool
-) -> Iterator[_MatrixParts]:
+    mixer: Mixer, operands: list[Tensor], transposed: Float[Tensor, "S D T"], norms: CenteredNorms | None
+) -> _MatrixParts:
     """The reductions of every head's matrix, none of which is formed."""
+    parts = []
     for index in range(len(operands[0])):
         of_head = [operand[index] for operand in operands]
         found = banded_parts(
             lambda rows, of_head=of_head: mixer.rows_of(rows, *of_head),  # type: ignore[misc]
             transposed[index // mixer.heads],
-            singular_value=singular_value,
+            singular_value=norms is not None,
         )
-        yield _MatrixParts(*(value[None] for value in found))
+        if norms is not None:
+            norms.know(found.singular_value[None])
+        parts.append(_MatrixParts(*(part[None] for part in (found.apart, found.mixed, found.column_means))))
+    return _joined(parts)
 
 
-def _chunks(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+def _joined(parts: list[_MatrixParts]) -> _MatrixParts:
+    return _MatrixParts(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def _chunks(samples: int, heads: int, at_once: int) -> Iterator[tuple[slice, slice]]:
+    """Samples with all their heads, or some heads of one sample, so that they share a product with c(X)."""
+    rows, columns = max(at_once // heads, 1), -(-heads // -(-heads // min(at_once, heads)))
+    for start in range(0, samples, rows):
+        for first in range(0, heads, columns):
+            yield slice(start, start + rows), slice(first, first + columns)
 
 
 def _matrix_parts(
-    matrix: Float[Tensor, "N T T"], transposed: Float[Tensor, "N D T"] | None, *, singular_value: bool
+    matrix: Float[Tensor, "N T T"],
+    transposed: Float[Tensor, "S D T"] | None,
+    norms: CenteredNorms | None = None,
 ) -> _MatrixParts:
-    """The reductions of matrices, given c(X)^T; overwrites the matrices. NaN for parts not requested."""
+    """The reductions of matrices; overwrites them. NaN for parts not requested.
+
+    Args:
+        matrix: as many of each sample, in its order.
+        transposed: c(X)^T of every sample.
+        norms: takes the matrices, and will tell their |P A P|_2.
+    """
     column_means = matrix.mean(-2)
     apart = matrix.sub_(column_means[:, None])
+    if norms is not None:
+        norms.add(apart)
     size = norm(apart)
-    missing = torch.full_like(size, torch.nan)
-    return _MatrixParts(
-        size,
-        missing if transposed is None else norm(dot_products(apart, transposed)),
-        centered_norm(apart) if singular_value else missing,
-        column_means,
-    )
+    mixed = torch.full_like(size, torch.nan)
+    if transposed is not None:
+        products = dot_products(apart.view(len(transposed), -1, apart.shape[-1]), transposed)
+        mixed = norm(products.view(*apart.shape[:-1], -1))
+    return _MatrixParts(size, mixed, column_means)
 
 
 def _row_div(found: _MatrixParts) -> Tensor:
@@ -163,7 +190,7 @@ def _of_heads(attention: Float[Tensor, "*B H T T"], x: Tensor | None = None) -> 
         part = centered(x)[..., None, :, :].expand(*attention.shape[:-1], x.shape[-1])
         transposed = part.reshape(-1, *x.shape[-2:]).transpose(-1, -2)
     matrix = single(attention).reshape(-1, *attention.shape[-2:]).clone()
-    found = _matrix_parts(matrix, transposed, singular_value=False)
+    found = _matrix_parts(matrix, transposed)
     return _MatrixParts(*(values.unflatten(0, attention.shape[:-2]) for values in found))
 
 

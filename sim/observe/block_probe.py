@@ -131,24 +131,18 @@ class BlockProbe:
         if not self._measuring:
             return
         (x, _), operands, self._operands = given, self._operands, ()
-        # the model's input may be a buffer that the caller refills at any moment
-        self.measurement.operator(self.index, self.block.operator, operands, x, now=self.index == 1)
+        if self.index == 1:  # the model's input may be a buffer that the caller refills at any moment
+            x, operands = x.clone(), tuple(operand.clone() for operand in operands)
+        self.measurement.operator(self.index, self.block.operator, operands, x)
 
     def _branch(self, writer: int, _: nn.Module, given: tuple[Tensor, Tensor, Segments]) -> None:
         if self._measuring:
             x, branch, segments = given
-            with measuring(x.device):
-                sets = _sets(x, segments)
-                trunk = self.measurement.trunk(x, sets, unit=False)
-                self.measurement.branch((self.index, writer), trunk, sets, branch)
+            self.measurement.branch_later((self.index, writer), x, branch, _sets(x, segments))
 
     def state(self, index: int, x: Tensor, segments: Segments) -> None:
         """Record the trunk after block `index`, 0 for the input."""
-        plain, unit = self.measurement.wants_state()
-        if plain or unit:
-            with measuring(x.device):
-                found = self.measurement.trunk(x, _sets(x, segments), plain=plain, unit=unit)
-                self.measurement.state(index, found)
+        self.measurement.state_later((index,), x, _sets(x, segments))
         if self._record.wants("tcs_frame"):
             with measuring(x.device):
                 within = tcs_frame(x[..., : segments[0], :], self.block.setting.frames)

@@ -107,12 +107,19 @@ class Record:
             )
         self._passed[block] += 1
 
-    def put(self, name: str, place: Place, values: Tensor, counted: Tensor | None = None) -> None:
-        """Record values per sample, or one for the whole batch.
+    def put(
+        self,
+        name: str,
+        place: Place | list[tuple[int, ...]],
+        values: Tensor,
+        counted: Tensor | None = None,
+    ) -> None:
+        """Record values per sample, or one for the whole batch, at one place or at several.
 
         Args:
             name: observable; ignored if it is not recorded.
-            place: index of the values, (block,) or (block, writer).
+            place: index of the values, (block,) or (block, writer); or a list of different ones, along the
+                first axis of `values` and `counted`.
             values: [*R, ...] per sample or [*R]; mean squares for `ROOTS`.
             counted: boolean mask of the samples that enter the mean; None for all.
 
@@ -121,9 +128,14 @@ class Record:
         """
         if name not in self.dims or self._over:
             return
-        values, axes = values.detach(), len(self.lead)
-        if values.shape[:axes] != self.lead:
-            raise ValueError(f"{name} of {tuple(values.shape[:1])} runs does not fit a record of {self.lead}")
+        values = values.detach()
+        if not isinstance(place, list):
+            place, values, counted = [place], values[None], None if counted is None else counted[None]
+        axes = 1 + len(self.lead)
+        if values.shape[1:axes] != self.lead:
+            raise ValueError(
+                f"{name} of {tuple(values.shape[1:2])} runs does not fit a record of {self.lead}"
+            )
         number: Tensor | int = 1
         if values.ndim > axes:
             if counted is None:
@@ -132,16 +144,25 @@ class Record:
                 values, number = torch.where(counted, values, 0.0), counted.flatten(axes).sum(-1)
             values = values.flatten(axes).sum(-1)
         self._device = values.device
-        self._times[name][place] += 1
         if values.device.type == "cpu":
-            self._put_array(name, place, values, number)
+            self._put_arrays(name, place, values, number)
         else:
-            self._put_tensor(name, place, values, number)
+            for index, of in enumerate(place):
+                self._put_tensor(
+                    name, of, values[index], number if isinstance(number, int) else number[index]
+                )
 
-    def _put_array(self, name: str, place: Place, value: Tensor, number: Tensor | int) -> None:
-        at = (slice(None),) * len(self.lead) + place
+    def _put_arrays(
+        self, name: str, places: list[tuple[int, ...]], values: Tensor, number: Tensor | int
+    ) -> None:
+        where: Any = tuple(zip(*places, strict=True)) if len(places) > 1 else places[0]
+        at: Any = (slice(None),) * len(self.lead) + where
         sums, numbers = self._sums[name], self._numbers[name]
-        new, counted = value.numpy(), number if isinstance(number, int) else number.numpy()
+        new, counted = (
+            (of.movedim(0, -1) if len(places) > 1 else of[0]).numpy() if isinstance(of, Tensor) else of
+            for of in (values, number)
+        )
+        self._times[name][where] += 1
         if name in LARGEST and (numbers[at] > 0).all():
             sums[at] = np.maximum(sums[at], new)
         elif self._replaces(name):
@@ -151,6 +172,7 @@ class Record:
             numbers[at] += counted
 
     def _put_tensor(self, name: str, place: Place, value: Tensor, number: Tensor | int) -> None:
+        self._times[name][place] += 1
         known = self._waiting.get((name, place))
         if known is not None and name in LARGEST:
             value = torch.maximum(known[0], value)
@@ -179,8 +201,8 @@ class Record:
         """Drop the sums of the gradients of all other writers."""
         self._writers = {place: of for place, of in self._writers.items() if place in places}
 
-    def put_modes(self, place: tuple[int, int], modes: WriterModes) -> None:
-        """Record the modes of a writer's gradient."""
+    def put_modes(self, place: Place | list[tuple[int, ...]], modes: WriterModes) -> None:
+        """Record the modes of a writer's gradient, or of several."""
         for name, mode in zip(GRADIENT_MODES, modes, strict=True):
             self.put(name, place, mode)
 

@@ -17,18 +17,14 @@ from meanmode.sim.trunk.precision import single
 MATRIX_ENTRIES = {"cpu": 3 * 2**14, "cuda": 2**27}
 """Entries of a token-pair matrix formed at a time: few enough for a CPU's cache, enough to fill a GPU."""
 
-
 BATCH_ENTRIES = {"cpu": 2**18, "cuda": 2**27}
 """Entries of several whole matrices formed at a time: more, since every call costs time."""
-
 
 TRUSTED_SHARE = 0.01
 """Least share of the energies for which |DW_c|^2 may be their difference; below, rounding would show."""
 
-
 LEAST_BAND = 64
 """Least number of rows of such a matrix formed at a time: thinner products are slow."""
-
 
 SHORTEST = 1e-8
 """Fourth powers of tokens shorter than this, relative to the longest, would underflow."""
@@ -225,20 +221,32 @@ def _without_mean(gradient: Tensor, y: Tensor, delta: Tensor) -> Tensor:
     return product(gradient, delta.to(gradient.dtype).mT, y.to(gradient.dtype), alpha=-1)
 
 
-def _modes_of_whole(
-    gradient: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], means: Sequence[tuple[Tensor, Tensor]]
-) -> WriterModes | None:
-    """Modes by |DW_c|^2 = |grad|^2 - 2 <grad, DW_mu> + |DW_mu|^2; None if that cancels, in half precision."""
-    if min(x.dtype.itemsize for x in (gradient, *(x for pair in pairs for x in pair))) < 4:
-        return None
-    y, delta = joined_means(means)
+def modes_from_means(
+    gradient: Float[Tensor, "*R M N"], y: Float[Tensor, "*R B N"], delta: Float[Tensor, "*R B M"]
+) -> tuple[WriterModes, Bool[Tensor, "*R"]]:
+    """Modes by |DW_c|^2 = |grad|^2 - 2 <grad, DW_mu> + |DW_mu|^2 from token means; whether it is exact."""
     shared = ((delta.to(gradient.dtype) @ gradient).double() * y.double()).sum((-2, -1))
     coherent = _coherent_square(y.double(), delta.double())
     total = torch.linalg.vector_norm(gradient, dim=(-2, -1), dtype=torch.float64).square()
     rest = total - 2 * shared + coherent
-    if not within(total) or not bool((rest > TRUSTED_SHARE * (total + coherent)).all()):
+    safe = (total > SAFE_NORMS[0]) & (total < SAFE_NORMS[1])
+    modes = WriterModes(coherent.clamp_min(0.0).sqrt(), rest.sqrt(), shared - coherent)
+    return modes, safe & (rest > TRUSTED_SHARE * (total + coherent))
+
+
+def _modes_of_whole(
+    gradient: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], means: Sequence[tuple[Tensor, Tensor]]
+) -> WriterModes | None:
+    """The same over all pairs; None if it cancels, in half precision."""
+    if not whole_tells(gradient, pairs):
         return None
-    return WriterModes(coherent.clamp_min(0.0).sqrt(), rest.sqrt(), shared - coherent)
+    modes, trusted = modes_from_means(gradient, *joined_means(means))
+    return modes if bool(trusted.all()) else None
+
+
+def whole_tells(gradient: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Whether a gradient and the products it sums have the precision that `modes_from_means` needs."""
+    return min(x.dtype.itemsize for x in (gradient, *(x for pair in pairs for x in pair))) >= 4
 
 
 def modes_from_gradient(

@@ -94,6 +94,11 @@ class Mixer(nn.Module):
         self.proj = Linear(width, width)
 
     @property
+    def form(self) -> tuple[object, ...]:
+        """Equal for mixers whose matrices are the same function of their operands."""
+        return type(self), self.heads
+
+    @property
     def sources(self) -> tuple[Linear, ...]:
         """The projections from which A is computed, in the order in which their weights are drawn."""
         return ()
@@ -282,6 +287,10 @@ class BlendedAttention(SoftmaxAttention):
         super().__init__(width, heads, rope=rope, eps=eps)
         self.identity = identity
         self.share = share
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        return (*super().form, self.identity, self.share)
 
     def matrix_of(self, *operands: Float[Tensor, "*N T _"]) -> Float[Tensor, "*N T T"]:
         attention = super().matrix_of(*operands)

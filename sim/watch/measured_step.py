@@ -199,7 +199,7 @@ class MeasuredStep:
             with measuring(x.device):
                 found = self._trunk(streams[0], x, unit=block.index == 1)
                 if block.index == 1:
-                    self.measurement.state(0, found)
+                    self.measurement.state((0,), found)
             if block.index == 1:
                 self._watch_adjoint(0, streams[0], "", x)
 
@@ -253,7 +253,7 @@ class MeasuredStep:
         if measured and block.index in self.plan.blocks:
             device = next(iter(streams.values()))[0].device
             with measuring(device):
-                self.measurement.state(block.index, together(measured, self.plan.several))
+                self.measurement.state((block.index,), together(measured, self.plan.several))
 
     # the trunk
 
@@ -382,7 +382,7 @@ class MeasuredStep:
             return
         x = sets.in_order(branch, tokens_first=of.tokens_first)
         if x is not None:
-            self.measurement.branch(of.place, trunk, sets, x)
+            self.measurement.branch(of.place, trunk.plain, sets.measured(x, unit=False).plain)
 
     # attention
 
