@@ -92,13 +92,9 @@ def sweep_run(
 
     share = None if shard is None else Shard.parse(shard)
     check_executor(workers, scheduler, share)
-    rope = options.pop("rope")
-    given = {field: values for field, values in options.items() if values is not None}
-    if rope is not None:
-        given["rope"] = (rope,)
     if device is not None:
         check_device(device)
-    sweep = named_sweep(name).with_options(given, seeds, ensemble=ensemble, device=device)
+    sweep = named_sweep(name).with_options(_given(options), seeds, ensemble=ensemble, device=device)
     if forecast is not None:
         sweep = with_forecast(sweep, forecast)
     if compiled:
@@ -112,12 +108,6 @@ def sweep_run(
         return
     if write_report:
         check_report(out)
-    if compiled and scheduler is None:
-        import torch
-
-        from meanmode.sim.trunk.compiled import check_compiler
-
-        check_compiler(torch.device(device or "cpu"))
     failures = run_sweep(sweep, out, resume=resume, workers=workers, scheduler=scheduler, shard=share)
     part = "" if share is None else f" of shard {share}"
     click.echo(f"{out}: {cells} cells{part}", err=True)
@@ -130,6 +120,12 @@ def sweep_run(
     look_at(out, write=write_report)
     if failures:
         ctx.exit(1)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of stacks that were given, each a list of values."""
+    values = {**options, "rope": None if options["rope"] is None else (options["rope"],)}
+    return {field: of for field, of in values.items() if of is not None}
 
 
 @sweep_group.command("status")

@@ -27,6 +27,7 @@ from meanmode.sweeps.engine.executors import (
 from meanmode.sweeps.engine.plan import Measured, Plan, PlannedCell
 from meanmode.sweeps.engine.shards import Shard
 from meanmode.sweeps.engine.store_layout import check_same, lay_out
+from meanmode.sweeps.engine.study import check_compiled
 
 Failures = list[tuple[int, str]]
 """Index and error of every failed cell."""
@@ -121,12 +122,15 @@ def run_sweep(
 
     Raises:
         StoreError: the path holds another sweep, or the file system refused a write.
-        ValueError: a scheduler together with workers or a shard, or a scheduler that does not answer.
+        ValueError: a scheduler together with workers or a shard, a scheduler that does not answer, or a sweep
+            that cannot be measured here.
     """
     check_executor(workers, scheduler, shard)
     with contextlib.ExitStack() as stack:
         client = None if scheduler is None else stack.enter_context(joined_scheduler(scheduler))
         measure = sweep.measure()
+        if client is None:
+            check_compiled(sweep)
         several = workers is not None and workers > 1
         context = prepare_processes([__name__, _module(measure)]) if several else None
         _begin(sweep, path, existing=resume or shard is not None)

@@ -275,6 +275,21 @@ def with_compiled_blocks(plan: Planned) -> Planned:
     return changed
 
 
+def check_compiled(plan: Plan) -> None:
+    """Check that blocks can be compiled here, if the networks of a plan have compiled ones.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    base = getattr(plan, "base", None)
+    if isinstance(base, RunConfig) and base.training.compile:
+        import torch
+
+        from meanmode.sim.trunk.compiled import check_compiler
+
+        check_compiler(torch.device(getattr(plan, "device", "cpu")))
+
+
 STATEMENT = {
     entry.name: entry.default
     for entry in dataclasses.fields(Study)
