@@ -133,7 +133,7 @@ class EnsembleMeasurements:
         self._batch: tuple[Tensor, ...] = ()
         self._step = 0
         self._running: Sequence[int] = ()
-        self._probes: dict[tuple[str, ...], Probe] = {}
+        self._probes: dict[tuple[tuple[str, ...], bool], Probe] = {}
         self._probe: Probe | None = None
         self._interventions = ScheduledInterventions(optimiser.network, runs[0].training.interventions)
         self._undo = ExitStack()
@@ -177,10 +177,18 @@ class EnsembleMeasurements:
     def _probe_of(self, network: nn.Module) -> Probe:
         """The probe of the current step, made once for all steps that measure the same."""
         names = tuple(dict.fromkeys((self._cosine, *(self.observe or self._signals()))))
-        if names not in self._probes:
+        # the functional step compares two passes that must be rounded alike; the second is not compiled
+        compiled = names == (self._cosine,) and not self._moves()
+        if (names, compiled) not in self._probes:
             blocks = None if self.observe else self._blocks
-            self._probes[names] = Probe(network, blocks=blocks, names=names)
-        return self._probes[names]
+            self._probes[names, compiled] = Probe(
+                network, blocks=blocks, names=names, uncompiled=not compiled
+            )
+        return self._probes[names, compiled]
+
+    def _moves(self) -> bool:
+        """Whether the current step measures the functional step, and averages of the weights."""
+        return bool(self.functional_every) and self._step % self.functional_every == 0
 
     def _signals(self) -> tuple[str, ...]:
         """Observables of the gradients that the current step measures."""
@@ -220,8 +228,7 @@ class EnsembleMeasurements:
             for name in SIGNALS:
                 watched = values[name][:, list(self._blocks)].reshape(len(running), -1)
                 self.rows[name][running, step - 1] = np.median(watched, axis=1)
-        measured = self.functional_every and step % self.functional_every == 0
-        if measured:
+        if self._moves():
             assert self._trunk is not None
             with torch.no_grad():
                 after = self.optimiser.network.trunk(*self._batch[:2])
@@ -230,7 +237,7 @@ class EnsembleMeasurements:
             kept = [self._averaged.index(run) for run in running]
             self._average = self._average[kept].lerp(self.optimiser.values, 1 - self.runs[0].training.ema)
             self._averaged = list(running)
-            if measured:
+            if self._moves():
                 self._measure_average(self._average, step, running)
         if step in self.keep_states:
             for position, run in enumerate(running):

@@ -42,7 +42,7 @@ def train_runs(
 
     Args:
         runs: configurations that differ in `OWN_FIELDS` only. Their precision, sharding, accumulation,
-            telemetry and checkpoints are ignored. With `compile`, steps that measure `SIGNALS` or `observe`
+            telemetry and checkpoints are ignored. With `compile`, steps that measure more than the TCS
             are not compiled.
         functional_every: steps between measurements of the functional step; 0 for none.
         signals_every: steps between measurements of `meanmode.dit.config.signals.SIGNALS`; 0 for none.

@@ -31,9 +31,8 @@ class Probe:
     Outputs, gradients and random states stay bitwise the same. A pass repeated by activation checkpointing
     counts once. The values are those of the last forward and the last backward pass of the last `with` block.
     If a loss depends on several calls of a block, the gradients are the sum over all calls. Autocast does not
-    affect observables. Compiled modules run uncompiled inside the block, unless what is measured needs hooks
-    on whole blocks alone and these are compiled by `Block.compile`. A sample whose gradient vanishes has no
-    direction and is left out of the means of A, kappa and `adjoint_tcs`.
+    affect observables, and compiled modules run uncompiled inside the block. A sample whose gradient vanishes
+    has no direction and is left out of the means of A, kappa and `adjoint_tcs`.
 
     With `passes` or a `group`, one `with` block covers one optimiser step: the values are those of all its
     samples and of its gradient, summed over the passes and averaged over the processes as DDP and FSDP2 do.
@@ -53,6 +52,8 @@ class Probe:
         names: observables to record, out of `observable_dims`; None records all.
         passes: forward and backward passes per step, the same on every process.
         group: processes that share the batch of a step, if there are several.
+        uncompiled: whether compiled modules run uncompiled. They need not if all observables are of the
+            states between blocks and only blocks are compiled, by `Block.compile`: their hooks stay outside.
 
     Attributes:
         blocks: numbers of the measured blocks.
@@ -62,8 +63,8 @@ class Probe:
         record: the values of the latest `with` block.
 
     Raises:
-        ValueError: the model has no blocks, a block or observable does not exist, `passes` is below 1, or an
-            ensemble is spread over processes.
+        ValueError: the model has no blocks, a block or observable does not exist, `passes` is below 1, an
+            ensemble is spread over processes, or compiled code would skip a hook.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Probe:
         names: Sequence[str] | None = None,
         passes: int = 1,
         group: dist.ProcessGroup | None = None,
+        uncompiled: bool = True,
     ) -> None:
         self._blocks = blocks_of(model)
         depth = len(self._blocks)
@@ -94,6 +96,9 @@ class Probe:
         self.passes = passes
         self.group = group
         self.record = self._record()
+        self._uncompiled = uncompiled
+        if not uncompiled and looks_inside(self.record):
+            raise ValueError("observables of parts of blocks are measured uncompiled: leave out `uncompiled`")
         self._probes: list[BlockProbe] = []
         self._undo = contextlib.ExitStack()
 
@@ -120,7 +125,7 @@ class Probe:
         if self.group is None and record.wants(*GRADIENT_MODES, *GRADIENT_SIZES):
             self._need_whole_weights()
         with contextlib.ExitStack() as undo:
-            if looks_inside(record) or any(block.compiled is None for block in self._blocks):
+            if self._uncompiled:
                 undo.enter_context(eager())
             for index in self.blocks:
                 probe = BlockProbe(self._blocks[index - 1], measurement, index)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meanmode.sim.trunk.stack import Block
+
 CODES = 64
 """Codes that are compiled from one function at most: a few for each kind of block in a process."""
 
@@ -33,11 +35,12 @@ def check_compiler(device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def compiled_blocks(ensemble: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[None]:
+def compiled_blocks(ensemble: nn.Module, blocks: Sequence[Block]) -> Iterator[None]:
     """Compile the blocks of an ensemble for any number of runs, which may change inside the context.
 
-    Otherwise every number of runs would be compiled anew, since compilers take the shapes of parameters as
-    fixed, until torch stopped compiling. Importing the compiler takes seconds.
+    One code serves them all, but for a single run, which has its own. Otherwise every number of runs would be
+    compiled anew, since compilers take the shapes of parameters as fixed, until torch stopped compiling.
+    Importing the compiler takes seconds.
     """
     dynamo = importlib.import_module("torch._dynamo")
     for weight in ensemble.parameters():
@@ -55,3 +58,5 @@ def compiled_blocks(ensemble: nn.Module, blocks: Sequence[nn.Module]) -> Iterato
             yield
         finally:
             first.remove()
+            for block in blocks:
+                block.compiled = None

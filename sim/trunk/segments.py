@@ -1,5 +1,6 @@
 """Segments of a token sequence (image, text), their means, and token replication."""
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -78,4 +79,14 @@ def replicate_tokens(
         raise ValueError(f"copies must be at least 1, got {copies}")
     if sum(segments) != x.shape[-2]:
         raise ValueError(f"segments {segments} hold {sum(segments)} tokens, the input has {x.shape[-2]}")
-    return x.repeat_interleave(copies, dim=-2), Replicated(segments, copies)
+    return x.repeat_interleave(copies, dim=-2), _replicated(
+        tuple(segments), getattr(segments, "copies", 1), copies
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _replicated(segments: Segments, before: int, copies: int) -> Replicated:
+    """One object for equal segments: compilers tell objects of a class of ours apart."""
+    found = Replicated(segments, copies)
+    found.copies *= before
+    return found

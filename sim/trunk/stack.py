@@ -109,7 +109,7 @@ class Block(nn.Module):
         """Compile what the block computes in passes that are differentiated; all blocks of a shape share it.
 
         Hooks on the block itself stay outside of the compiled code. As long as there is a hook on a part of
-        the block, the block runs uncompiled.
+        the block, the block runs uncompiled. Copies of the block are not compiled.
 
         Args:
             options: those of `torch.compile`.
@@ -122,6 +122,9 @@ class Block(nn.Module):
         if self.compiled is None or not torch.is_grad_enabled() or self._is_looked_into():
             return self._merged(x, segments)
         return self.compiled(self, x, segments)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "compiled": None}  # type: ignore[no-untyped-call]
 
     def _is_looked_into(self) -> bool:
         """Whether a part of the block has a hook, which compiled code would skip."""

@@ -37,7 +37,7 @@ def sweep_list() -> None:
     "--compile",
     "compiled",
     is_flag=True,
-    help="Compile the blocks with torch.compile: faster runs, with the same numbers up to rounding.",
+    help="Compile the blocks with torch.compile, for faster training; numbers agree up to rounding.",
 )
 @click.option(
     "--forecast",

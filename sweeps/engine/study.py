@@ -263,14 +263,17 @@ class Study:
 
 
 def with_compiled_blocks(plan: Planned) -> Planned:
-    """The plan with networks whose blocks are compiled: another plan, as it rounds its numbers otherwise.
+    """The plan with networks whose blocks are compiled: another plan, as it rounds its numbers differently.
 
     Raises:
-        ValueError: it trains none of this project's networks.
+        ValueError: it trains none of this project's networks, or measures gradients at every step, which then
+            is not compiled.
     """
     base = getattr(plan, "base", None)
     if not isinstance(base, RunConfig):
-        raise ValueError(f"{plan.name} trains no networks of ours: leave out --compile")
+        raise ValueError(f"{plan.name} trains none of this project's networks: leave out --compile")
+    if plan.kind not in (Study.kind, "judged_study") or getattr(plan, "signals_every", 0) == 1:
+        raise ValueError(f"{plan.name} measures gradients at every step: leave out --compile")
     changed: Planned = dataclasses.replace(cast(Any, plan), base=base.with_fields({"compile": True}))
     return changed
 

@@ -19,22 +19,10 @@ def judged(data: Path, name: str) -> str:
     for row in judged_rows(cells):
         size, _, merge = row["case"].rpartition(", ")
         sizes = [f"{row['weights'] / 1e3:,.0f}", f"{row['flops'] / 1e6:.1f}"]
-        judgements = [
-            _ranged(row, "held_out_loss", ".3f"),
-            _ranged(row, "fid", ".0f"),
-            _ranged(row, "kid", ".2f"),
-        ]
+        judgements = [_ranged(row, of, shown) for of, shown in SHOWN.items()]
         lines.append([size, merge, *sizes, f"{row['failed']} of {row['runs']}", *judgements])
-    heads = (
-        "network",
-        "merge",
-        "thousand weights",
-        "MFLOP a sample",
-        "failed",
-        "held-out loss",
-        "FID",
-        "KID",
-    )
+    costs = ("thousand weights", "MFLOP a sample")
+    heads = ("network", "merge", *costs, "failed", "held-out loss", "FID", "KID")
     floors = [float(cells[f"{of}_floor"].median()) for of in ("fid", "kid")]
     statistics = (
         "Medians over seeds (smallest to largest); a run that failed counts as worse than any other. FID and "

@@ -43,6 +43,14 @@ class Counting:
         return graph.forward
 
 
+class Doubting(Counting):
+    """A compiler backend whose code rounds otherwise."""
+
+    def __call__(self, graph: torch.fx.GraphModule, given: list[Tensor]) -> Callable[..., object]:
+        exact = super().__call__(graph, given)
+        return lambda *of: tuple(part * (1 + 2**-20) for part in exact(*of))
+
+
 def series(merge: str, *, compiled: bool) -> dict[str, list[list[float]]]:
     """Losses, token cosines, functional steps and mean-mode gradients of every run, NaN as -1."""
     base = PRESETS["digits-16l"].with_fields(
@@ -93,11 +101,17 @@ def test_any_number_of_kinds_is_compiled(found: dict[str, int]) -> None:
 
 def test_every_number_of_tokens_has_one_code(found: dict[str, int]) -> None:
     assert found["token counts"] == len(PATCHES)
+    assert found["copies"] == 1
+
+
+def test_a_step_without_an_update_does_not_move_compiled_runs(found: dict[str, list[float]]) -> None:
+    assert found["moved"] == [0.0] * 3
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     backend = Counting()
+    plain_compile = Block.compile
     Block.compile = functools.partialmethod(Block.compile, backend=backend)
     report: dict[str, object] = {}
     for merge in ("plain", "mv_split"):
@@ -114,4 +128,13 @@ if __name__ == "__main__":
         run = PRESETS["digits-16l"].with_fields({"depth": 2, "steps": 1, "patch": patch, "merge": "rezero"})
         train_runs([run.with_fields({"compile": True})] * 2)
     report["token counts"] = backend.codes - before
+    before = backend.codes
+    run = PRESETS["digits-16l"].with_fields({"depth": 2, "steps": 9, "copies": 2, "merge": "rezero"})
+    train_runs([run.with_fields({"compile": True})] * 2)
+    report["copies"] = backend.codes - before
+    Block.compile = functools.partialmethod(plain_compile, backend=Doubting())
+    still = {"steps": 3, "schedule": "warmup", "warmup": 1, "rate": 1e-30, "writer_std": None, "depth": 4}
+    run = PRESETS["digits-16l"].with_fields({**still, "compile": True})
+    (measured,) = train_runs([run], functional_every=1)
+    report["moved"] = measured.series["functional_step"].values.tolist()
     print(json.dumps(report))

@@ -3,7 +3,9 @@
 Run as a script, this file makes the measurements: the test run's checks of shapes cannot be compiled.
 """
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from meanmode.sim.trunk.stack import Block, Stack, synthetic_input
 from meanmode.theory.setting import Setting
 
 SETTING = Setting(depth=2, tokens=4, batch=2, width=8, heads=2, weight_std=0.3, input_cosine=0.3)
-KINDS = ("blocks", "regions", "whole")
+KINDS = ("blocks", "regions", "whole", "blocks and whole")
 Report = dict[str, dict[str, object]]
 
 
@@ -49,11 +51,11 @@ def network(kind: str, backend: Counting) -> nn.Module:
     for index, block in enumerate(stack.blocks, start=1):
         block.reset_parameters(stream(SETTING, 0, index))
     for index, block in enumerate(stack.blocks):
-        if kind == "blocks":
+        if kind.startswith("blocks"):
             block.compile(backend=backend)
         elif kind == "regions":  # as accelerate compiles them
             stack.blocks[index] = torch.compile(block, backend=backend)
-    return torch.compile(stack, backend=backend) if kind == "whole" else stack
+    return torch.compile(stack, backend=backend) if kind.endswith("whole") else stack
 
 
 def passed(model: nn.Module) -> None:
@@ -78,7 +80,7 @@ def report(kind: str, warm: bool) -> dict[str, object]:
         passed(model)
     inside = backend.since(before)
     before = backend.calls
-    with Probe(model, names=["tcs", "adjoint_tcs"]) as states:
+    with Probe(model, names=["tcs", "adjoint_tcs"], uncompiled=kind != "blocks") as states:
         passed(model)
     beside = backend.since(before)
     gradients = [weight.grad.flatten().tolist() for weight in model.parameters()]
@@ -137,6 +139,20 @@ def test_a_compiled_network_is_measured_and_changed_like_an_uncompiled_one(
         np.testing.assert_array_equal(case["values"][name], values, err_msg=name)
         assert np.isfinite(values[-1]).all(), name
     np.testing.assert_allclose(case["values"]["handed_on_g_mean"][1:], 0.0, atol=1e-8)
+
+
+def test_compiled_code_is_asked_for_no_more_than_it_shows() -> None:
+    with pytest.raises(ValueError, match="measured uncompiled: leave out `uncompiled`"):
+        Probe(Stack(SETTING), names=["tcs", "mu_eff"], uncompiled=False)
+
+
+def test_copies_of_a_compiled_block_are_not_compiled() -> None:
+    stack = Stack(SETTING)
+    for block in stack.blocks:
+        block.compile(backend="eager")
+    for again in (copy.deepcopy(stack), pickle.loads(pickle.dumps(stack))):
+        assert all(block.compiled is None for block in again.blocks)
+    assert all(block.compiled is not None for block in stack.blocks)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,18 @@ def test_without_a_compiler_nothing_is_written(command: str, tmp_path: Path) -> 
     assert not out.exists()
 
 
-@pytest.mark.parametrize("name", ["collapse_front", "watched_merges"])
-def test_only_our_own_networks_are_compiled(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} trains no networks of ours: leave out --compile"):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("collapse_front", "trains none of this project's networks"),
+        ("watched_merges", "trains none of this project's networks"),
+        ("event_causes", "measures gradients at every step"),
+        ("event_silence", "measures gradients at every step"),
+        ("committor", "measures gradients at every step"),
+    ],
+)
+def test_what_is_not_compiled_is_said(name: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} {reason}: leave out --compile"):
         with_compiled_blocks(SWEEPS[name])
 
 
