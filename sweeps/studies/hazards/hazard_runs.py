@@ -29,8 +29,10 @@ FREE = {
     *("depth", "schedule", "rate", "warmup", "slope", "first_rate", "first_steps", "steps"),
     *("seed", "data_seed", "telemetry_every", "telemetry_blocks", "observables", "watch_every"),
     *("event_window", "event_ratio", "interval", "checkpoint_every", "keep", "weights_ring", "stop_on"),
+    *("compile", "recompute", "recompute_of", "accumulation", "sharding"),
 }
-"""Fields in which a run may differ from the fitted ones: depth, schedule, and what is observed."""
+"""Fields in which a run may differ from the fitted ones: depth, schedule, what is observed, and how steps are
+computed."""
 
 
 def schedule_rates(run: RunConfig, *, beyond: int = 1) -> Array:

@@ -91,6 +91,9 @@ def test_settings_of_which_a_hazard_knows_nothing_are_left_out(
     assert known["predicted"] == pytest.approx(known["median_step"] * 5e-5 * (16 / 24) ** 0.5)
     assert known["run_low"] < known["median_step"] < known["run_high"] and 0.9 < known["chance"] <= 1
     assert [differences(base, run) for run in CRITICAL_RATE_DEEP.runs] == [[]] * 4
+    computed = {"compile": True, "recompute": 1, "accumulation": 2}
+    assert differences(base, base.with_fields(computed)) == []
+    assert differences(base, base.with_fields({**computed, "merge": "rezero"})) == ["merge"]
 
 
 def test_a_jump_is_forecast_in_steps(waiting: list[OpenedStudy], hazard: Hazard) -> None:
