@@ -42,7 +42,7 @@ TOGETHER = {
     ]
     for merge in MERGES
 }
-FIRST, TIMED = 4, 24
+FIRST, TIMED = 4, 60
 """Number of first steps of an ensemble that do not count, and of those that do."""
 
 

@@ -90,7 +90,11 @@ class Straightforward(nn.Module):
 
 
 def ratios(work: dict[str, Callable[[], object]], device: str) -> dict[str, float]:
-    """Median times relative to the first entry, taken in rotating order, each after a warm-up of its own."""
+    """Median times relative to the first entry, taken in rotating order, each after a warm-up of its own.
+
+    On a CPU that is CPU time, since wall times on a shared machine vary too much.
+    """
+    clock = time.perf_counter if device == "cuda" else time.process_time
     times: dict[str, list[float]] = {name: [] for name in work}
     names = list(work)
     for repeat in range(REPEATS):
@@ -98,11 +102,11 @@ def ratios(work: dict[str, Callable[[], object]], device: str) -> dict[str, floa
         for name in names[turn:] + names[:turn]:
             run = work[name]
             run()  # warm up: whatever ran before has left its mark on allocator and cache
-            start = time.perf_counter()
+            start = clock()
             run()
             if device == "cuda":
                 torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     median = {name: statistics.median(values) for name, values in times.items()}
     first = median[next(iter(work))]
     return {name: value / first for name, value in median.items()}
