@@ -26,7 +26,7 @@ def judged(data: Path, name: str) -> str:
     floors = [float(cells[f"{of}_floor"].median()) for of in ("fid", "kid")]
     statistics = (
         "Medians over seeds (smallest to largest); a run that failed counts as worse than any other. FID and "
-        f"KID of as many held-out images: {floors[0]:.0f} and {floors[1]:.2f}."
+        f"KID of as many held-out images: {floors[0]:.0f} and {floors[1]:.3f}."
     )
     return captioned(pipe_table(heads, lines), studies_caption(data, [name]), statistics)
 
