@@ -42,6 +42,12 @@ def simulated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meanmode.sweeps.engine.simulated, "simulate", once)
 
 
+@pytest.fixture(autouse=True)
+def tests_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers import this module by its name, also from a server that an earlier test has started."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[3])
+
+
 @functools.cache
 def once(setting: Setting, seed: int, **named: object) -> object:
     return simulate(setting, seed, **named)
