@@ -5,6 +5,7 @@ Run as a script, this file is one of the two processes.
 
 import contextlib
 import datetime
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -255,3 +256,4 @@ def test_tensor_parallelism_is_refused(folder: Path) -> None:
 
 if __name__ == "__main__":
     process(int(sys.argv[2]), Path(sys.argv[1]))
+    os._exit(0)  # all is written; threads of torch that still run at the end of a process can abort it
