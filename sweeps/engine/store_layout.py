@@ -64,5 +64,8 @@ def check_same(plan: Plan, path: Path) -> None:
         here, wanted = stored.get(part, False), asked.get(part, False)
         if part in STATEMENT and part not in stored:
             continue
+        while isinstance(here, dict) and isinstance(wanted, dict) and here != wanted:
+            name = next(key for key in (*here, *wanted) if here.get(key) != wanted.get(key))
+            part, here, wanted = f"{part}.{name}", here.get(name), wanted.get(name)
         if json.dumps(here) != json.dumps(wanted):
             raise StoreError(f"{path} holds another sweep: its {part} is {here}, asked for {wanted}")

@@ -102,7 +102,7 @@ def test_a_damaged_cell_is_computed_again(
 
 def test_another_sweep_is_not_resumed(tiny_sweep: Sweep, tiny_store: Path) -> None:
     other = tiny_sweep.with_options({"tokens": (4, 16)})
-    with pytest.raises(ValueError, match=r"holds another sweep: its axes is .* asked for"):
+    with pytest.raises(ValueError, match=r"holds another sweep: its axes\.tokens is .* asked for"):
         run_sweep(other, tiny_store, resume=True)
     with pytest.raises(ValueError, match="already exists: pass --resume"):
         run_sweep(tiny_sweep, tiny_store)
