@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from meanmode.sim.observe.attention_bands import banded_parts
-from meanmode.sim.observe.singular_values import CenteredNorms, centered_norm
+from meanmode.sim.observe.singular_values import centered_norm
 from meanmode.sim.observe.token_parts import EPS, centered, need_pair, norm
 from meanmode.sim.trunk.attention import Mixer
 from meanmode.sim.trunk.linear import dot_products
@@ -51,7 +51,6 @@ def attention_statistics(
     operands: tuple[Tensor, ...],
     x: Float[Tensor, "*B T D"],
     *,
-    norms: CenteredNorms | None = None,
     singular_value: bool = True,
 ) -> AttentionStatistics:
     """All statistics of a mixer's matrices on a trunk, from one recomputed matrix per head.
@@ -63,8 +62,7 @@ def attention_statistics(
         mixer: the mixer to measure.
         operands: the features its matrices are computed from, from `Mixer.operands`.
         x: the trunk that the mixer reads.
-        norms: takes the matrices of all heads, whose mu_eff is then NaN here; None computes it.
-        singular_value: whether mu_eff is wanted, the most expensive one; NaN otherwise.
+        singular_value: whether to compute mu_eff, the most expensive one; NaN otherwise.
 
     Raises:
         ValueError: fewer than two tokens.
@@ -76,14 +74,10 @@ def attention_statistics(
     transposed = part.transpose(-1, -2).contiguous()
     flat = [single(operand).reshape(-1, *operand.shape[-2:]) for operand in operands]
     banded = tokens > WHOLE_TOKENS and type(mixer).rows_of is not Mixer.rows_of
-    own = CenteredNorms() if singular_value and norms is None else None
-    parts = (_by_bands if banded else _whole)(
-        mixer, flat, transposed, (own or norms) if singular_value else None
-    )
+    parts = (_by_bands if banded else _whole)(mixer, flat, transposed, singular_value)
     found = _MatrixParts(*(values.unflatten(0, (*lead, heads)) for values in parts))
-    missing = torch.full_like(found.apart, torch.nan)
     return AttentionStatistics(
-        (missing if own is None else own.values().view(missing.shape)).mean(-1),
+        found.singular_value.mean(-1),
         _row_div(found).mean(-1),
         _retention(found, part_norms).mean(-1),
         _leakage(found, part.reshape(x.shape), part_norms).mean(-1),
@@ -91,15 +85,16 @@ def attention_statistics(
 
 
 class _MatrixParts(NamedTuple):
-    """Reductions of any number of matrices A: |P A|_F, |P A c(X)|_F and the column means."""
+    """Reductions of any number of matrices A: |P A|_F, |P A c(X)|_F, |P A P|_2 and the column means."""
 
     apart: Tensor
     mixed: Tensor
+    singular_value: Tensor
     column_means: Tensor
 
 
 def _whole(
-    mixer: Mixer, operands: list[Tensor], transposed: Float[Tensor, "S D T"], norms: CenteredNorms | None
+    mixer: Mixer, operands: list[Tensor], transposed: Float[Tensor, "S D T"], singular_value: bool
 ) -> _MatrixParts:
     """The reductions of every head's matrix, a few matrices at a time."""
     tokens = transposed.shape[-1]
@@ -107,12 +102,12 @@ def _whole(
     parts = []
     for samples, heads in _chunks(len(transposed), mixer.heads, at_a_time(tokens**2, transposed.device)):
         matrix = mixer.matrix_of(*(operand[samples, heads].flatten(0, 1) for operand in of_heads))
-        parts.append(_matrix_parts(matrix, transposed[samples], norms))
+        parts.append(_matrix_parts(matrix, transposed[samples], singular_value=singular_value))
     return _joined(parts)
 
 
 def _by_bands(
-    mixer: Mixer, operands: list[Tensor], transposed: Float[Tensor, "S D T"], norms: CenteredNorms | None
+    mixer: Mixer, operands: list[Tensor], transposed: Float[Tensor, "S D T"], singular_value: bool
 ) -> _MatrixParts:
     """The reductions of every head's matrix, none of which is formed."""
     parts = []
@@ -121,11 +116,9 @@ def _by_bands(
         found = banded_parts(
             lambda rows, of_head=of_head: mixer.rows_of(rows, *of_head),  # type: ignore[misc]
             transposed[index // mixer.heads],
-            singular_value=norms is not None,
+            singular_value=singular_value,
         )
-        if norms is not None:
-            norms.know(found.singular_value[None])
-        parts.append(_MatrixParts(*(part[None] for part in (found.apart, found.mixed, found.column_means))))
+        parts.append(_MatrixParts(*(part[None] for part in found)))
     return _joined(parts)
 
 
@@ -144,25 +137,25 @@ def _chunks(samples: int, heads: int, at_once: int) -> Iterator[tuple[slice, sli
 def _matrix_parts(
     matrix: Float[Tensor, "N T T"],
     transposed: Float[Tensor, "S D T"] | None,
-    norms: CenteredNorms | None = None,
+    *,
+    singular_value: bool = False,
 ) -> _MatrixParts:
     """The reductions of matrices; overwrites them. NaN for parts not requested.
 
     Args:
         matrix: as many of each sample, in its order.
         transposed: c(X)^T of every sample.
-        norms: takes the matrices, and will tell their |P A P|_2.
+        singular_value: whether |P A P|_2 is requested.
     """
     column_means = matrix.mean(-2)
     apart = matrix.sub_(column_means[:, None])
-    if norms is not None:
-        norms.add(apart)
     size = norm(apart)
-    mixed = torch.full_like(size, torch.nan)
+    missing = torch.full_like(size, torch.nan)
+    mixed = missing
     if transposed is not None:
         products = dot_products(apart.view(len(transposed), -1, apart.shape[-1]), transposed)
         mixed = norm(products.view(*apart.shape[:-1], -1))
-    return _MatrixParts(size, mixed, column_means)
+    return _MatrixParts(size, mixed, centered_norm(apart) if singular_value else missing, column_means)
 
 
 def _row_div(found: _MatrixParts) -> Tensor:

@@ -4,7 +4,6 @@
 # S token sets
 
 import functools
-import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -24,7 +23,6 @@ from meanmode.sim.observe.observables import parts_r_tr, parts_rho, parts_var_ga
 from meanmode.sim.observe.process_sums import mean_square, mean_square_of_rows
 from meanmode.sim.observe.record import Record
 from meanmode.sim.observe.shared_writers import SharedWriterSum
-from meanmode.sim.observe.singular_values import CenteredNorms
 from meanmode.sim.observe.token_parts import TokenParts, cosine, measuring
 from meanmode.sim.observe.token_sets import Measured, Parts, TokenSets
 from meanmode.sim.observe.waiting_states import COPIED_BYTES, WaitingStates, same_place
@@ -64,9 +62,7 @@ class Measurement:
         self._trunks: dict[str, tuple[Tensor, int, Measured]] = {}
         self._pending: dict[Writer, list[tuple[Tensor, Tensor]]] = {}
         self._with_modes: set[Writer] = set()
-        self._norms = CenteredNorms()
         self._states = WaitingStates(*self.wants_state())
-        self._of_norms: list[tuple[list[Place], tuple[int, ...]]] = []
 
     # the forward pass
 
@@ -192,23 +188,9 @@ class Measurement:
         self._do(("operator", mixer.form), work, (block,), x.detach(), *operands)
 
     def _operator(self, mixer: Mixer, places: list[Place], x: Tensor, *operands: Tensor) -> None:
-        wanted = self.record.wants("mu_eff")
-        found = attention_statistics(mixer, operands, x, norms=self._norms, singular_value=wanted)
-        for name, values in zip(OPERATOR_OBSERVABLES[1:], found[1:], strict=True):
+        found = attention_statistics(mixer, operands, x, singular_value=self.record.wants("mu_eff"))
+        for name, values in zip(OPERATOR_OBSERVABLES, found, strict=True):
             self.record.put(name, places, values)
-        if wanted:
-            self._of_norms.append((places, (*x.shape[:-2], mixer.heads)))
-            if self._norms.full or self._queue is None:
-                self._put_norms()
-
-    def _put_norms(self) -> None:
-        """Record mu_eff of all blocks whose matrices wait for their norms."""
-        if self._of_norms:
-            with torch.no_grad():
-                every = self._norms.values().split([math.prod(shape) for _, shape in self._of_norms])
-            for (places, shape), values in zip(self._of_norms, every, strict=True):
-                self.record.put("mu_eff", places, values.view(shape).mean(-1))
-            self._of_norms.clear()
 
     # the backward pass
 
@@ -342,7 +324,6 @@ class Measurement:
     def finish(self) -> None:
         """Complete what waits: deferred measurements, and products whose gradient did not follow."""
         self._flush()
-        self._put_norms()
         self._put_states()
         for place in list(self._pending):
             self.settle(place)

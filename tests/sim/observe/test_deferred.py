@@ -43,7 +43,6 @@ def test_blocks_measured_together_have_the_values_they_have_alone(
     together = observed(setting)
     monkeypatch.setattr(deferred, "STACKED_BYTES", 0)
     monkeypatch.setattr(measurement, "COPIED_BYTES", 0)
-    monkeypatch.setitem(singular_values.WAITING_ENTRIES, "cpu", 0)
     alone = observed(setting)
     for name, values in alone.items():
         np.testing.assert_allclose(together[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -86,7 +85,7 @@ def test_one_kind_and_shape_is_one_call_and_a_place_that_comes_again_is_measured
 
 
 def test_many_matrices_of_few_tokens_have_the_norms_of_single_ones() -> None:
-    """Enough for the search of `singular_values`, with matrices of rank one and equal singular values."""
+    """Among them matrices of rank one and of equal singular values."""
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(800, 20, 20, generator=generator)
     scores[:200] = scores[:200, :, :1]  # of rank one once centered
@@ -97,3 +96,14 @@ def test_many_matrices_of_few_tokens_have_the_norms_of_single_ones() -> None:
     expected = torch.linalg.svdvals((apart - apart.mean(-1, keepdim=True)).double())[:, 0]
     found = singular_values.centered_norm(apart)
     torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("sharpness", [2, 4])
+def test_no_matrix_of_many_keeps_a_smaller_singular_value(sharpness: int) -> None:
+    """If each matrix is tested alone, and early, one in 2,000 keeps its second singular value."""
+    generator = torch.Generator().manual_seed(68 * sharpness)
+    attention = torch.softmax(torch.randn(2000, 68, 68, generator=generator) * sharpness, -1).double()
+    apart = attention - attention.mean(-2, keepdim=True)
+    expected = torch.linalg.matrix_norm(apart - apart.mean(-1, keepdim=True), 2)
+    found = singular_values.centered_norm(apart.float())
+    torch.testing.assert_close(found.double(), expected, rtol=2e-5, atol=0.0)
