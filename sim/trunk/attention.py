@@ -63,11 +63,31 @@ def _kept_rotation(
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(x: Float[Tensor, "*B T F"], segments: Segments) -> Float[Tensor, "*B T F"]:
-    """Rotate each head's first half against its second half, the layout of the published checkpoint."""
-    cos, sin = rotation(segments, getattr(segments, "copies", 1), x.shape[-1], x.device, x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
+def token_rotation(
+    segments: Segments, copies: int, heads: int, head_width: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]:
+    """The factors of a token's features in `rotate`, all heads side by side; constants."""
+    return _kept_token_rotation(segments, copies, heads, head_width, device, dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def _kept_token_rotation(
+    segments: Segments, copies: int, heads: int, head_width: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    cos, sin = rotation(segments, copies, head_width, device, dtype)
+    with torch.inference_mode(False):
+        return torch.cat([cos, cos], dim=-1).repeat(1, heads), torch.cat([sin, -sin], dim=-1).repeat(1, heads)
+
+
+def rotate(x: Float[Tensor, "*B T D"], segments: Segments, heads: int) -> Float[Tensor, "*B T D"]:
+    """Rotate each head's first half against its second half, the layout of the published checkpoint.
+
+    On whole tokens, whose features lie side by side: a half of a head is too short for fast passes.
+    """
+    copies, features = getattr(segments, "copies", 1), x.shape[-1] // heads
+    own, other = token_rotation(segments, copies, heads, features, x.device, x.dtype)
+    exchanged = x.unflatten(-1, (heads, features)).roll(features // 2, -1).flatten(-2)
+    return x * own + exchanged * other
 
 
 class Mixer(nn.Module):
@@ -197,10 +217,11 @@ class QueryKeyMixer(Mixer):
             features, copies = x_BTD.shape[-1] // self.heads, getattr(segments, "copies", 1)
             turn = (segments, copies, features, x_BTD.device, computed_type(x_BTD))
             return normed_heads(x_BTD, rotation(*turn) if self.rope else None, self.heads, self.eps)
-        x_BHTF = self._split(single(x_BTD))  # autocast runs norms in the precision of their input
+        x = single(x_BTD)  # autocast runs norms in the precision of their input
         if self.rope:
-            x_BHTF = rotate(x_BHTF, segments)
-        return rms_norm(x_BHTF, (x_BHTF.shape[-1],), eps=self.eps).to(x_BTD.dtype)
+            x = rotate(x, segments, self.heads)
+        x_BTHF = x.unflatten(-1, (self.heads, -1))
+        return rms_norm(x_BTHF, (x_BTHF.shape[-1],), eps=self.eps).to(x_BTD.dtype).transpose(-3, -2)
 
     def operands(
         self, x: Float[Tensor, "*B T D"], segments: Segments

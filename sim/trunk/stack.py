@@ -12,7 +12,7 @@ from torch.nn.functional import rms_norm, silu
 
 from meanmode.sim.kernels.choice import fused
 from meanmode.sim.kernels.gate_operator import swiglu
-from meanmode.sim.trunk.attention import rotation
+from meanmode.sim.trunk.attention import rotation, token_rotation
 from meanmode.sim.trunk.constants import MERGE_EPS, QK_EPS
 from meanmode.sim.trunk.linear import Linear
 from meanmode.sim.trunk.merges import make_merge
@@ -114,7 +114,8 @@ class Block(nn.Module):
         Args:
             options: those of `torch.compile`.
         """
-        torch.compiler.assume_constant_result(rotation)  # marks it: angles are not computed in every pass
+        for constant in (rotation, token_rotation):  # marks them: angles are not computed in every pass
+            torch.compiler.assume_constant_result(constant)
         self.compiled = torch.compile(Block._merged, dynamic=False, **options)
 
     def forward(self, x: Float[Tensor, "*B T D"], segments: Segments) -> Float[Tensor, "*B T D"]:
