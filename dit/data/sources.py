@@ -2,6 +2,7 @@
 
 # B batch, N samples, C channels, H height, W width of a latent, S text tokens
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -116,14 +117,21 @@ def source_of(run: RunConfig) -> Source:
 
 
 def samples_of(
-    source: Source, seed: int, step: int, batch: int, positions: NDArray[np.int64]
+    source: Source, step: int, batch: int, chosen: Sequence[tuple[int, NDArray[np.int64]]]
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B S W_text"]]:
-    """Latents and texts at given positions of a step's batch, determined by seed, step and position alone.
+    """Latents and texts of a step, determined by seed of the data, step and position in the batch alone.
+
+    Args:
+        source: source of latents and texts.
+        step: training step, counted from 1.
+        batch: samples per step.
+        chosen: seeds, and positions in the batch of each.
 
     Raises:
         ValueError: a sample contains NaN or infinities.
     """
-    indices = data_order(seed, step, source.size, batch)[positions]
+    own = [data_order(seed, step, source.size, batch)[positions] for seed, positions in chosen]
+    indices = np.concatenate(own)
     latents, texts = source.latents(indices), source.texts(indices)
     for name, values in (("latent", latents), ("text", texts)):
         if not values.isfinite().all():

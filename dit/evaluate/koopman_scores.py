@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from meanmode.dit.config.run_config import RunConfig
-from meanmode.dit.data.batches import batch_of
+from meanmode.dit.data.batches import batch_of_runs
 from meanmode.dit.data.sources import source_of
 from meanmode.dit.model.network import DiT
 from meanmode.dit.train.ensemble_measurements import Measured
@@ -52,8 +52,8 @@ def spectral_scores(
     where, steps, source = torch.device(device), runs[0].training.steps, source_of(runs[0])
     with torch.enable_grad():
         measured = train_runs(runs, keep_states=(steps,), device=device, source=source)
-    own = [batch_of(source, run.with_fields({"batch": SAMPLES}), 1)[:2] for run in runs]
-    noisy, texts = (torch.stack(parts).to(where) for parts in zip(*own, strict=True))
+    batch = batch_of_runs(source, [run.with_fields({"batch": SAMPLES}) for run in runs], 1)
+    noisy, texts = (part.to(where) for part in batch[:2])
     scores = _scored(
         "start", fresh_network([run.with_fields({"writer_std": None}) for run in runs], where), noisy, texts
     )

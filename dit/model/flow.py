@@ -58,7 +58,7 @@ def random_stream(seed: int, *key: int) -> torch.Generator:
 
 
 def draw(
-    seed: int,
+    seed: int | Sequence[int],
     step: int,
     positions: Sequence[int] | NDArray[np.int64],
     shape: Sequence[int],
@@ -71,7 +71,7 @@ def draw(
     The result therefore does not depend on the number of micro-batches or processes.
 
     Args:
-        seed: seed of the data stream.
+        seed: seed of the data stream, or one for each sample.
         step: training step, counted from 1.
         positions: index of each sample in the batch of the step, counted from 0.
         shape: [C, H, W] of a latent.
@@ -79,8 +79,9 @@ def draw(
         null_text: probability that the text of a sample is dropped.
     """
     uniform, noise = torch.empty(len(positions), 2), torch.empty(len(positions), *shape)
-    for position, pair, own in zip(positions, uniform, noise, strict=True):
-        generator = random_stream(seed, SAMPLES_STREAM, step, int(position))
+    seeds = [seed] * len(positions) if isinstance(seed, int) else seed
+    for of, position, pair, own in zip(seeds, positions, uniform, noise, strict=True):
+        generator = random_stream(of, SAMPLES_STREAM, step, int(position))
         torch.rand(2, generator=generator, out=pair)
         torch.randn(*shape, generator=generator, out=own)
     times, coins = uniform.unbind(1)

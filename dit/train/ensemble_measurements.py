@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.config.signals import AVERAGED, SIGNALS
-from meanmode.dit.data.batches import batch_of
+from meanmode.dit.data.batches import batch_of_runs
 from meanmode.dit.data.sources import Source
 from meanmode.dit.model.flow import flow_losses
 from meanmode.dit.train.scheduled_interventions import ScheduledInterventions
@@ -162,8 +162,8 @@ class EnsembleMeasurements:
             kept = torch.tensor([self._running.index(run) for run in running])
             self._batch = tuple(part[kept] for part in self._batch)
         else:
-            own = [batch_of(self.source, self.runs[run], step) for run in running]
-            self._batch = tuple(torch.stack(parts).to(self.device) for parts in zip(*own, strict=True))
+            parts = batch_of_runs(self.source, [self.runs[run] for run in running], step)
+            self._batch = tuple(part.to(self.device) for part in parts)
         self._step, self._running = step, list(running)
         return self._batch
 

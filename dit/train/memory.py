@@ -9,6 +9,7 @@ import torch
 from meanmode.dit.config.architecture import DiTConfig
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.model.network import DiT
+from meanmode.sim.kernels.choice import LAUNCHES
 
 FLOAT = 4
 """Bytes per float32 number."""
@@ -56,15 +57,18 @@ def _size(count: float) -> str:
 def activation_numbers(run: RunConfig) -> tuple[int, int]:
     """Return how many numbers a block stores per sample for its backward pass, and how many it reads.
 
-    Per token: both merged trunks before and after their norms (4 widths), q and k before and after QK-Norm
-    (4), v (1), the inputs of the attention writer (2), SwiGLU (4 hidden widths), and the gains of both merges
-    (2, or 4 for a mean and a centered part). Counted in the graph of a block; its attention stores no matrix.
+    Per token: both merged trunks after their norms (2 widths), q and k after QK-Norm (2), v (1), the inputs
+    of the attention writer (2), SwiGLU (4 hidden widths), and the branch of merges with learned gains (2).
+    Kernels for a GPU keep q and k before QK-Norm (2), and every branch. Counted in the graph of a block; its
+    attention stores no matrix.
     """
     model = run.model
     tokens = model.copies * sum(model.setting().segments)
     hidden = model.setting().ffn_width
-    merge = {"mv_split": 4, "mv_split_attn": 2, "plain": 0, "pre_norm": 0}.get(model.merge, 2)
-    return tokens * ((11 + merge) * model.width + 4 * hidden), tokens * model.width
+    merge = {"mv_split_attn": 1, "plain": 0, "pre_norm": 0}.get(model.merge, 2)
+    if LAUNCHES and torch.cuda.is_available():
+        merge = 4
+    return tokens * ((7 + merge) * model.width + 4 * hidden), tokens * model.width
 
 
 def _parameters(model: DiTConfig) -> tuple[int, int]:

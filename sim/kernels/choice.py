@@ -64,11 +64,19 @@ def fused(x: Tensor, *others: Tensor) -> bool:
         return False
     if x.is_cuda and torch.cuda.get_device_properties(x.device).major < OLDEST:
         return False
-    takes = torch.compiler.is_compiling() or (
-        all(type(each) in (Tensor, nn.Parameter) and unpack_dual(each).tangent is None for each in given)
+    return (torch.compiler.is_compiling() or takes_functions(*given)) and agrees(x.device)
+
+
+def takes_functions(*given: Tensor) -> bool:
+    """Whether autograd functions of our own may take these tensors, outside of a compiler.
+
+    Not so inside `plain_torch`, nor for function transforms, forward-mode differentiation and subclasses.
+    """
+    return (
+        not _plain
+        and all(type(each) in (Tensor, nn.Parameter) and unpack_dual(each).tangent is None for each in given)
         and not torch._C._are_functorch_transforms_active()
     )
-    return takes and agrees(x.device)
 
 
 def computed_type(*tensors: Tensor) -> torch.dtype:

@@ -1,15 +1,50 @@
-"""What the kernels cannot do, said in one sentence."""
+"""What functions of our own cannot do, said in one sentence."""
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Gradients = TypeVar("Gradients", bound=tuple[Tensor | None, ...])
+
+TWICE = (
+    "merges and norms, whose backward pass is in closed form, cannot be differentiated twice "
+    "(create_graph=True): run both passes inside `with meanmode.sim.kernels.choice.plain_torch():`"
+)
 
 
 def refuse_second_derivative(operator: Any) -> None:
     """Refuse to differentiate the backward pass of an operator, which `create_graph=True` asks for."""
 
     def refuse(ctx: Any, *gradients: Any) -> None:
-        raise RuntimeError(
-            "the kernels for a GPU cannot be differentiated twice (create_graph=True): run the passes "
-            "inside `with meanmode.sim.kernels.choice.plain_torch():`"
-        )
+        raise RuntimeError(TWICE)
 
     operator.register_autograd(refuse)
+
+
+def refused_twice(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
+    """The backward pass of an autograd function that refuses to be differentiated itself."""
+
+    @functools.wraps(backward)
+    def once(ctx: Any, *gradients: Any) -> Gradients:
+        with torch.no_grad():
+            found = backward(ctx, *gradients)
+        if torch.is_grad_enabled():
+            found = _Refusing.apply(torch.ones((), requires_grad=True), *found)  # type: ignore[no-untyped-call]
+        return found
+
+    return once
+
+
+class _Refusing(torch.autograd.Function):
+    """The identity on gradients that are differentiated again; its backward pass raises."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(None if gradient is None else gradient.detach() for gradient in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> None:
+        raise RuntimeError(TWICE)

@@ -29,7 +29,16 @@ def data_order(seed: int, step: int, size: int, batch: int) -> NDArray[np.int64]
     return np.concatenate([_epoch(seed, epoch, size) for epoch in epochs])[start : start + batch]
 
 
-@functools.lru_cache(maxsize=16)
 def _epoch(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
-    """Permutation of an epoch; cached for every run of an ensemble, since it takes longer than a batch."""
-    return np.random.default_rng([seed, epoch]).permutation(size)
+    """Permutation of an epoch; the latest of every run is kept, since it takes longer than a batch."""
+    latest = _latest(seed, size)
+    if epoch not in latest:
+        latest.clear()
+        latest[epoch] = np.random.default_rng([seed, epoch]).permutation(size)
+    return latest[epoch]
+
+
+@functools.lru_cache(maxsize=128)
+def _latest(seed: int, size: int) -> dict[int, NDArray[np.int64]]:
+    """Epoch -> its permutation, of one epoch at most; for more runs than an ensemble has."""
+    return {}

@@ -10,10 +10,11 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import elu, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import elu, scaled_dot_product_attention
 
 from meanmode.sim.kernels.choice import computed_type, fused
 from meanmode.sim.kernels.head_operator import normed_heads, takes_heads
+from meanmode.sim.trunk.closed_forms import normed
 from meanmode.sim.trunk.constants import QK_EPS
 from meanmode.sim.trunk.linear import Linear, dot_products
 from meanmode.sim.trunk.precision import single
@@ -221,7 +222,7 @@ class QueryKeyMixer(Mixer):
         if self.rope:
             x = rotate(x, segments, self.heads)
         x_BTHF = x.unflatten(-1, (self.heads, -1))
-        return rms_norm(x_BTHF, (x_BTHF.shape[-1],), eps=self.eps).to(x_BTD.dtype).transpose(-3, -2)
+        return normed(x_BTHF, self.eps).to(x_BTD.dtype).transpose(-3, -2)
 
     def operands(
         self, x: Float[Tensor, "*B T D"], segments: Segments

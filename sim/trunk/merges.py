@@ -6,10 +6,10 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import rms_norm
 
 from meanmode.sim.kernels.choice import fused
 from meanmode.sim.kernels.merge_operator import merge_norm, takes_merge
+from meanmode.sim.trunk.closed_forms import merged_and_normed, normed, takes_closed_form
 from meanmode.sim.trunk.combinations import (
     Combination,
     DeepNormCombination,
@@ -58,13 +58,14 @@ class Merge(Combination):
         if self.frames > 1:
             image, *rest = token_counts(self.segments if segments is None else segments, trunk.shape[-2])
             segments = (*framed(image, self.frames), *rest)
-        if type(self) in FUSED and self.layout == "BTD" and kept is None and fused(trunk, branch):
+        if type(self) in FUSED and self.layout == "BTD" and kept is None:
             counts = token_counts(self.segments if segments is None else segments, trunk.shape[-2])
             gains = {name: getattr(self, gain) for name, gain in FUSED[type(self)].items()}
-            if takes_merge(trunk, branch, counts, gains):
+            if fused(trunk, branch) and takes_merge(trunk, branch, counts, gains):
                 return merge_norm(trunk, branch, counts, gains, self.eps)
-        merged = self._combined(trunk, branch.to(trunk.dtype), segments, kept)
-        return rms_norm(merged, (self.width,), eps=self.eps)
+            if takes_closed_form(trunk, branch, counts, gains):
+                return merged_and_normed(trunk, branch.to(trunk.dtype), counts, gains, self.eps)
+        return normed(self._combined(trunk, branch.to(trunk.dtype), segments, kept), self.eps)
 
 
 class Plain(Merge):
@@ -115,7 +116,7 @@ class Highway(DeepNorm):
     def combine(
         self, trunk: Tensor, branch: Tensor, segments: Segments, kept: Tensor | None = None
     ) -> Tensor:
-        return self.gain * trunk + rms_norm(branch, (self.width,), eps=self.eps)
+        return self.gain * trunk + normed(branch, self.eps)
 
     def gains(self) -> Gains:
         raise ValueError("no theory of the merge 'highway': its branch is normalised")
@@ -129,7 +130,7 @@ class PreNorm(Merge):
     """
 
     def read(self, trunk: Float[Tensor, "*B T D"]) -> Float[Tensor, "*B T D"]:
-        return rms_norm(trunk, (self.width,), eps=self.eps)
+        return normed(trunk, self.eps)
 
     def forward(
         self,

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from meanmode.sim.train.allocator import keep_freed_memory
+
 SECTIONS = {
     "Prove and predict": {
         "verify": ("laws:verify", "Prove the laws for every size."),
@@ -76,6 +78,7 @@ def cli() -> None:
 def main() -> None:
     """Entry point: every error becomes one sentence on stderr and exit 2, an interruption exit 130."""
     status: Any
+    keep_freed_memory()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from meanmode.sim.train.allocator import keep_freed_memory
+
 if TYPE_CHECKING:
     from dask.distributed import Client, Future
 
@@ -96,6 +98,7 @@ def _interrupts_kept_back() -> Iterator[None]:
 def _serve(connection: Connection, compute: Callable[[Any], Any]) -> None:
     """Compute the units that arrive, until the other end is closed or its process has died."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep's own process ends its workers
+    keep_freed_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, ConnectionError):
         while True:

@@ -11,6 +11,7 @@ from meanmode.dit.config.architecture import DiTConfig
 from meanmode.dit.config.presets import PRESETS
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.config.training_config import TrainingConfig
+from meanmode.dit.data.batches import batch_of, batch_of_runs
 from meanmode.dit.data.sources import Digits, samples_of, source_of
 
 SIZE = 1797
@@ -88,7 +89,7 @@ def test_data_that_do_not_fit_are_refused() -> None:
 
 def test_a_batch_of_all_data_is_an_epoch() -> None:
     run = RunConfig(training=TrainingConfig(batch=SIZE))
-    latents, _ = samples_of(source_of(run), 0, 1, SIZE, EVERYTHING)
+    latents, _ = samples_of(source_of(run), 1, SIZE, [(0, EVERYTHING)])
     torch.testing.assert_close(latents.mean(), torch.tensor(0.0), rtol=0, atol=1e-5)
 
 
@@ -114,7 +115,7 @@ class Numbered:
 
 def numbers(seed: int, step: int, batch: int, positions: list[int] | None = None) -> list[int]:
     chosen = np.arange(batch) if positions is None else np.array(positions)
-    latents, texts = samples_of(Numbered(), seed, step, batch, chosen)
+    latents, texts = samples_of(Numbered(), step, batch, [(seed, chosen)])
     assert torch.equal(latents.flatten(), texts.flatten())
     return latents.flatten().int().tolist()
 
@@ -134,14 +135,29 @@ def test_every_epoch_has_every_sample_once_in_an_order_of_its_own(batch: int) ->
     assert order[:10] != order[10:20]
 
 
+@pytest.mark.parametrize("batch", [1, 4, 7])
+@pytest.mark.parametrize("cycled", [0, 3])
+def test_runs_that_are_drawn_together_have_the_batches_of_each(batch: int, cycled: int) -> None:
+    runs = [
+        RunConfig(training=TrainingConfig(batch=batch, data_seed=seed, data_steps=cycled, null_text=0.5))
+        for seed in range(3)
+    ]
+    source = source_of(runs[0])
+    for step in (1, 2, 5, SIZE // batch + 1):
+        together = batch_of_runs(source, runs, step)
+        apart = [batch_of(source, run, step) for run in runs]
+        for parts, own in zip(together, zip(*apart, strict=True), strict=True):
+            assert torch.equal(parts, torch.stack(own)), "bit by bit, also where an epoch ends"
+
+
 @pytest.mark.parametrize("name", ["latent", "text"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_sample_that_is_not_finite_is_named(name: str, value: float) -> None:
     broken = Numbered(**{name: value})
     with pytest.raises(ValueError, match=f"the {name} of sample 7 contains non-finite values"):
-        samples_of(broken, 0, 1, 10, np.arange(10))
+        samples_of(broken, 1, 10, [(0, np.arange(10))])
     spared = [index for index, number in enumerate(numbers(0, 1, 10)) if number != 7]
-    samples_of(broken, 0, 1, 10, np.array(spared))
+    samples_of(broken, 1, 10, [(0, np.array(spared))])
 
 
 def test_a_run_asks_for_the_same_data_whatever_its_seed() -> None:

@@ -204,8 +204,8 @@ def test_large_texts_are_streamed_like_small_ones(store: Path, monkeypatch: pyte
 
 def test_the_samples_of_a_step_depend_on_their_positions_alone(store: Path) -> None:
     source = source_of(run_on(store))
-    together, _ = samples_of(source, 3, 7, 8, np.arange(8))
-    apart = torch.cat([samples_of(source, 3, 7, 8, np.array([position]))[0] for position in range(8)])
+    together, _ = samples_of(source, 7, 8, [(3, np.arange(8))])
+    apart = torch.cat([samples_of(source, 7, 8, [(3, np.array([position]))])[0] for position in range(8)])
     assert torch.equal(together, apart)
 
 

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 import meanmode.dit.model.network
-import meanmode.sim.trunk.attention
-import meanmode.sim.trunk.merges
 from meanmode.dit.config.architecture import DiTConfig
 from meanmode.dit.model.network import DiT, materialised
+from meanmode.sim.trunk import closed_forms
 from meanmode.sim.trunk.ensemble import stack_members, unstack_member
 from meanmode.theory.setting import MERGES, MIXERS
 
@@ -216,14 +215,16 @@ def test_an_ensemble_computes_all_its_members(merge: str) -> None:
 
 def test_autocast_leaves_trunk_norms_and_merges_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     normed: dict[str, set[torch.dtype]] = {}
-    for module in (meanmode.dit.model.network, meanmode.sim.trunk.attention, meanmode.sim.trunk.merges):
-        of = normed.setdefault(module.__name__, set())
+    for module, name in ((meanmode.dit.model.network, "rms_norm"), (closed_forms, "_inverse_rms")):
+        of, norm = normed.setdefault(name, set()), getattr(module, name)
 
-        def recorded(x: Tensor, *args: Any, of: set[torch.dtype] = of, **named: Any) -> Tensor:
+        def recorded(
+            x: Tensor, *args: Any, of: set[torch.dtype] = of, norm: Any = norm, **named: Any
+        ) -> Tensor:
             of.add(x.dtype)
-            return rms_norm(x, *args, **named)
+            return norm(x, *args, **named)
 
-        monkeypatch.setattr(module, "rms_norm", recorded)
+        monkeypatch.setattr(module, name, recorded)
     network = drawn()
     written: dict[str, torch.dtype] = {}
     for name, module in network.named_modules():

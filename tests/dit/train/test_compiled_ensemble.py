@@ -23,6 +23,7 @@ RATES = (1e-3, 2e-3, 3e-3, 1e5, 1e12)
 """Learning rates of the runs; the weights and then the losses of the last two become infinite."""
 
 STEPS = 8
+DIVERGED = 1e3
 
 KINDS = [(mixer, merge) for mixer in MIXERS for merge in ("layerscale", "deepnorm")]
 """More kinds of blocks than torch compiles by itself, none of which is compiled before."""
@@ -84,7 +85,12 @@ def test_compiled_runs_are_the_same(found: dict[str, dict[str, object]], merge: 
     eager, compiled = found[merge]["eager"], found[merge]["compiled"]
     for name in eager:
         for run, (own, expected) in enumerate(zip(compiled[name], eager[name], strict=True)):
-            np.testing.assert_allclose(own, expected, rtol=2e-4, atol=1e-7, err_msg=f"{name} of run {run}")
+            # compilers round a backward pass in their own way, and a run that diverges multiplies that
+            before = sum(loss < DIVERGED for loss in eager["loss"][run])
+            np.testing.assert_allclose(
+                own[:before], expected[:before], rtol=2e-4, atol=1e-7, err_msg=f"{name} of run {run}"
+            )
+        assert [len(of) for of in compiled[name]] == [len(of) for of in eager[name]]
     lengths = [len(losses) for losses in compiled["loss"]]
     assert lengths[:3] == [STEPS] * 3 and STEPS > lengths[3] > lengths[4]
 

@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from meanmode.sim.anatomy.discovery import discover
-from meanmode.sim.kernels import device_check, gate_operator, head_operator, merge_operator
+from meanmode.sim.kernels import choice, device_check, gate_operator, head_operator, merge_operator
 from meanmode.sim.kernels.choice import plain_torch
 from meanmode.sim.observe.probe import Probe
 from meanmode.sim.trunk.ensemble import stack_members
@@ -205,7 +205,7 @@ def checked() -> Report:
     found["random numbers"] = torch.equal(before, torch.get_rng_state())
     with mock.patch.object(device_check, "_capturing", lambda device: True):
         found["capturing"] = said(lambda: device_check.agrees(device) or device in device_check._answers)
-    with plain_torch():
+    with mock.patch.object(choice, "agrees", lambda device: False):
         plain = passed("plainly")
     failures = {
         "one number": mock.patch.object(

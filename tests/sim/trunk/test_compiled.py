@@ -134,9 +134,13 @@ def test_a_compiled_network_is_measured_and_changed_like_an_uncompiled_one(
     found: Report, kind: str, start: str
 ) -> None:
     case, written = found[f"{kind}-{start}"], found["written-cold"]
-    assert case["gradients"] == written["gradients"]
+    # blocks stay compiled beside a probe of states, and compilers round a backward pass in their own way
+    compiled = kind == "blocks"
+    for own, expected in zip(case["gradients"], written["gradients"], strict=True):
+        np.testing.assert_allclose(own, expected, rtol=1e-4 * compiled, atol=1e-6 * compiled)
     for name, values in written["values"].items():
-        np.testing.assert_array_equal(case["values"][name], values, err_msg=name)
+        beside = 1e-5 * (compiled and name.endswith("_alone"))
+        np.testing.assert_allclose(case["values"][name], values, rtol=beside, err_msg=name)
         assert np.isfinite(values[-1]).all(), name
     np.testing.assert_allclose(case["values"]["handed_on_g_mean"][1:], 0.0, atol=1e-8)
 

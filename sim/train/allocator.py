@@ -1,0 +1,30 @@
+"""Memory that a process has freed stays with it, for its next step to use."""
+
+import ctypes
+import sys
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt."""
+
+KEPT_BYTES = 2**30
+"""Free bytes at the top of the heap above which they go back to the system."""
+
+LARGEST = 2**25
+"""Bytes from which an allocation is mapped on its own, and unmapped when freed: the most that glibc takes."""
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library of this process keep up to `KEPT_BYTES` of freed memory.
+
+    A step frees its tensors, and the next one allocates the same again. By default glibc returns much of what
+    is freed, and the system has to clear every page anew.
+
+    Returns:
+        Whether the C library complied; only glibc does.
+    """
+    if sys.platform != "linux":
+        return False
+    set_parameter = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_parameter is None:
+        return False
+    return bool(set_parameter(MMAP_THRESHOLD, LARGEST)) and bool(set_parameter(TRIM_THRESHOLD, KEPT_BYTES))

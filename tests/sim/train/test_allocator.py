@@ -1,0 +1,34 @@
+"""Freed memory stays with the process."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import json, resource
+import numpy as np
+from meanmode.sim.train.allocator import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for step in range(20):
+        tensors = [np.ones(2**20) for number in range(4)]
+        del tensors
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given_back = faults()
+print(json.dumps([keep_freed_memory(), given_back, faults()]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a parameter of glibc")
+def test_the_pages_of_a_step_are_used_by_the_next() -> None:
+    run = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    complied, given_back, kept = json.loads(run.stdout)
+    if not complied:
+        pytest.skip("another C library")
+    pages = 4 * 2**23 // 4096
+    assert given_back > 4 * pages, "by default most are cleared again in every step"
+    assert kept < 1.5 * pages
