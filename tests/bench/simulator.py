@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from meanmode.sim.observe.observable_names import observable_dims
 from meanmode.sim.observe.probe import Probe
 from meanmode.sim.simulate import simulate, simulate_ensemble, stream
+from meanmode.sim.train.allocator import keep_freed_memory
 from meanmode.sim.train.data_order import data_order
 from meanmode.sim.train.ensemble_loop import train_ensemble
 from meanmode.sim.train.ensemble_optimiser import AdamW, EnsembleOptimiser
@@ -260,6 +261,7 @@ def main() -> None:
     given = parser.parse_args()
     parts = given.part or ["observables", "ensembles", "scaling"]
     torch.set_num_threads(1)
+    keep_freed_memory()  # as `mms` does
     if given.alone:
         alone(Setting(**json.loads(given.alone)))
         return
