@@ -79,7 +79,7 @@ def draw(
         null_text: probability that the text of a sample is dropped.
     """
     uniform, noise = torch.empty(len(positions), 2), torch.empty(len(positions), *shape)
-    seeds = [seed] * len(positions) if isinstance(seed, int) else seed
+    seeds = seed if isinstance(seed, Sequence) else [seed] * len(positions)
     for of, position, pair, own in zip(seeds, positions, uniform, noise, strict=True):
         generator = random_stream(of, SAMPLES_STREAM, step, int(position))
         torch.rand(2, generator=generator, out=pair)

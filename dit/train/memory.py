@@ -14,6 +14,9 @@ from meanmode.sim.kernels.choice import LAUNCHES
 FLOAT = 4
 """Bytes per float32 number."""
 
+BRANCHES_KEPT = {"mv_split": 2, "mv_split_attn": 1, "layerscale": 2, "rezero": 2, "highway": 2}
+"""Merge -> branches of a block that it keeps for the backward pass, one or both; others keep none."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryEstimate:
@@ -54,21 +57,28 @@ def _size(count: float) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def activation_numbers(run: RunConfig) -> tuple[int, int]:
-    """Return how many numbers a block stores per sample for its backward pass, and how many it reads.
+def activation_bytes(run: RunConfig, *, kernels: bool = False) -> tuple[int, int]:
+    """Return how many bytes a block stores per sample for its backward pass, and how many it reads.
 
-    Per token: both merged trunks after their norms (2 widths), q and k after QK-Norm (2), v (1), the inputs
-    of the attention writer (2), SwiGLU (4 hidden widths), and the branch of merges with learned gains (2).
-    Kernels for a GPU keep q and k before QK-Norm (2), and every branch. Counted in the graph of a block; its
-    attention stores no matrix.
+    Per token, counted in the graph of a block, whose attention stores no matrix: in single precision both
+    merged trunks after their norms (2 widths), q and k after QK-Norm (2), and the branches of merges that need
+    them (`BRANCHES_KEPT`); in the precision of the products v (1), the inputs of the attention writer (2), and
+    SwiGLU (4 hidden widths). In bf16 the products also store what they read, converted (5).
+
+    Args:
+        run: configuration of the run.
+        kernels: whether kernels for a GPU compute, which store q and k before QK-Norm (2) and the branches.
     """
-    model = run.model
+    model, half = run.model, run.training.precision == "bf16"
     tokens = model.copies * sum(model.setting().segments)
     hidden = model.setting().ffn_width
-    merge = {"mv_split_attn": 1, "plain": 0, "pre_norm": 0}.get(model.merge, 2)
-    if LAUNCHES and torch.cuda.is_available():
-        merge = 4
-    return tokens * ((7 + merge) * model.width + 4 * hidden), tokens * model.width
+    branches = BRANCHES_KEPT.get(model.merge, 0)
+    if kernels and model.merge not in ("highway", "hard_centering", "pre_norm"):
+        branches = 2
+    single = 4 + branches
+    products = 3 + 5 * half + 2 * kernels
+    numbers = FLOAT * single * model.width + (FLOAT // (1 + half)) * (products * model.width + 4 * hidden)
+    return tokens * numbers, tokens * model.width * FLOAT
 
 
 def _parameters(model: DiTConfig) -> tuple[int, int]:
@@ -87,18 +97,19 @@ def _parameters(model: DiTConfig) -> tuple[int, int]:
     return total - block, block
 
 
-def estimate(run: RunConfig, processes: int = 1) -> MemoryEstimate:
-    """Estimate the memory that a run needs on each of its processes."""
+def estimate(run: RunConfig, processes: int = 1, *, kernels: bool = False) -> MemoryEstimate:
+    """Estimate the memory that a run needs on each of its processes; with kernels for a GPU or without."""
     training, depth = run.training, run.model.depth
     ends, block = _parameters(run.model)
     count = ends + depth * block
     sharded = training.sharding == "full"
     own = FLOAT * math.ceil(count / (processes if sharded else 1))
     samples = math.ceil(training.batch / training.accumulation / processes)
-    kept, entry = activation_numbers(run)
+    kept, entry = activation_bytes(run, kernels=kernels)
     again = depth * training.recompute // training.recompute_of
-    numbers = (depth - again) * kept + again * entry + (kept if again else 0)
-    width = 2 if training.precision == "bf16" else FLOAT
+    stored = (depth - again) * kept + again * entry + (kept if again else 0)
+    # autocast keeps converted weights until the backward pass
+    converted = FLOAT // 2 * block * (depth - again) if training.precision == "bf16" else 0
     return MemoryEstimate(
         parameters=count,
         weights=own,
@@ -106,7 +117,7 @@ def estimate(run: RunConfig, processes: int = 1) -> MemoryEstimate:
         moments=2 * own,
         average=own if training.ema else 0,
         gathered=2 * 2 * FLOAT * block if sharded else 0,
-        activations=samples * numbers * width,
+        activations=samples * stored + converted,
     )
 
 
@@ -121,7 +132,7 @@ def check_fits(run: RunConfig, processes: int, device: torch.device) -> MemoryEs
     Raises:
         ValueError: the run does not fit; the message says what would help.
     """
-    found = estimate(run, processes)
+    found = estimate(run, processes, kernels=LAUNCHES and device.type == "cuda")
     if device.type == "cuda":
         room, where = torch.cuda.mem_get_info(device)[0], f"{device}"
     else:

@@ -1,4 +1,4 @@
-"""Whether tensors go to the kernels for a GPU or to plain torch."""
+"""Whether tensors go to functions of our own (kernels for a GPU, closed forms) or to torch's operations."""
 
 import contextlib
 import importlib.util
@@ -38,7 +38,7 @@ _plain = 0
 
 @contextlib.contextmanager
 def plain_torch() -> Iterator[None]:
-    """Use no kernels inside the context, in any thread: every operation is then one of torch's own.
+    """Use no kernels and no closed forms inside the context, in any thread: all operations are torch's own.
 
     A pass whose activations are recomputed needs its backward pass inside as well.
     """
@@ -70,10 +70,12 @@ def fused(x: Tensor, *others: Tensor) -> bool:
 def takes_functions(*given: Tensor) -> bool:
     """Whether autograd functions of our own may take these tensors, outside of a compiler.
 
-    Not so inside `plain_torch`, nor for function transforms, forward-mode differentiation and subclasses.
+    Not so inside `plain_torch`, nor for function transforms, forward-mode differentiation, tensor subclasses
+    and `torch.jit.trace`.
     """
     return (
         not _plain
+        and torch._C._get_tracing_state() is None
         and all(type(each) in (Tensor, nn.Parameter) and unpack_dual(each).tangent is None for each in given)
         and not torch._C._are_functorch_transforms_active()
     )

@@ -24,6 +24,7 @@ def takes_merge(trunk: Tensor, branch: Tensor, segments: Sequence[int], gains: M
     runs = {gain.numel() // gain.shape[-1] for gain in gains.values() if gain.numel()}
     return (
         branch.shape == trunk.shape
+        and skip_is_constant(gains)
         and width <= WIDEST
         and sum(length > 0 for length in segments) <= 2
         and (not runs or runs == {1} or runs == {trunk.shape[0]})
@@ -33,6 +34,11 @@ def takes_merge(trunk: Tensor, branch: Tensor, segments: Sequence[int], gains: M
             for gain in gains.values()
         )
     )
+
+
+def skip_is_constant(gains: Mapping[str, Tensor]) -> bool:
+    """Whether no gradient of `skip` is asked for, which the closed form does not give."""
+    return "skip" not in gains or not gains["skip"].requires_grad
 
 
 def merge_norm(

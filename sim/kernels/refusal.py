@@ -10,8 +10,8 @@ from torch import Tensor
 Gradients = TypeVar("Gradients", bound=tuple[Tensor | None, ...])
 
 TWICE = (
-    "merges and norms, whose backward pass is in closed form, cannot be differentiated twice "
-    "(create_graph=True): run both passes inside `with meanmode.sim.kernels.choice.plain_torch():`"
+    "a backward pass in closed form cannot be differentiated twice (create_graph=True): run both passes "
+    "inside `with meanmode.sim.kernels.choice.plain_torch():`"
 )
 
 
@@ -32,7 +32,9 @@ def refused_twice(backward: Callable[..., Gradients]) -> Callable[..., Gradients
         with torch.no_grad():
             found = backward(ctx, *gradients)
         if torch.is_grad_enabled():
-            found = _Refusing.apply(torch.ones((), requires_grad=True), *found)  # type: ignore[no-untyped-call]
+            # all that the result depends on, or autograd would find no path to what is asked for: a silent 0
+            depends = [x for x in (*gradients, *ctx.saved_tensors) if x is not None]
+            found = _Refusing.apply(len(depends), *depends, *found)  # type: ignore[no-untyped-call]
         return found
 
     return once
@@ -42,8 +44,8 @@ class _Refusing(torch.autograd.Function):
     """The identity on gradients that are differentiated again; its backward pass raises."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(None if gradient is None else gradient.detach() for gradient in gradients)
+    def forward(ctx: Any, count: int, *given: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(None if gradient is None else gradient.detach() for gradient in given[count:])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> None:

@@ -32,10 +32,12 @@ def data_order(seed: int, step: int, size: int, batch: int) -> NDArray[np.int64]
 def _epoch(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
     """Permutation of an epoch; the latest of every run is kept, since it takes longer than a batch."""
     latest = _latest(seed, size)
-    if epoch not in latest:
+    found = latest.get(epoch)
+    if found is None:
+        found = np.random.default_rng([seed, epoch]).permutation(size)
         latest.clear()
-        latest[epoch] = np.random.default_rng([seed, epoch]).permutation(size)
-    return latest[epoch]
+        latest[epoch] = found
+    return found
 
 
 @functools.lru_cache(maxsize=128)

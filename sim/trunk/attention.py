@@ -71,7 +71,7 @@ def token_rotation(
     return _kept_token_rotation(segments, copies, heads, head_width, device, dtype)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=4)
 def _kept_token_rotation(
     segments: Segments, copies: int, heads: int, head_width: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,13 @@
 """RMSNorm, and merges with their RMSNorm, as autograd functions whose backward pass is in closed form (R6).
 
 Autograd would differentiate them operation by operation: more passes over the tokens, and more tensors kept.
-Compilers derive their own backward pass from plain torch, which is what they and all others see.
+These are for a CPU; on a GPU kernels do the same (`meanmode.sim.kernels`). Compilers, which derive a backward
+pass of their own, and whatever else inspects operations see torch's.
 """
 
 # B batch (after a leading axis R of runs in an ensemble), T tokens, S segments that are not empty, D width
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import rms_norm
 
 from meanmode.sim.kernels.choice import takes_functions
-from meanmode.sim.kernels.merge_operator import GAINS
+from meanmode.sim.kernels.merge_operator import GAINS, skip_is_constant
 from meanmode.sim.kernels.refusal import refused_twice
 
 TYPES = (torch.float32, torch.float64)
@@ -24,17 +26,26 @@ TYPES = (torch.float32, torch.float64)
 
 def in_closed_form(*given: Tensor) -> bool:
     """Whether the functions of this module take these tensors."""
+    if torch.compiler.is_compiling():
+        return False
     first = given[0].dtype
-    alike = first in TYPES and all(x.dtype == first for x in given)
-    return alike and not torch.compiler.is_compiling() and takes_functions(*given)
+    alike = first in TYPES and all(x.dtype == first and x.device.type == "cpu" for x in given)
+    return alike and takes_functions(*given)
 
 
 def takes_closed_form(
     trunk: Tensor, branch: Tensor, segments: Sequence[int], gains: Mapping[str, Tensor]
 ) -> bool:
     """Whether `merged_and_normed` takes a merge; a branch may be of another type, to be converted."""
-    fits = sum(segments) == trunk.shape[-2] and branch.shape == trunk.shape
-    return fits and trunk.numel() > 0 and in_closed_form(trunk, *gains.values()) and takes_functions(branch)
+    return (
+        in_closed_form(trunk, *gains.values())
+        and takes_functions(branch)
+        and branch.shape == trunk.shape
+        and sum(segments) == trunk.shape[-2]
+        and trunk.numel() > 0
+        and skip_is_constant(gains)
+        and all(gain.ndim < 2 or (gain.ndim == trunk.ndim and gain.shape[-2] == 1) for gain in gains.values())
+    )
 
 
 def normed(z: Float[Tensor, "*B D"], eps: float) -> Float[Tensor, "*B D"]:
@@ -56,13 +67,14 @@ def merged_and_normed(
 ) -> Float[Tensor, "*B T D"]:
     """RMSNorm(Z), with the formulas and gains of `meanmode.sim.kernels.merge_operator.merge_norm` (R1).
 
-    The backward pass keeps the result, its norms, F, and the means of segments.
+    The backward pass keeps the result, which must therefore not be changed in place before, its norms, the
+    means of segments, and F if `write` learns.
 
     Args:
         trunk: X.
         branch: F, of the type of the trunk.
         segments: token counts, which add up to T.
-        gains: any of `skip`, `write` and `alpha`, of shapes that broadcast over the trunk.
+        gains: any of `skip`, `write` and `alpha`, each one number or D, or those of every run [R, 1, 1, _].
         eps: added to the mean square in the norm.
     """
     lengths = [length for length in segments if length]
@@ -92,12 +104,12 @@ def _merged(
     if alpha is None:
         kept = trunk if skip is None else skip * trunk
         return kept + (branch if write is None else write * branch), [], []
-    merged = torch.empty_like(branch, memory_format=torch.contiguous_format)
+    merged = branch.clone(memory_format=torch.contiguous_format)
     means, gaps = [], []
-    for z, x, f in zip(*(of.split(lengths, dim=-2) for of in (merged, trunk, branch)), strict=True):
-        means.append(f.mean(-2, keepdim=True))
+    for z, x in zip(*(of.split(lengths, dim=-2) for of in (merged, trunk)), strict=True):
+        means.append(z.mean(-2, keepdim=True))
         gaps.append(means[-1] - x.mean(-2, keepdim=True))
-        torch.sub(f, means[-1], out=z)
+        z.sub_(means[-1])
         if write is not None:
             z.mul_(write)
         z.add_(x).add_(alpha * gaps[-1])
@@ -176,21 +188,24 @@ def _through_split(
     lengths: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of X, F, write and alpha from that of Z, segment by segment; that of X overwrites `delta`."""
-    of_branch = torch.empty_like(delta)
-    of_write = None if branch is None or write is None else torch.zeros_like(write)
-    of_alpha = torch.zeros_like(alpha) if alpha.requires_grad else None
+    of_branch = delta.clone()
+    of_write, of_alpha = [], []
     branches = [None] * len(lengths) if branch is None else branch.split(lengths, dim=-2)
     parts = zip(delta.split(lengths, dim=-2), of_branch.split(lengths, dim=-2), strict=True)
     for (of_x, of_f), f, mean, gap, length in zip(parts, branches, means, gaps, lengths, strict=True):
         average = of_x.mean(-2, keepdim=True)
-        torch.sub(of_x, average, out=of_f)
-        if of_write is not None and write is not None and f is not None:
-            of_write += ((f - mean).mul_(of_f)).sum_to_size(write.shape)
-        if of_alpha is not None:
-            of_alpha += (average * gap).sum_to_size(alpha.shape).mul_(length)
+        of_f.sub_(average)
+        if write is not None and f is not None:
+            of_write.append(((f - mean) * of_f).sum_to_size(write.shape))
+        if alpha.requires_grad:
+            of_alpha.append((average * gap).sum_to_size(alpha.shape) * length)
         leaked = alpha * average
         if write is not None:
             of_f.mul_(write)
         of_f.add_(leaked)
         of_x.sub_(leaked)
-    return delta, of_branch, of_write, of_alpha
+    return delta, of_branch, _total(of_write), _total(of_alpha)
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor | None:
+    return functools.reduce(torch.add, parts) if parts else None

@@ -78,8 +78,8 @@ def cli() -> None:
 def main() -> None:
     """Entry point: every error becomes one sentence on stderr and exit 2, an interruption exit 130."""
     status: Any
-    keep_freed_memory()
     try:
+        keep_freed_memory()
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             status = cli.main(standalone_mode=False)

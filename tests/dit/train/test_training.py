@@ -20,6 +20,7 @@ from meanmode.dit.train import checkpoint_files, memory, run_folder
 from meanmode.dit.train.trainer import Trainer
 from meanmode.sim.store.files import StoreError, StoreExistsError
 from meanmode.sim.store.run_reader import open_run
+from meanmode.theory.setting import MERGES
 
 
 class Stopped(Exception):
@@ -345,9 +346,10 @@ def test_a_run_can_be_extended(runs, whole: Path, tmp_path: Path) -> None:
     runs.assert_same_store(tmp_path / "long", tmp_path / "run")
 
 
-@pytest.mark.parametrize("merge", ["plain", "layerscale", "mv_split"])
-def test_the_memory_estimate_is_near_the_measured_memory(runs, merge: str) -> None:
-    run = runs.tiny(depth=8, width=64, text_width=64, batch=16, merge=merge, ema=0)
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_the_memory_estimate_is_near_the_measured_memory(runs, merge: str, precision: str) -> None:
+    run = runs.tiny(depth=8, width=64, text_width=64, batch=16, merge=merge, ema=0, precision=precision)
     network = DiT(run.model)
     held = 0
 
@@ -362,6 +364,7 @@ def test_the_memory_estimate_is_near_the_measured_memory(runs, merge: str) -> No
 
     seen: set[int] = set()
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or count(x), lambda x: x):
+    half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    with half, torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or count(x), lambda x: x):
         network(torch.randn(16, 1, 8, 8), torch.randn(16, 4, 64))
     assert memory.estimate(run).activations == pytest.approx(held, rel=0.1)

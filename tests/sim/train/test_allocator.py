@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from meanmode.sim.train.allocator import keep_freed_memory
+
 FAULTS = """
 import json, resource
 import numpy as np
@@ -32,3 +34,11 @@ def test_the_pages_of_a_step_are_used_by_the_next() -> None:
     pages = 4 * 2**23 // 4096
     assert given_back > 4 * pages, "by default most are cleared again in every step"
     assert kept < 1.5 * pages
+
+
+def test_what_the_environment_asks_for_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
+    assert not keep_freed_memory()
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=65536")
+    assert not keep_freed_memory()
