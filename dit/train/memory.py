@@ -61,9 +61,9 @@ def activation_bytes(run: RunConfig, *, kernels: bool = False) -> tuple[int, int
     """Return how many bytes a block stores per sample for its backward pass, and how many it reads.
 
     Per token, counted in the graph of a block, whose attention stores no matrix: in single precision both
-    merged trunks after their norms (2 widths), q and k after QK-Norm (2), and the branches of merges that need
-    them (`BRANCHES_KEPT`); in the precision of the products v (1), the inputs of the attention writer (2), and
-    SwiGLU (4 hidden widths). In bf16 the products also store what they read, converted (5).
+    merged trunks after their norms (2 widths), q and k after QK-Norm (2), and the branches of merges that
+    need them (`BRANCHES_KEPT`); in the precision of the products v (1), the inputs of the attention writer
+    (2), and SwiGLU (4 hidden widths). In bf16 the products also store what they read, converted (5).
 
     Args:
         run: configuration of the run.
