@@ -52,8 +52,9 @@ class Merge(Combination):
     ) -> Float[Tensor, "*B T D"]:
         """Merge trunk and branch and normalise; `segments` are the token counts of image and text.
 
-        Under autocast the branch arrives in half precision; merge and norm use the precision of the trunk. On
-        a GPU, merge and norm may be one kernel (`meanmode.sim.kernels`).
+        Under autocast the branch arrives in half precision; merge and norm use the precision of the trunk.
+        Both are one function with a backward pass in closed form, which needs the result unchanged: on a GPU
+        kernels (`meanmode.sim.kernels`), on a CPU `meanmode.sim.trunk.closed_forms`.
         """
         if self.frames > 1:
             image, *rest = token_counts(self.segments if segments is None else segments, trunk.shape[-2])
@@ -152,7 +153,7 @@ FUSED: dict[type[Merge], dict[str, str]] = {
     DeepNorm: {"skip": "gain"},
     MVSplit: {"alpha": "alpha", "write": "beta"},
 }
-"""Merges that kernels compute -> name of a gain there -> its name here. Subclasses may differ: not they."""
+"""Merges that have a closed form -> name of a gain there -> its name here. Subclasses may differ: not they."""
 
 
 def make_merge(
