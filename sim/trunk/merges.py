@@ -153,7 +153,7 @@ FUSED: dict[type[Merge], dict[str, str]] = {
     DeepNorm: {"skip": "gain"},
     MVSplit: {"alpha": "alpha", "write": "beta"},
 }
-"""Merges that have a closed form -> name of a gain there -> its name here. Subclasses may differ: not they."""
+"""Merges that have a closed form -> name of a gain there -> its name here. Not their subclasses."""
 
 
 def make_merge(
