@@ -1,14 +1,17 @@
 """Training steps with compiled blocks, alone and as an ensemble; part of `make bench`.
 
 A step is compared with that of a plain eager implementation with fused AdamW (`training_step.py`), and a step
-of an ensemble, its data and token cosines included, with the same step uncompiled. Ratios are medians of
-`REPEATS` steps or trainings in alternation, in CPU time; what compiling takes is printed beside them.
+of an ensemble, its data and token cosines included, with the same step uncompiled. Ratios are of medians, of
+`REPEATS` steps in alternation or of all steps of `REPEATS` trainings in alternation, in CPU time; what
+compiling takes is printed beside them.
 """
 
+import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from unittest import mock
 
 import torch
 from simulator import REPEATS
@@ -18,6 +21,7 @@ from meanmode.dit.config.architecture import DiTConfig
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.config.training_config import TrainingConfig
 from meanmode.dit.model.network import DiT
+from meanmode.dit.train.ensemble_measurements import EnsembleMeasurements
 from meanmode.dit.train.ensemble_runs import train_runs
 from meanmode.dit.train.optimiser import Optimiser
 from meanmode.sim.train.allocator import keep_freed_memory
@@ -43,7 +47,7 @@ TOGETHER = {
     ]
     for merge in MERGES
 }
-FIRST, TIMED = 4, 40
+FIRST, TIMED = 4, 60
 """Number of first steps of an ensemble that do not count, and of those that do."""
 
 
@@ -88,22 +92,28 @@ def alternating(work: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def together(runs: list[RunConfig]) -> float:
-    """Throughput of an ensemble with compiled blocks relative to the same one without."""
+    """Speed of the steps of an ensemble with compiled blocks relative to the same one without."""
+    kinds = {compiled: [run.with_fields({"compile": compiled}) for run in runs] for compiled in (False, True)}
+    times: dict[bool, list[float]] = {compiled: [] for compiled in kinds}
+    for repeat in range(1 + REPEATS):
+        for compiled in sorted(kinds, reverse=repeat % 2 == 1):
+            found = step_times(kinds[compiled])
+            times[compiled] += found if repeat else []  # the first training compiles
+    return statistics.median(times[False]) / statistics.median(times[True])
 
-    def trained(steps: int, *, compiled: bool) -> Callable[[], object]:
-        chosen = [run.with_fields({"steps": steps, "compile": compiled}) for run in runs]
-        return lambda: train_runs(chosen)
 
-    trained(FIRST, compiled=True)()
-    times = alternating(
-        {
-            f"{compiled} {steps}": trained(steps, compiled=compiled)
-            for compiled in (False, True)
-            for steps in (FIRST, FIRST + TIMED)
-        }
-    )
-    eager, compiled = (times[f"{of} {FIRST + TIMED}"] - times[f"{of} {FIRST}"] for of in (False, True))
-    return eager / compiled
+def step_times(runs: list[RunConfig]) -> list[float]:
+    """CPU seconds of the steps of a training, all that is measured included, after the first few."""
+    ends: list[float] = []
+    updated = EnsembleMeasurements.updated
+
+    def noted(measurements: EnsembleMeasurements, step: int, running: Sequence[int]) -> None:
+        updated(measurements, step, running)
+        ends.append(time.process_time())
+
+    with mock.patch.object(EnsembleMeasurements, "updated", noted):
+        train_runs([run.with_fields({"steps": FIRST + TIMED}) for run in runs])
+    return [end - start for start, end in itertools.pairwise(ends)][FIRST - 1 :]
 
 
 def main() -> None:
