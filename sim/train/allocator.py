@@ -7,6 +7,9 @@ import sys
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt."""
 
+ASKED = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
+"""Their names in the environment."""
+
 KEPT_BYTES = 2**28
 """Free bytes at the top of the heap above which they go back to the system."""
 
@@ -23,8 +26,8 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the C library complied; only glibc does.
     """
-    asked = any(name.startswith("MALLOC_") for name in os.environ)
-    if sys.platform != "linux" or asked or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
+    asked = ASKED & set(os.environ) or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform != "linux" or asked:
         return False
     set_parameter = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_parameter is None:
