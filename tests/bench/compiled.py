@@ -47,7 +47,7 @@ TOGETHER = {
     ]
     for merge in MERGES
 }
-FIRST, TIMED = 4, 60
+FIRST, TIMED = 4, 40
 """Number of first steps of an ensemble that do not count, and of those that do."""
 
 

@@ -65,7 +65,7 @@ TELEMETRY: dict[str, dict[str, object]] = {
     ", ".join(CHOSEN): {"observables": CHOSEN},
     "all observables": {},
 }
-FIRST, TIMED = 4, 10
+FIRST, TIMED = 4, 8
 """Number of first steps of a run that do not count, and of those that do."""
 
 
