@@ -249,3 +249,13 @@ def test_schedules_must_match_the_runs() -> None:
             SCHEDULES[:2],
             steps=1,
         )
+
+
+def test_the_order_of_an_epoch_is_drawn_once_for_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of more runs than one would think of."""
+    drawn, draw = [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda key: drawn.append(key) or draw(key))
+    for step in (1, 2, 3):
+        for seed in range(1000, 1100):
+            data_order(seed, step, 50, 4)
+    assert len(drawn) == 100
