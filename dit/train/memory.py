@@ -10,12 +10,13 @@ from meanmode.dit.config.architecture import DiTConfig
 from meanmode.dit.config.run_config import RunConfig
 from meanmode.dit.model.network import DiT
 from meanmode.sim.kernels.choice import LAUNCHES
+from meanmode.sim.trunk.merges import FUSED, make_merge
 
 FLOAT = 4
 """Bytes per float32 number."""
 
-BRANCHES_KEPT = {"mv_split": 2, "mv_split_attn": 1, "layerscale": 2, "rezero": 2, "highway": 2}
-"""Merge -> branches of a block that it keeps for the backward pass, one or both; others keep none."""
+KEEP_BRANCHES = {"mv_split", "layerscale", "rezero", "highway"}
+"""Merges that keep the branch for the backward pass."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,23 +63,22 @@ def activation_bytes(run: RunConfig, *, kernels: bool = False) -> tuple[int, int
 
     Per token, counted in the graph of a block, whose attention stores no matrix: in single precision both
     merged trunks after their norms (2 widths), q and k after QK-Norm (2), and the branches of merges that
-    need them (`BRANCHES_KEPT`); in the precision of the products v (1), the inputs of the attention writer
+    need them (`KEEP_BRANCHES`); in the precision of the products v (1), the inputs of the attention writer
     (2), and SwiGLU (4 hidden widths). In bf16 the products also store what they read, converted (5).
 
     Args:
         run: configuration of the run.
         kernels: whether kernels for a GPU compute, which store q and k before QK-Norm (2) and the branches.
     """
-    model, half = run.model, run.training.precision == "bf16"
-    tokens = model.copies * sum(model.setting().segments)
-    hidden = model.setting().ffn_width
-    branches = BRANCHES_KEPT.get(model.merge, 0)
-    if kernels and model.merge not in ("highway", "hard_centering", "pre_norm"):
-        branches = 2
-    single = 4 + branches
-    products = 3 + 5 * half + 2 * kernels
-    numbers = FLOAT * single * model.width + (FLOAT // (1 + half)) * (products * model.width + 4 * hidden)
-    return tokens * numbers, tokens * model.width * FLOAT
+    setting, half = run.model.setting(), run.training.precision == "bf16"
+    tokens, width = run.model.copies * sum(setting.segments), setting.width
+    branches = sum(
+        merge in KEEP_BRANCHES or (kernels and type(make_merge(merge, width)) in FUSED)
+        for merge in setting.merges
+    )
+    products = (3 + 5 * half + 2 * kernels) * width + 4 * setting.ffn_width
+    kept = FLOAT * (4 + branches) * width + (FLOAT // (1 + half)) * products
+    return tokens * kept, tokens * width * FLOAT
 
 
 def _parameters(model: DiTConfig) -> tuple[int, int]:

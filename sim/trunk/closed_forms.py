@@ -78,13 +78,11 @@ def merged_and_normed(
         eps: added to the mean square in the norm.
     """
     lengths = [length for length in segments if length]
-    skip, write, alpha = (gains.get(name) for name in GAINS)
+    given = [gains.get(name) for name in GAINS]
     if not torch.is_grad_enabled() or not any(x.requires_grad for x in (trunk, branch, *gains.values())):
-        merged, *_ = _merged(trunk, branch, skip, write, alpha, lengths)
+        merged, *_ = _merged(trunk, branch, given, lengths)
         return merged.mul_(_inverse_rms(merged, eps))
-    y: Tensor = _MergeNorm.apply(  # type: ignore[no-untyped-call]
-        trunk, branch, skip, write, alpha, lengths, eps
-    )
+    y: Tensor = _MergeNorm.apply(trunk, branch, *given, lengths, eps)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -93,14 +91,10 @@ def _inverse_rms(z: Tensor, eps: float) -> Tensor:
 
 
 def _merged(
-    trunk: Tensor,
-    branch: Tensor,
-    skip: Tensor | None,
-    write: Tensor | None,
-    alpha: Tensor | None,
-    lengths: Sequence[int],
+    trunk: Tensor, branch: Tensor, gains: Sequence[Tensor | None], lengths: Sequence[int]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Z, in memory of its own, and for MV-Split the means [*B, 1, D] of F and of F - X in every segment."""
+    skip, write, alpha = gains
     if alpha is None:
         kept = trunk if skip is None else skip * trunk
         return kept + (branch if write is None else write * branch), [], []
@@ -152,7 +146,7 @@ class _MergeNorm(torch.autograd.Function):
         lengths: Sequence[int],
         eps: float,
     ) -> Tensor:
-        merged, means, gaps = _merged(trunk, branch, skip, write, alpha, lengths)
+        merged, means, gaps = _merged(trunk, branch, (skip, write, alpha), lengths)
         inverse_rms = _inverse_rms(merged, eps)
         y = merged.mul_(inverse_rms)
         ctx.lengths = lengths

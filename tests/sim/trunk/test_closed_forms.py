@@ -58,7 +58,7 @@ def test_they_equal_autograd(name: str, where: str, scale: float) -> None:
         torch.testing.assert_close(ours, right, rtol=1e-10, atol=1e-10 * float(right.abs().max()))
 
 
-@pytest.mark.parametrize("name", sorted({"plain", "mv_split", "layerscale", "rezero", "deepnorm"}))
+@pytest.mark.parametrize("name", MERGES[:5])
 def test_they_replace_autograd_where_they_should(name: str) -> None:
     merge = made(name)
     trunk, branch, _ = drawn(2, 9, 6)
@@ -87,7 +87,7 @@ def test_a_frozen_gain_keeps_no_branch() -> None:
     whole, kept = passed(merge, (5, 4), given), kept_bytes(merge, given)
     merge.beta.requires_grad_(False)
     found = passed(merge, (5, 4), given)
-    assert len(found) == 4 and all(map(torch.equal, found, [*whole[:3], whole[3]]))
+    assert len(found) == 4 and all(map(torch.equal, found, whole[:4]))
     assert kept - kept_bytes(merge, given) == given[1].nbytes
 
 
@@ -135,18 +135,18 @@ def test_second_derivatives_are_refused_in_a_sentence(name: str) -> None:
     def along(x: Tensor) -> Tensor:
         return PASSES[name](x, branch)
 
-    asked: dict[str, Callable[[], object]] = {
-        "backward": lambda: slope()[1].backward(),
-        "backward to inputs": lambda: slope()[1].backward(inputs=[weight]),
-        "to a weight": lambda: torch.autograd.grad(slope()[1], weight),
-        "jvp": lambda: torch.autograd.functional.jvp(along, trunk, direction),
-        "hvp": lambda: torch.autograd.functional.hvp(lambda x: along(x).pow(3).sum(), trunk, direction),
-    }
-    for way, ask in asked.items():
+    asked: list[Callable[[], object]] = [
+        lambda: slope()[1].backward(),
+        lambda: slope()[1].backward(inputs=[weight]),
+        lambda: torch.autograd.grad(slope()[1], weight),
+        lambda: torch.autograd.functional.jvp(along, trunk, direction),
+        lambda: torch.autograd.functional.hvp(lambda x: along(x).pow(3).sum(), trunk, direction),
+    ]
+    for ask in asked:
         with pytest.raises(RuntimeError, match=r"cannot be differentiated twice .*plain_torch"):
             ask()
         with plain_torch():
-            assert ask() is None or way != "backward"
+            ask()
     x, _ = slope()  # a graph that nothing is done with disturbs nobody
     assert x.grad is None
 
